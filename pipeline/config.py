@@ -1,0 +1,661 @@
+"""`params.yaml`: its schema, its checks, and each recipe resolved over the defaults.
+
+All that is wrong is reported at once, each with its path and the nearest valid name. This module
+knows no datasets: what depends on one (a batch larger than it, an expert without labels) is
+checked by `check_against`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+States = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Block(BaseModel):
+    """One block of params.yaml: unknown keys and loose types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# --- data, latents, features, evaluation
+
+
+class Data(Block):
+    """Where the images come from and their normal form."""
+
+    source: Literal["digits", "fashion-mnist", "cifar10", "folder", "parquet", "npz"] = "digits"
+    path: str | None = None
+    split: Literal["train", "test"] = "train"
+    resolution: Positive | None = None  # pixels; null keeps the source's own
+    channels: Literal[1, 3] | None = None  # null keeps the source's own
+    crop: Literal["center", "none"] = "center"
+    limit: Positive | None = None  # first images only
+    duplicates: Literal["keep", "drop", "refuse"] = "keep"
+
+
+class Latent(Block):
+    """What the networks see: scaled pixels."""
+
+    encoder: Literal["pixels"] = "pixels"
+    shard: Positive = 65_536  # images a file
+
+
+class Classifier(Block):
+    """A small classifier trained here, on the dataset's labels (or on rotations without any)."""
+
+    extractor: Literal["classifier"] = "classifier"
+    images: Positive = 60_000  # training budget
+    batch: Positive = 128
+    learning_rate: PositiveFloat = 2e-3
+    dimension: Positive = 64
+    channels: Positive = 32
+
+
+class TorchModule(Block):
+    """Any torch module: `path/to/file.py:ClassName` with safetensors weights."""
+
+    extractor: Literal["module"]
+    module: str
+    weights: str | None = None
+
+
+class Inception(Block):
+    """torch-fidelity's port of the Inception network that published FIDs use."""
+
+    extractor: Literal["inception", "dinov2"]
+    weights: str | None = None  # a local file; null lets torch-fidelity download its own
+
+
+class Evaluate(Block):
+    """How samples are scored."""
+
+    samples: Positive = 2_000
+    seed: NonNegative = 0
+    shard: Positive = 2_000  # samples a job
+    batch: Positive = 250  # samples at once; part of the results' identity only to the last bit
+    neighbours: Positive = 3  # k of precision, recall, density and coverage
+    allow_few: bool = False  # score fewer samples than feature dimensions
+
+
+# --- the blocks of a recipe
+
+
+class UNet(Block):
+    kind: Literal["unet"] = "unet"
+    channels: Positive = 32
+    multipliers: Annotated[list[Positive], Field(min_length=1)] = [1, 2]
+    blocks: Positive = 1  # residual blocks a level
+    attention: list[Positive] = []  # resolutions with self-attention
+    dropout: Share = 0.0
+    class_conditional: bool = False
+    label_dropout: Share = 0.1
+
+
+class LinearSchedule(Block):
+    """DDPM's linear betas, re-spaced to any number of states."""
+
+    kind: Literal["linear"]
+    states: States = 1000
+    shift: Finite = 0.0
+
+
+class CosineSchedule(Block):
+    kind: Literal["cosine"]
+    states: States = 1000
+    shift: Finite = 0.0
+
+
+class LogSnrSchedule(Block):
+    """Uniform in log-SNR between two ends."""
+
+    kind: Literal["log-snr"]
+    states: States | Literal["continuous"] = 16
+    log_snr_max: Finite = 9.0
+    log_snr_min: Finite = -9.0
+    shift: Finite = 0.0
+
+
+class EdmSchedule(Block):
+    """Karras et al.: sigma^(1/rho) uniform."""
+
+    kind: Literal["edm"]
+    states: States | Literal["continuous"] = "continuous"
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    sigma_data: PositiveFloat = 0.5
+    rho: PositiveFloat = 7.0
+    shift: Finite = 0.0
+
+
+class LogisticSchedule(Block):
+    """Truncated logistic density in log-SNR: a widened cosine with pinned ends."""
+
+    kind: Literal["logistic"]
+    states: States = 16
+    mean: Finite = 0.0
+    scale: PositiveFloat = 2.0
+    log_snr_max: Finite = 9.0
+    log_snr_min: Finite = -9.0
+    shift: Finite = 0.0
+
+
+class ExplicitSchedule(Block):
+    kind: Literal["explicit"]
+    log_snr: Annotated[list[Finite], Field(min_length=1)]
+    shift: Finite = 0.0
+
+
+Schedule = (
+    LinearSchedule
+    | CosineSchedule
+    | LogSnrSchedule
+    | EdmSchedule
+    | LogisticSchedule
+    | ExplicitSchedule
+)
+
+
+class SinglePartition(Block):
+    """One network for all states."""
+
+    kind: Literal["single"] = "single"
+
+
+class PerStatePartition(Block):
+    """One expert per state: no time input."""
+
+    kind: Literal["per-state"]
+
+
+class UniformPartition(Block):
+    """`experts` intervals with equally many states (to one)."""
+
+    kind: Literal["uniform"]
+    experts: Positive
+
+
+class BoundsPartition(Block):
+    """An expert between each two of these log-SNRs (descending, the ends left out)."""
+
+    kind: Literal["bounds"]
+    log_snr: Annotated[list[Finite], Field(min_length=1)]
+
+
+Partition = SinglePartition | PerStatePartition | UniformPartition | BoundsPartition
+
+
+class Independent(Block):
+    """Each image with noise of its own, as everywhere."""
+
+    method: Literal["independent"] = "independent"
+
+
+class UniformCurriculum(Block):
+    kind: Literal["uniform"] = "uniform"
+
+
+class Clts(Block):
+    """From uniform to a Gaussian over the time axis (Xu et al. 2024; a reconstruction)."""
+
+    kind: Literal["clts"]
+    mu: Finite = 0.3  # place on the time axis, 0 cleanest, 1 noisiest
+    sigma: PositiveFloat = 0.3
+    end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the run: then it stays
+    lambda_max: Share = 1.0
+
+
+class StaticDensity(Block):
+    """CLTS's end state from the first image on: its control."""
+
+    kind: Literal["static"]
+    mu: Finite = 0.3
+    sigma: PositiveFloat = 0.3
+    lambda_max: Share = 1.0
+
+
+class EasyToHard(Block):
+    """Noisiest states first, then the union with ever cleaner ones (Kim et al. 2025)."""
+
+    kind: Literal["easy-to-hard"]
+    clusters: Positive | None = None
+    end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class EdmLognormal(Block):
+    """ln sigma normal, as in EDM (sigma_data = 0.5)."""
+
+    kind: Literal["edm-lognormal"]
+    mean: Finite = -1.2
+    std: PositiveFloat = 1.2
+
+
+class LogitNormal(Block):
+    """Esser et al. 2024."""
+
+    kind: Literal["logit-normal"]
+    mean: Finite = 0.0
+    std: PositiveFloat = 1.0
+
+
+class Speed(Block):
+    """SpeeD (Wang et al. 2025): k times the weight below tau, in antithetic pairs."""
+
+    kind: Literal["speed"]
+    k: PositiveFloat = 5.0
+    tau: Share = 0.7
+    mirror: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+Curriculum = (
+    UniformCurriculum | Clts | StaticDensity | EasyToHard | EdmLognormal | LogitNormal | Speed
+)
+
+
+class PlainWeighting(Block):
+    """Unit weight on the network's own target, or on the error of another prediction."""
+
+    kind: Literal["uniform", "eps", "x0", "v", "edm"] = "uniform"
+
+
+class MinSnrWeighting(Block):
+    """Hang et al. 2023."""
+
+    kind: Literal["min-snr"]
+    gamma: PositiveFloat = 5.0
+
+
+class P2Weighting(Block):
+    """Choi et al. 2022."""
+
+    kind: Literal["p2"]
+    k: PositiveFloat = 1.0
+    gamma: NonNegativeFloat = 1.0
+
+
+class Training(Block):
+    images: Positive = 200_000  # in all, over all experts of the recipe
+    batch: Positive = 64
+    learning_rate: PositiveFloat = 2e-3
+    warmup: NonNegative = 5_000  # images, per expert at most a tenth of its budget
+    decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "mdlrc", "momentum-decay"] = (
+        "cosine"
+    )
+    floor: Share = 0.05  # learning rate at the end of `linear` and `cosine`, as a factor
+    reference_images: Positive | None = None  # of `inverse-sqrt`: where the decay begins
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    weight_decay: NonNegativeFloat = 0.0
+    ema_halflife: NonNegative = 10_000  # images of an expert; 0 keeps the last weights
+    start: Literal["random", "shared-seed"] = "random"
+    milestones: list[Positive] = []  # images in all; the end always is one
+    weighting: Annotated[
+        PlainWeighting | MinSnrWeighting | P2Weighting, Field(discriminator="kind")
+    ] = PlainWeighting()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Positive = 1  # CPU threads of a job: fixed, so that results do not depend on the host
+
+
+class Sampling(Block):
+    kind: Literal["ddpm", "ddim", "heun", "dpmpp-2m"] = "ddim"
+    steps: States | None = None  # null: every state of the schedule
+    eta: Share = 0.0  # of ddim
+    guidance: NonNegativeFloat = 1.0  # 1: no classifier-free guidance
+
+
+class Recipe(Block):
+    network: UNet = UNet()
+    schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
+    partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
+    prediction: Literal["eps", "x0", "v"] = "v"
+    pairing: Independent = Independent()
+    curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+
+
+class Params(Block):
+    """A whole params.yaml, every recipe resolved."""
+
+    seed: NonNegative = 0
+    data: Data = Data()
+    latent: Latent = Latent()
+    features: Annotated[
+        Classifier | TorchModule | Inception, Field(discriminator="extractor")
+    ] = Classifier()
+    evaluate: Evaluate = Evaluate()
+    recipes: dict[str, Recipe]
+
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
+
+
+# --- reading
+
+
+def load(path: Path) -> Params:
+    """Read, resolve and check a params.yaml. UserError listing all that is wrong with it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: not found; run in the project's folder, or pass --params") from e
+    except (YAMLError, UnicodeDecodeError) as e:
+        where = " ".join(str(e).split())
+        raise UserError(f"{path}: not valid YAML: {where}") from e
+    return resolve(raw, str(path))
+
+
+def resolve(raw: Any, source: str = "params.yaml") -> Params:
+    """Params from a parsed YAML document. UserError listing all that is wrong with it."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: expected keys such as `data` and `recipes`, found none")
+    problems: list[str] = []
+    shared = dict(raw)
+    defaults = shared.pop("defaults", None) or {}
+    recipes = shared.pop("recipes", None)
+    if not isinstance(recipes, dict) or not recipes:
+        problems.append("recipes: at least one recipe is needed, as `recipes: {ddpm: {}}`")
+        recipes = {}
+
+    top = _validate(Params, {**shared, "recipes": {}}, (), problems, known_extra=("defaults",))
+    before = len(problems)
+    _validate(Recipe, defaults, ("defaults",), problems)
+    defaults_bad = len(problems) > before
+    resolved: dict[str, Recipe] = {}
+    for name, own in recipes.items():
+        path = ("recipes", name)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append(
+                f"recipes.{name}: a recipe's name is lower-case letters, digits, - and _, "
+                "beginning with a letter, at most 40 long"
+            )
+            continue
+        own = {} if own is None else own
+        if not isinstance(own, dict):
+            problems.append(f"recipes.{name}: expected blocks such as `schedule`, found {own!r}")
+            continue
+        if defaults_bad:  # the recipe is checked alone, so that each mistake is told once
+            alone: list[str] = []
+            _validate(Recipe, own, path, alone)
+            problems.extend(p for p in alone if "missing" not in p)
+            continue
+        recipe = _validate(Recipe, merge(defaults, own), path, problems)
+        if recipe is not None:
+            found = list(_contradictions(recipe))
+            problems.extend(f"{'.'.join(path)}.{key}: {text}" for key, text in found)
+            resolved[name] = recipe
+    if problems:
+        raise _refusal(source, problems)
+    assert top is not None
+    return top.model_copy(update={"recipes": resolved})
+
+
+def merge(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's blocks over the defaults, key by key.
+
+    A block of another form (`kind: cosine` over `kind: linear`) replaces the default block whole,
+    since the keys of the one mean nothing to the other.
+    """
+    merged = dict(defaults)
+    for key, value in own.items():
+        default = defaults.get(key)
+        same_form = (
+            isinstance(value, dict)
+            and isinstance(default, dict)
+            and all(value.get(tag, default.get(tag)) == default.get(tag) for tag in TAGS)
+        )
+        merged[key] = {**default, **value} if same_form else value
+    return merged
+
+
+def check_against(params: Params, rows: int, resolution: int, classes: int) -> None:
+    """Refuse what is impossible with a dataset of `rows` square images. UserError lists it all."""
+    problems = []
+    for name, recipe in params.recipes.items():
+        path = f"recipes.{name}"
+        if recipe.training.batch > rows:
+            problems.append(
+                f"{path}.training.batch: {recipe.training.batch} is larger than the dataset "
+                f"({rows} images)"
+            )
+        factor = 2 ** (len(recipe.network.multipliers) - 1)
+        if resolution % factor:
+            problems.append(
+                f"{path}.network.multipliers: {len(recipe.network.multipliers)} levels halve the "
+                f"image {len(recipe.network.multipliers) - 1} times, but {resolution} pixels are "
+                f"not a multiple of {factor}"
+            )
+        sizes = [resolution // 2**i for i in range(len(recipe.network.multipliers))]
+        for size in recipe.network.attention:
+            if size not in sizes:
+                problems.append(
+                    f"{path}.network.attention: no level has resolution {size}; there are {sizes}"
+                )
+        if recipe.network.class_conditional and not classes:
+            problems.append(
+                f"{path}.network.class_conditional: the dataset has no labels; set it to false"
+            )
+    if params.evaluate.samples > rows and not params.evaluate.allow_few:
+        problems.append(
+            f"evaluate.samples: {params.evaluate.samples} samples against {rows} real images: "
+            "scores at different numbers cannot be compared; lower it, or set allow_few: true"
+        )
+    if problems:
+        raise _refusal("params.yaml", problems)
+
+
+def state_count(schedule: Schedule) -> int | None:
+    """Number of states, None for a continuous schedule."""
+    if isinstance(schedule, ExplicitSchedule):
+        return len(schedule.log_snr)
+    return None if schedule.states == "continuous" else schedule.states
+
+
+def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
+    """Impossible combinations inside one recipe, as (key, what and the way out)."""
+    states = state_count(recipe.schedule)
+    schedule, partition, training = recipe.schedule, recipe.partition, recipe.training
+    for low, high in (("log_snr_min", "log_snr_max"), ("sigma_min", "sigma_max")):
+        if hasattr(schedule, low) and getattr(schedule, low) >= getattr(schedule, high):
+            yield f"schedule.{low}", f"must be below {high} ({getattr(schedule, high)})"
+    if isinstance(schedule, ExplicitSchedule) and not _descending(schedule.log_snr):
+        yield "schedule.log_snr", "must be strictly descending (cleanest state first)"
+    if isinstance(partition, BoundsPartition) and not _descending(partition.log_snr):
+        yield "partition.log_snr", "must be strictly descending (cleanest bound first)"
+    experts = 1
+    if isinstance(partition, PerStatePartition):
+        experts = states or 0
+        if states is None:
+            yield "partition.kind", "per-state needs a number of states, not `continuous`"
+    if isinstance(partition, UniformPartition):
+        experts = partition.experts
+        if states is not None and experts > states:
+            yield "partition.experts", f"more experts ({experts}) than states ({states})"
+    if isinstance(partition, BoundsPartition):
+        experts = len(partition.log_snr) + 1
+    if experts and training.images < experts:
+        yield "training.images", f"{training.images} images for {experts} experts: one each at least"
+    for i, milestone in enumerate(training.milestones):
+        if milestone > training.images:
+            yield (
+                f"training.milestones.{i}",
+                f"{milestone} is past the budget (training.images: {training.images})",
+            )
+    if training.decay == "inverse-sqrt" and training.reference_images is None:
+        yield "training.reference_images", "needed by decay: inverse-sqrt"
+    if not _descending([-m for m in training.milestones]):
+        yield "training.milestones", "must be strictly ascending"
+    if recipe.sampling.steps is not None and states is not None and recipe.sampling.steps > states:
+        yield (
+            "sampling.steps",
+            f"more steps ({recipe.sampling.steps}) than states ({states}); lower it, or null "
+            "for every state",
+        )
+    if recipe.sampling.steps is None and states is None:
+        yield "sampling.steps", "a continuous schedule needs a number of steps"
+    if recipe.sampling.guidance != 1.0 and not recipe.network.class_conditional:
+        yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
+    if recipe.sampling.eta and recipe.sampling.kind != "ddim":
+        yield "sampling.eta", f"belongs to kind: ddim, not {recipe.sampling.kind}"
+
+
+def _descending(values: list[float]) -> bool:
+    return all(a > b for a, b in zip(values, values[1:], strict=False))
+
+
+# --- turning pydantic's errors into one line each
+
+
+def _validate(
+    model: type[Block],
+    raw: Any,
+    path: tuple[str, ...],
+    problems: list[str],
+    known_extra: tuple[str, ...] = (),
+) -> Any:
+    try:
+        return model.model_validate(_with_forms(model, raw))
+    except ValidationError as e:
+        for error in e.errors(include_url=False):
+            problems.append(_line(model, raw, path, error, known_extra))
+        return None
+
+
+def _with_forms(block: type[Block], raw: Any) -> Any:
+    """`raw` with the default form written where a block leaves its own out."""
+    if not isinstance(raw, dict):
+        return raw
+    filled = dict(raw)
+    for key, field in block.model_fields.items():
+        value, forms = raw.get(key), _forms(field.annotation)
+        if not isinstance(value, dict) or not forms:
+            continue
+        if len(forms) > 1 and not any(tag in value for tag in TAGS):
+            for form in forms:
+                for tag in TAGS:
+                    default = form.model_fields.get(tag)
+                    if default is not None and isinstance(default.default, str):
+                        value = {tag: default.default, **value}
+        form = _block_below(block, key, value)
+        filled[key] = value if form is None else _with_forms(form, value)
+    return filled
+
+
+def _line(
+    model: type[Block], raw: Any, path: tuple[str, ...], error: Any, known_extra: tuple[str, ...]
+) -> str:
+    """One error as `path: what is wrong; the way out`."""
+    location: list[str] = []
+    here, block = raw, model
+    steps = list(error["loc"])
+    for i, step in enumerate(steps):
+        last = i == len(steps) - 1
+        if isinstance(here, dict) and step not in here and not last:
+            continue  # pydantic names the chosen form of a union: not a key
+        if isinstance(step, str) and step not in _fields(block) and not isinstance(here, dict):
+            continue  # the same for a union of plain types
+        location.append(str(step))
+        if not last or error["type"] != "missing":
+            if isinstance(here, dict):
+                here = here.get(step)
+                block = _block_below(block, step, here)
+            elif isinstance(here, list) and isinstance(step, int):
+                here = here[step] if step < len(here) else None
+    where = ".".join([*path, *location])
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        parent = model
+        here = raw
+        for step in location[:-1]:
+            here = here.get(step) if isinstance(here, dict) else None
+            parent = _block_below(parent, step, here)
+        names = [*_fields(parent), *(known_extra if parent is model else ())]
+        return f"{where}: no such key; {_nearest(location[-1], names)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = str(context["discriminator"]).strip("'")
+        options = _tags(error, model, location, raw)
+        given = context.get("tag")
+        if given is None:
+            return f"{where}.{tag}: missing; {_nearest('', options)}"
+        return f"{where}.{tag}: {given!r} is none of them; {_nearest(given, options)}"
+    if kind == "literal_error":
+        options = [o.strip("'\" ") for o in re.split(r", | or ", context["expected"])]
+        return f"{where}: {here!r} is none of them; {_nearest(str(here), options)}"
+    text = error["msg"][0].lower() + error["msg"][1:]
+    return f"{where}: {text}, found {here!r}" if kind != "missing" else f"{where}: missing"
+
+
+def _fields(block: Any) -> list[str]:
+    return list(block.model_fields) if isinstance(block, type) else []
+
+
+def _block_below(block: Any, key: Any, value: Any) -> Any:
+    """The block class that describes `value`, found under `key` of `block`; None if none does."""
+    if not isinstance(block, type) or key not in block.model_fields:
+        return None
+    forms = _forms(block.model_fields[key].annotation)
+    if len(forms) > 1 and isinstance(value, dict):
+        for form in forms:
+            for tag in TAGS:
+                field = form.model_fields.get(tag)
+                if field is not None and value.get(tag, field.default) in typing.get_args(
+                    field.annotation
+                ):
+                    return form
+        return None
+    return forms[0] if forms else None
+
+
+def _forms(annotation: Any) -> list[type[Block]]:
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [f for a in typing.get_args(annotation) for f in _forms(a)]
+    if typing.get_origin(annotation) is Annotated:
+        return _forms(typing.get_args(annotation)[0])
+    return []
+
+
+def _tags(error: Any, model: type[Block], location: list[str], raw: Any) -> list[str]:
+    expected = error.get("ctx", {}).get("expected_tags")
+    if expected:
+        return [t.strip("' ") for t in str(expected).split(",")]
+    forms = _forms(model.model_fields[location[-1]].annotation) if location else []
+    return [
+        option
+        for form in forms
+        for tag in TAGS
+        if tag in form.model_fields
+        for option in typing.get_args(form.model_fields[tag].annotation)
+    ]
+
+
+def _nearest(given: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    options = ", ".join(names)
+    return f"did you mean `{close[0]}`? (one of: {options})" if close else f"one of: {options}"
+
+
+def _refusal(source: str, problems: list[str]) -> UserError:
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return UserError(f"{source}: {unique[0]}")
+    return UserError(f"{source}: {len(unique)} mistakes:\n" + "\n".join(f"  {p}" for p in unique))

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
+
+from pipeline.consistency import (
+    consistency,
+    consistency_by_state,
+    generalisation,
+    nearest_neighbours,
+    reproducibility,
+)
+
+
+def correlated(rng, n, shape, correlation):
+    a, other = rng.normal(size=(n, *shape)), rng.normal(size=(n, *shape))
+    return a, correlation * a + np.sqrt(1 - correlation**2) * other
+
+
+def test_consistency_is_one_minus_the_ratio_of_mean_distances():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 9, 2, 3)) + 7
+    distances = cdist(a.reshape(9, 6), b.reshape(9, 6)) ** 2
+    others = distances[~np.eye(9, dtype=bool)].mean()
+    expected = 1 - np.diag(distances).mean() / others
+    assert consistency(a, b).value == pytest.approx(expected, rel=1e-12)
+    # The denominator is the mean over every derangement: all 9 cyclic ones give it exactly.
+    rows = np.arange(9)
+    cyclic = [distances[rows, (rows + k) % 9].mean() for k in range(1, 9)]
+    assert np.mean(cyclic) == pytest.approx(others)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.9])
+def test_consistency_of_gaussians_is_their_correlation(correlation):
+    a, b = correlated(np.random.default_rng(1), 4000, (3, 4, 4), correlation)
+    estimate = consistency(a, b, resamples=100)
+    assert estimate.value == pytest.approx(correlation, abs=0.01)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.high - estimate.low < 0.03
+
+
+def test_identical_outputs_have_consistency_one():
+    a = np.random.default_rng(2).normal(size=(20, 5))
+    assert consistency(a, a.copy()) == (1.0, 1.0, 1.0)
+    # A common offset, however large, is no similarity.
+    b = np.random.default_rng(3).normal(size=(20, 5))
+    assert consistency(a + 1e6, b + 1e6).value == pytest.approx(consistency(a, b).value, abs=1e-6)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    # Rows of different scale, so that the denominator varies about as much as the numerator.
+    rng = np.random.default_rng(4)
+    covered = 0
+    for repeat in range(200):
+        scale = rng.choice([0.3, 2.0], size=(150, 1))
+        a, b = correlated(rng, 150, (4,), 0.3)
+        estimate = consistency(scale * a, scale * b, level=0.9, resamples=150, seed=repeat)
+        covered += estimate.low <= 0.3 <= estimate.high
+    assert binomtest(covered, 200, 0.9).pvalue > 1e-3
+
+
+def test_the_interval_is_fixed_by_its_seed():
+    a, b = correlated(np.random.default_rng(5), 50, (4,), 0.5)
+    assert consistency(a, b, seed=1) == consistency(a, b, seed=1)
+    assert consistency(a, b, seed=1) != consistency(a, b, seed=2)
+
+
+def test_undefined_consistency_is_an_error():
+    same = np.ones((5, 3))
+    with pytest.raises(ValueError, match="equal"):
+        consistency(same, same)
+    with pytest.raises(ValueError, match="finite"):
+        consistency(same, same * np.nan)
+    with pytest.raises(ValueError, match="shapes"):
+        consistency(same, same[:4])
+
+
+def test_consistency_by_state_compares_estimates_on_the_same_noisy_images():
+    """A linear denoiser x * w(log_snr) against itself plus an error that is known."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(500, 1, 3, 3, generator=generator)
+    noise = torch.randn(500, 1, 3, 3, generator=generator)
+
+    def wiener(x, log_snr):
+        return x / (1 + np.exp(-log_snr)) ** 0.5
+
+    def shuffled(x, log_snr):
+        return wiener(x if log_snr < 0 else x.flip(-1), log_snr)
+
+    log_snrs = [6.0, 0.0, -6.0]
+    same = consistency_by_state(wiener, wiener, images, noise, log_snrs, resamples=10)
+    assert [e.value for e in same] == [1, 1, 1]
+    parted = consistency_by_state(wiener, shuffled, images, noise, log_snrs, batch=77, resamples=10)
+    # Flipping keeps one column of three.
+    assert [e.value for e in parted] == pytest.approx([1 / 3, 1 / 3, 1], abs=0.05)
+    # Against an oracle that sees the images alone: corr(x, z) = alpha.
+    exact = consistency_by_state(
+        lambda x, log_snr: x, lambda x, log_snr: images, images, noise, log_snrs, batch=500
+    )
+    alphas = np.sqrt(1 / (1 + np.exp(-np.array(log_snrs))))
+    assert [e.value for e in exact] == pytest.approx(alphas, abs=0.05)
+
+
+def test_reproducibility_is_a_share_of_pairs_by_angle():
+    angles = np.deg2rad([0, 30, 50, 56, 90, 180])
+    a = np.tile([2.0, 0.0], (6, 1))
+    b = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 5
+    # cos 53.13 degrees = 0.6.
+    assert reproducibility(a, b).value == pytest.approx(3 / 6)
+    assert reproducibility(a, b, threshold=0.9).value == pytest.approx(1 / 6)
+    interval = binomtest(3, 6).proportion_ci(0.95, method="wilson")
+    assert reproducibility(a, b)[1:] == pytest.approx((interval.low, interval.high))
+    assert reproducibility(a, a).high == 1.0
+    with pytest.raises(ValueError, match="zeros"):
+        reproducibility(a, 0 * b)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_nearest_neighbours_are_exact(block):
+    rng = np.random.default_rng(6)
+    samples = rng.normal(size=(30, 2, 5)).astype(np.float32) + 100
+    training = rng.normal(size=(50, 2, 5)).astype(np.float32) + 100
+    samples[3] = training[41]
+    distances, rows = nearest_neighbours(samples, training, block=block)
+    full = cdist(samples.reshape(30, 10), training.reshape(50, 10))
+    np.testing.assert_array_equal(rows, full.argmin(axis=1))
+    np.testing.assert_allclose(distances, full.min(axis=1), rtol=1e-12)
+    assert (distances[3], rows[3]) == (0.0, 41)
+
+
+def test_generalisation_counts_samples_unlike_any_training_image():
+    rng = np.random.default_rng(7)
+    features, training = rng.normal(size=(200, 6)), rng.normal(size=(40, 6))
+    features[:50] = training[rng.integers(0, 40, 50)] * 3
+    cosine = 1 - cdist(features, training, "cosine")
+    for threshold in (0.6, 0.9):
+        expected = np.mean(cosine.max(axis=1) <= threshold)
+        found = generalisation(features, training, threshold, block=16)
+        assert found.value == pytest.approx(expected)
+        assert found.low < expected < found.high

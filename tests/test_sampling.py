@@ -1,0 +1,375 @@
+"""Samplers against closed forms: quantiles of a mixture, a Gaussian chain, DDPM's posterior."""
+
+import math
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.sampling import SAMPLERS, clipped, guided, sampler, subset_states
+from pipeline.schedule import build
+from tests.mixtures import GaussianMixture, three_in_the_plane, two_on_a_line
+
+SOLVERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(shape, seed=0):
+    return lambda i: normal(*shape, seed=1_000_003 * seed + i)
+
+
+def even(states, top=6.0):
+    return build("log-snr", states, log_snr_max=top, log_snr_min=-top)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_deterministic_samplers_carry_quantiles_at_their_order(kind):
+    """In one dimension the exact probability flow keeps every point's quantile."""
+    mixture = two_on_a_line()
+    x = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
+    error = []
+    for states in (65, 257):
+        reached = {}
+        answer = sampler(kind)(
+            mixture.posterior_mean, x, even(states), callback=lambda d, r=reached: r.update(d)
+        )
+        assert reached["index"] == 0 and reached["log_snr"] == 6.0
+        assert torch.equal(answer, mixture.posterior_mean(reached["x"], 6.0))
+        error.append((mixture.cdf(reached["x"], 6.0) - mixture.cdf(x, -6.0)).abs().max().item())
+    assert error[1] < {1: 3e-3, 2: 5e-5}[SOLVERS[kind]]
+    assert math.log(error[0] / error[1], 4) == pytest.approx(SOLVERS[kind], abs=0.15)
+
+
+@pytest.mark.parametrize("schedule", ["logistic", "edm"])
+def test_order_against_a_fine_reference_on_uneven_states(schedule):
+    mixture = three_in_the_plane()
+    options = {
+        "logistic": {"log_snr_max": 6, "log_snr_min": -6},
+        "edm": {"sigma_min": 0.05, "sigma_max": 20, "sigma_data": 1},
+    }[schedule]
+    x = normal(24, 2)
+    reference = sampler("heun")(mixture.posterior_mean, x, build(schedule, 1025, **options))
+    for kind, order in SOLVERS.items():
+        # The median over starts: the flow's few starts close to a watershed between two modes
+        # come to their order only at far more states.
+        error = [
+            (sampler(kind)(mixture.posterior_mean, x, build(schedule, n, **options)) - reference)
+            .norm(dim=1)
+            .median()
+            for n in (49, 193)
+        ]
+        assert math.log(error[0] / error[1], 4) == pytest.approx(order, abs=0.3)
+
+
+def test_ancestral_variance_converges_at_order_one():
+    """On Gaussian data the chain is linear: its exact output variance against the true one."""
+    variance, top = 0.4, 6.0
+    gaussian = GaussianMixture([1.0], [[0.0]], [[[variance]]])
+    error = []
+    for count in (33, 129):
+        # Row 0 carries x_T, row i the noise that leaves states[i]: unit inputs, one a row.
+        x = torch.zeros(count, 1, dtype=torch.float64)
+        x[0] = math.sqrt(1 - (1 - variance) / (1 + math.exp(top)))  # the marginal at -top
+        answer = sampler("ddpm")(
+            gaussian.posterior_mean,
+            x,
+            even(count, top),
+            noise=lambda i, n=count: torch.eye(n, dtype=torch.float64)[:, i : i + 1],
+        )
+        alpha2 = 1 / (1 + math.exp(-top))
+        true = variance**2 * alpha2 / (alpha2 * variance + 1 - alpha2)
+        error.append(abs(answer.square().sum().item() / true - 1))
+    assert error[1] < 0.05
+    assert math.log(error[0] / error[1], 4) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 0.5}), ("heun", {}), ("dpmpp-2m", {})],
+)
+def test_samples_have_the_mixtures_distribution(kind, options):
+    """Kolmogorov-Smirnov distance to the exact distribution function, from pure noise."""
+    mixture, n = two_on_a_line(), 10_000
+    x = normal(n, 1, seed=3)
+    distance = []
+    for states in (8, 128):
+        z = sampler(kind, **options)(
+            mixture.posterior_mean,
+            x,
+            build("logistic", states, log_snr_max=8, log_snr_min=-8),
+            noise=seeded((n, 1), seed=5),
+        )
+        uniform = mixture.cdf(z).sort().values
+        steps = torch.arange(n + 1, dtype=torch.float64) / n
+        distance.append(max((steps[1:] - uniform).max(), (uniform - steps[:-1]).max()).item())
+    assert distance[1] < 1.95 / math.sqrt(n)  # p = 0.001
+    assert distance[0] > distance[1]
+
+
+@pytest.mark.parametrize("clean", [-20.0, -1.0, 2.0, 15.0])
+@pytest.mark.parametrize("step", [1e-6, 0.014, 0.5, 3.0, 12.0])
+def test_eta_one_is_ddpms_posterior_step(clean, step):
+    """One step against q(x_s | x_t, x0), DDPM equations 6 and 7, with alpha-bar = sigmoid."""
+    with localcontext() as context:
+        context.prec = 60
+        a_s, a_t = (1 / (1 + (-Decimal(v)).exp()) for v in (clean, clean - step))
+        beta = 1 - a_t / a_s
+        c_x0 = float(a_s.sqrt() * beta / (1 - a_t))
+        c_x = float((a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t))
+        std = float((beta * (1 - a_s) / (1 - a_t)).sqrt())
+    x, x0, z = normal(3, 50)
+    for name, options in (("ddpm", {}), ("ddim", {"eta": 1.0})):
+        seen = []
+        sampler(name, **options)(
+            lambda x, log_snr: x0, x, [clean, clean - step], noise=lambda i: z, callback=seen.append
+        )
+        torch.testing.assert_close(seen[-1]["x"], c_x * x + c_x0 * x0 + std * z, rtol=0, atol=1e-12)
+
+
+def test_partial_eta_keeps_the_marginal_and_mixes_the_noise():
+    """DDIM's family keeps q(x_s | x0): the variance around alpha_s x0 is sigma_s^2 for any eta."""
+    clean, noisy, z = 1.0, -0.8, 0.7
+    alpha_t, sigma_t = (1 / (1 + math.exp(v)) ** 0.5 for v in (-noisy, noisy))
+    alpha_s, sigma_s = (1 / (1 + math.exp(v)) ** 0.5 for v in (-clean, clean))
+    share = []
+    for eta in (0.0, 0.3, 0.8, 1.0):
+        rows = torch.tensor([[alpha_t * z], [alpha_t * z + sigma_t]], dtype=torch.float64)
+        seen = []
+        sampler("ddim", eta=eta)(
+            lambda x, log_snr: torch.full_like(x, z),
+            rows.repeat(2, 1),
+            [clean, noisy],
+            noise=lambda i: torch.tensor([[0.0], [0], [1], [1]], dtype=torch.float64),
+            callback=seen.append,
+        )
+        mean, from_eps, from_noise, _ = seen[-1]["x"][:, 0].tolist()
+        assert mean == pytest.approx(alpha_s * z)
+        from_eps, from_noise = from_eps - mean, from_noise - mean
+        assert from_eps**2 + from_noise**2 == pytest.approx(sigma_s**2)
+        share.append(from_noise / sigma_s)
+    kept = 1 - math.exp(noisy - clean)
+    assert share == pytest.approx([eta * kept**0.5 for eta in (0.0, 0.3, 0.8, 1.0)])
+
+
+def literal_heun(denoise, x, states):
+    """EDM algorithm 1 in its own variables: y = x/alpha, t = sigma/alpha, ending at t = 0."""
+    t = [math.exp(-v / 2) for v in reversed(states)] + [0.0]
+    levels = [*reversed(states), None]
+    y = x * math.sqrt(1 + t[0] ** 2)
+    for i in range(len(t) - 1):
+        d = (y - denoise(y / math.sqrt(1 + t[i] ** 2), levels[i])) / t[i]
+        following = y + (t[i + 1] - t[i]) * d
+        if t[i + 1] != 0:
+            at = following / math.sqrt(1 + t[i + 1] ** 2)
+            slope = (following - denoise(at, levels[i + 1])) / t[i + 1]
+            following = y + (t[i + 1] - t[i]) * (d + slope) / 2
+        y = following
+    return y
+
+
+def literal_dpmpp_2m(denoise, x, states):
+    """DPM-Solver++ algorithm 2 in its own variables, with a last step to lambda = infinity."""
+    lam = [v / 2 for v in reversed(states)]
+    alpha = [1 / math.sqrt(1 + math.exp(-2 * v)) for v in lam]
+    sigma = [1 / math.sqrt(1 + math.exp(2 * v)) for v in lam]
+    answers = [denoise(x, 2 * lam[0])]
+    for i in range(1, len(lam)):
+        h = lam[i] - lam[i - 1]
+        mixed = answers[-1]
+        if i > 1:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            mixed = (1 + 1 / (2 * r)) * answers[-1] - 1 / (2 * r) * answers[-2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (math.exp(-h) - 1) * mixed
+        answers.append(denoise(x, 2 * lam[i]))
+    return answers[-1]
+
+
+@pytest.mark.parametrize("literal", [literal_heun, literal_dpmpp_2m])
+def test_solvers_are_the_published_algorithms(literal):
+    mixture, x = three_in_the_plane(), normal(20, 2)
+    states = [7.5, 3.0, 1.1, 0.8, -2.0, -4.5]
+    kind = {literal_heun: "heun", literal_dpmpp_2m: "dpmpp-2m"}[literal]
+    torch.testing.assert_close(
+        sampler(kind)(mixture.posterior_mean, x, states),
+        literal(mixture.posterior_mean, x, states),
+        rtol=1e-11,
+        atol=1e-11,
+    )
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_mixture_of_exact_experts_is_the_exact_denoiser(kind):
+    """A router that picks another exact denoiser for each state changes no bit of any sampler."""
+    mixture = three_in_the_plane()
+    states = build("logistic", 12)
+
+    def expert(own):
+        def denoise(x, log_snr):
+            assert log_snr == own
+            return mixture.posterior_mean(x, own)
+
+        return denoise
+
+    experts = {float(v): expert(float(v)) for v in states}
+    visited = []
+
+    def route(x, log_snr):
+        visited.append(log_snr)
+        return experts[log_snr](x, log_snr)
+
+    x, noise = normal(40, 2), seeded((40, 2))
+    assert torch.equal(
+        sampler(kind)(route, x, states, noise=noise),
+        sampler(kind)(mixture.posterior_mean, x, states, noise=noise),
+    )
+    assert set(visited) == set(states.tolist())
+    assert len(visited) == (23 if kind == "heun" else 12)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_zero_terminal_snr_is_the_limit_of_a_very_noisy_state(kind):
+    """At alpha = 0 the denoiser's answer is the mean, and sampling goes on from there."""
+    mixture = three_in_the_plane()
+    states = build("log-snr", 16, zero_terminal=True)
+    x, noise = normal(50, 2), seeded((50, 2))
+    exact = sampler(kind)(mixture.posterior_mean, x, states, noise=noise)
+    assert exact.isfinite().all()
+    # The limit of heun's step from a large sigma/alpha magnifies the change of x0hat without
+    # bound, so its first step is Euler's there; all others run into their limit.
+    if kind != "heun":
+        limit = [*states[:-1], -60.0]
+        torch.testing.assert_close(
+            exact, sampler(kind)(mixture.posterior_mean, x, limit, noise=noise), atol=1e-2, rtol=0
+        )
+
+
+def test_heun_starts_with_euler_from_no_signal():
+    mixture = three_in_the_plane()
+    states = [2.0, -math.inf]
+    x = normal(50, 2)
+    mean = (mixture.weights @ mixture.means).expand(50, 2)
+    alpha, sigma = (1 / (1 + math.exp(v)) ** 0.5 for v in (-2.0, 2.0))
+    torch.testing.assert_close(
+        sampler("heun")(mixture.posterior_mean, x, states),
+        mixture.posterior_mean(alpha * mean + sigma * x, 2.0),
+    )
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_one_state_is_one_evaluation(kind):
+    mixture, x = three_in_the_plane(), normal(5, 2)
+    assert torch.equal(
+        sampler(kind)(mixture.posterior_mean, x, [-3.0]), mixture.posterior_mean(x, -3.0)
+    )
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_images_in_float32_stay_float32(kind):
+    mixture = three_in_the_plane()
+
+    def denoise(x, log_snr):
+        return mixture.posterior_mean(x.reshape(-1, 2), log_snr).reshape(x.shape).to(x.dtype)
+
+    x, noise = normal(6, 1, 2, 3), seeded((6, 1, 2, 3))
+    states = build("logistic", 32)
+    double = sampler(kind)(denoise, x, states, noise=noise)
+    single = sampler(kind)(denoise, x.float(), states, noise=lambda i: noise(i).float())
+    assert single.dtype == torch.float32 and single.shape == x.shape
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-3)
+
+
+def test_noise_is_asked_for_once_per_step_by_the_state_it_leaves():
+    mixture, asked, seen = three_in_the_plane(), [], []
+    noise = seeded((4, 2))
+
+    def recording(i):
+        asked.append(i)
+        return noise(i)
+
+    x = normal(4, 2)
+    sampler("ddpm")(mixture.posterior_mean, x, even(5), noise=recording, callback=seen.append)
+    assert asked == [4, 3, 2, 1]
+    assert [d["index"] for d in seen] == [4, 3, 2, 1, 0]
+    assert torch.equal(seen[0]["x"], x)
+    with pytest.raises(ValueError, match="noise"):
+        sampler("ddpm")(mixture.posterior_mean, x, even(5))
+    # A walk taken up half way with the same noise is the same walk.
+    resumed = sampler("ddpm")(mixture.posterior_mean, seen[2]["x"], even(5)[:3], noise=noise)
+    assert torch.equal(resumed, seen[-1]["x0"])
+
+
+def test_clipping_bounds_every_estimate():
+    mixture, seen = three_in_the_plane(), []
+    x = normal(200, 2)
+    free = sampler("ddim")(mixture.posterior_mean, x, even(12))
+    assert free.abs().max() > 1
+    bounded = sampler("ddim", clip=(-0.5, 1.0))(
+        mixture.posterior_mean, x, even(12), callback=seen.append
+    )
+    for d in seen:
+        assert d["x0"].min() >= -0.5 and d["x0"].max() <= 1.0
+    assert torch.equal(
+        bounded,
+        sampler("ddim")(clipped(mixture.posterior_mean, (-0.5, 1.0)), x, even(12)),
+    )
+    wide = sampler("ddim", clip=(-100, 100))(mixture.posterior_mean, x, even(12))
+    assert torch.equal(wide, free)
+
+
+def test_guidance_tilts_the_distribution_towards_the_condition():
+    """With equal spreads, guidance g moves a Gaussian conditional to mean m_u + g (m_c - m_u)."""
+    spread = [[[0.2, 0.0], [0.0, 0.3]]]
+    conditional = GaussianMixture([1.0], [[1.0, -0.5]], spread)
+    unconditional = GaussianMixture([1.0], [[0.2, 0.1]], spread)
+
+    def both(x, log_snr):
+        return conditional.posterior_mean(x, log_snr), unconditional.posterior_mean(x, log_snr)
+
+    x, states = normal(30, 2), even(20)
+    for guidance, mean in ((0.0, [0.2, 0.1]), (1.0, [1.0, -0.5]), (2.5, [2.2, -1.4])):
+        tilted = GaussianMixture([1.0], [mean], spread)
+        torch.testing.assert_close(
+            sampler("ddim")(guided(both, guidance), x, states),
+            sampler("ddim")(tilted.posterior_mean, x, states),
+        )
+
+
+def test_a_subset_of_states_samples_like_a_schedule_of_its_own():
+    mixture, x = three_in_the_plane(), normal(10, 2)
+    states = even(97)
+    kept = states[subset_states(states, 25)]
+    np.testing.assert_allclose(kept, even(25), atol=1e-7)
+    torch.testing.assert_close(
+        sampler("heun")(mixture.posterior_mean, x, kept),
+        sampler("heun")(mixture.posterior_mean, x, even(25)),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        ("euler", {}, "euler"),
+        ("heun", {"eta": 0.5}, "eta"),
+        ("ddim", {"eta": 1.5}, "eta"),
+        ("ddim", {"eta": -0.1}, "eta"),
+        ("ddim", {"eta": math.nan}, "eta"),
+        ("ddim", {"clip": (1, -1)}, "clip"),
+        ("heun", {"clip": (1,)}, "clip"),
+    ],
+)
+def test_impossible_samplers(kind, options, named):
+    with pytest.raises(UserError, match=named):
+        sampler(kind, **options)
+
+
+@pytest.mark.parametrize("states", [[], [0.0, 0.0], [-1.0, 1.0], [1.0, math.nan]])
+def test_states_out_of_order(states):
+    with pytest.raises(ValueError, match="cleanest"):
+        sampler("ddim")(lambda x, log_snr: x, normal(1, 2), states)

@@ -1,0 +1,159 @@
+"""The store: entries are finished or not, intact or refused, and worked on by one job at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from pipeline import store as stores
+from pipeline.errors import UserError
+from pipeline.store import Entry, Store, copy_entry
+
+SPEC = {"states": [1.0, 2.0], "images": 10}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def finished(store: Store, spec=SPEC, content="w") -> Entry:
+    entry = store.plan("expert", spec)
+    (entry.path / "weights").write_text(content)
+    entry.state.mkdir()
+    entry.finish()
+    return entry
+
+
+def test_an_entry_is_named_by_its_spec_alone(store):
+    assert store.plan("expert", SPEC) == store.plan("expert", dict(reversed(SPEC.items())))
+    assert store.plan("expert", SPEC) != store.plan("expert", {**SPEC, "images": 11})
+
+
+def test_finishing_lists_results_and_drops_resumable_state(store):
+    entry = finished(store)
+    assert entry.done and list(entry.files()) == ["weights"]
+    assert not entry.state.exists()
+    assert entry.file("weights").read_text() == "w"
+
+
+def test_unfinished_and_unknown_files_are_refused(store):
+    entry = store.plan("expert", SPEC)
+    with pytest.raises(UserError, match="not finished"):
+        entry.file("weights")
+    with pytest.raises(UserError, match="has no file other; it has weights"):
+        finished(store).file("other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda e: (e.path / "weights").write_text("v"), "checksum differs"),
+        (lambda e: (e.path / "weights").write_text("longer"), "checksum differs"),
+        (lambda e: (e.path / "weights").unlink(), "missing"),
+        (lambda e: (e.path / "DONE").write_text("{"), "damaged"),
+    ],
+)
+def test_damage_is_refused_and_never_copied(store, tmp_path, damage, message):
+    entry = finished(store)
+    damage(entry)
+    with pytest.raises(UserError, match=message):
+        entry.file("weights")
+    with pytest.raises(UserError, match=message):
+        copy_entry(entry, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "DONE").exists()
+
+
+def test_a_foreign_spec_is_refused(store):
+    entry = store.plan("expert", SPEC)
+    (entry.path / "spec.json").write_text(json.dumps({"images": 11}))
+    with pytest.raises(UserError, match="does not match the entry's name"):
+        entry.spec()
+
+
+def test_adopting_a_copy_finishes_an_entry_of_another_store(store, tmp_path):
+    entry = finished(store)
+    copy_entry(entry, tmp_path / "out" / entry.digest)
+    other = Store(tmp_path / "other")
+    adopted = other.adopt(tmp_path / "out" / entry.digest, entry.name)
+    assert adopted.done and adopted.file("weights").read_text() == "w"
+    assert adopted.spec() == SPEC
+
+
+@pytest.mark.parametrize("name", ["expert", "expert/", "/x", "expert/../x", "a/b/c"])
+def test_names_that_leave_the_store_are_refused(store, name):
+    with pytest.raises(UserError, match="not the name of an entry"):
+        store.entry(name)
+
+
+def hold(path, seconds, log):
+    with Entry(path).lease():
+        with open(log, "a") as f:
+            f.write(f"in {os.getpid()}\n")
+        time.sleep(seconds)
+        with open(log, "a") as f:
+            f.write(f"out {os.getpid()}\n")
+
+
+def run_holders(entry, log, count, seconds):
+    context = multiprocessing.get_context("fork")
+    jobs = [
+        context.Process(target=hold, args=(entry.path, seconds, log)) for _ in range(count)
+    ]
+    for job in jobs:
+        job.start()
+    return jobs
+
+
+def test_only_one_job_at_a_time_holds_an_entry(store, tmp_path):
+    entry, log = store.plan("expert", SPEC), tmp_path / "log"
+    for job in run_holders(entry, log, 4, 0.05):
+        job.join()
+    lines = log.read_text().splitlines()
+    assert len(lines) == 8
+    for entered, left in zip(lines[::2], lines[1::2], strict=True):
+        assert entered.replace("in", "out") == left
+    assert not entry.leased()
+
+
+def test_the_lease_of_a_killed_job_is_taken_over_by_exactly_one(store, tmp_path):
+    entry, log = store.plan("expert", SPEC), tmp_path / "log"
+    (killed,) = run_holders(entry, log, 1, 60)
+    while not log.exists():
+        time.sleep(0.01)
+    assert entry.leased()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    assert not entry.leased()
+    log.unlink()
+    for job in run_holders(entry, log, 3, 0.05):
+        job.join()
+    lines = log.read_text().splitlines()
+    for entered, left in zip(lines[::2], lines[1::2], strict=True):
+        assert entered.replace("in", "out") == left
+
+
+def test_a_silent_lease_of_another_host_goes_stale(store, monkeypatch):
+    entry = store.plan("expert", SPEC)
+    lease = entry.path / "lease"
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "", "token": "t"}))
+    assert entry.leased()
+    old = time.time() - stores.STALE_SECONDS - 5
+    os.utime(lease, (old, old))
+    assert not entry.leased()
+    with entry.lease():
+        assert entry.leased()
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    stores.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        stores.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
