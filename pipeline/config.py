@@ -334,15 +334,16 @@ class Params(Block):
     seed: NonNegative = 0
     data: Data = Data()
     latent: Latent = Latent()
-    features: Annotated[
-        Classifier | TorchModule | Inception, Field(discriminator="extractor")
-    ] = Classifier()
+    features: Annotated[Classifier | TorchModule | Inception, Field(discriminator="extractor")] = (
+        Classifier()
+    )
     evaluate: Evaluate = Evaluate()
     recipes: dict[str, Recipe]
 
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
+SECTIONS = ("seed", "data", "latent", "features", "evaluate", "defaults", "recipes")
 
 
 # --- reading
@@ -360,6 +361,9 @@ def load(path: Path) -> Params:
     except (YAMLError, UnicodeDecodeError) as e:
         where = " ".join(str(e).split())
         raise UserError(f"{path}: not valid YAML: {where}") from e
+    missing = [key for key in SECTIONS if isinstance(raw, dict) and key not in raw]
+    if missing:  # DVC tracks them by name, so an empty one must stand there
+        raise UserError(f"{path}: {', '.join(missing)} missing; `{missing[0]}: {{}}` is enough")
     return resolve(raw, str(path))
 
 
@@ -492,7 +496,10 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
     if isinstance(partition, BoundsPartition):
         experts = len(partition.log_snr) + 1
     if experts and training.images < experts:
-        yield "training.images", f"{training.images} images for {experts} experts: one each at least"
+        yield (
+            "training.images",
+            f"{training.images} images for {experts} experts: one each at least",
+        )
     for i, milestone in enumerate(training.milestones):
         if milestone > training.images:
             yield (

@@ -325,7 +325,9 @@ def _logit_normal(axis: _Axis, mean: float = 0.0, std: float = 1.0) -> Curriculu
     return _normal_in_log_snr(axis, -2 * mean, 2 * std)
 
 
-def _speed(axis: _Axis, k: float = 5.0, tau: float = 0.7, mirror: float | None = None):
+def _speed(
+    axis: _Axis, k: float = 5.0, tau: float = 0.7, mirror: float | None = None
+) -> Curriculum:
     """`mirror` by default as in SpeeD: where d sqrt(1 - alpha_bar) / dx has fallen below 0.1."""
     _require(k > 0, "k", f"must be positive, got {k}")
     _require(0 <= tau <= 1, "tau", f"must lie in [0, 1], got {tau}")

@@ -27,13 +27,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.objective import Denoiser, alpha_sigma
-from pipeline.schedule import subset
 
 Noise = Callable[[int], Tensor]
 Sample = Callable[..., Tensor]
@@ -122,11 +120,6 @@ def guided(denoise: Callable[..., tuple[Tensor, Tensor]], guidance: float) -> De
         return unconditional + guidance * (conditional - unconditional)
 
     return combined
-
-
-def subset_states(states: Sequence[float], steps: int) -> np.ndarray:
-    """Indices of `steps` of these states, even in index, both ends kept: see `schedule.subset`."""
-    return subset(len(states), steps)
 
 
 def _check_clip(clip: tuple[float, float] | None) -> None:

@@ -200,6 +200,10 @@ def test_a_block_of_another_form_replaces_the_default_block():
     [
         ("seed: [1", "not valid YAML"),
         ("seed: 1\nseed: 2", "not valid YAML"),
+        (
+            "seed: 1\nrecipes: {}",
+            "data, latent, features, evaluate, defaults missing; `data: {}` is",
+        ),
         ("- 1", "expected keys such as"),
         ("", "expected keys such as"),
     ],
@@ -212,7 +216,10 @@ def test_unreadable_yaml_is_refused(tmp_path, text, message):
 
 def test_scientific_notation_is_a_number(tmp_path):
     """YAML 1.1 reads 1e-3 as text; DVC and this project read YAML 1.2."""
-    (tmp_path / "params.yaml").write_text("recipes: {a: {training: {learning_rate: 1e-3}}}")
+    (tmp_path / "params.yaml").write_text(
+        "{seed: 0, data: {}, latent: {}, features: {}, evaluate: {}, defaults: {}, "
+        "recipes: {a: {training: {learning_rate: 1e-3}}}}"
+    )
     params = config.load(tmp_path / "params.yaml")
     assert params.recipes["a"].training.learning_rate == 0.001
 

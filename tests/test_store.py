@@ -102,9 +102,7 @@ def hold(path, seconds, log):
 
 def run_holders(entry, log, count, seconds):
     context = multiprocessing.get_context("fork")
-    jobs = [
-        context.Process(target=hold, args=(entry.path, seconds, log)) for _ in range(count)
-    ]
+    jobs = [context.Process(target=hold, args=(entry.path, seconds, log)) for _ in range(count)]
     for job in jobs:
         job.start()
     return jobs

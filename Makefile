@@ -1,0 +1,34 @@
+# `make repro` and `make test` are complete by themselves in a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint clean
+.DEFAULT_GOAL := repro
+
+repro: $(BIN)/.ready
+	dvc repro
+
+test: $(BIN)/.ready-test lint
+	pytest -n auto
+
+lint: $(BIN)/.ready-test
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile
+	snakemake --lint --config plan=tests/data/plan.json
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "tspace needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(BIN)/.ready-test: $(BIN)/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .tspace .snakemake artefacts results

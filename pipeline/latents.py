@@ -1,0 +1,124 @@
+"""What the networks see: rows of an Arrow file that are mapped into memory, and their scale.
+
+A shard is one Arrow IPC file with a fixed-size list of values a row and an int32 label (null
+without labels). The file's metadata holds the rows' shape and the shift and scale that bring them
+to zero mean and unit average variance: z = (value - shift) / scale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.errors import UserError
+
+RESIDENT_BYTES = 2 << 30  # up to this size the rows live on the device
+
+
+def write_shard(
+    path: Path,
+    batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    shape: tuple[int, ...],
+    shift: Sequence[float],
+    scale: float,
+) -> int:
+    """Write rows (uint8 or float32 [n, *shape]) and labels (int [n] or None); returns the count."""
+    count, writer = 0, None
+    try:
+        for values, labels in batches:
+            if values.shape[1:] != tuple(shape):
+                raise ValueError(f"rows of shape {values.shape[1:]}, expected {tuple(shape)}")
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            column = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
+            classes = (
+                pa.nulls(len(values), pa.int32())
+                if labels is None
+                else pa.array(labels.astype(np.int32))
+            )
+            batch = pa.record_batch([column, classes], names=["values", "label"])
+            if writer is None:
+                meta = {"shape": list(shape), "shift": list(shift), "scale": scale}
+                schema = batch.schema.with_metadata({"tspace": json.dumps(meta)})
+                writer = pa.ipc.new_file(path, schema)
+            writer.write_batch(batch)
+            count += len(values)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+class Latents:
+    """Rows of one or several shards as one array, mapped into memory.
+
+    shape: of a row, (C, H, W). `gather` gives scaled rows, `raw` the stored ones.
+    """
+
+    def __init__(self, paths: Sequence[Path], device: torch.device | str = "cpu"):
+        """Open shards in order. UserError naming a file that is damaged or does not fit."""
+        self.device = torch.device(device)
+        blocks: list[tuple[np.ndarray, np.ndarray | None]] = []
+        meta = None
+        for path in paths:
+            try:
+                with pa.memory_map(str(path)) as source:
+                    reader = pa.ipc.open_file(source)
+                    found = json.loads(reader.schema.metadata[b"tspace"])
+                    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as e:
+                raise UserError(f"{path}: not a readable shard of latents ({e})") from e
+            if meta is not None and found != meta:
+                raise UserError(f"{path}: its shape or scale differs from the other shards'")
+            meta = found
+            for batch in batches:
+                values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
+                classes = batch.column(1)
+                labels = None if classes.null_count else classes.to_numpy().astype(np.int64)
+                blocks.append((values.reshape(-1, *meta["shape"]), labels))
+        if meta is None:
+            raise ValueError("no shards given")
+        self.shape = tuple(meta["shape"])
+        self.scale = float(meta["scale"])
+        self._blocks = [values for values, _ in blocks]
+        self._starts = np.cumsum([0, *(len(values) for values in self._blocks)])
+        known = [labels for _, labels in blocks]
+        self.labels = None if any(x is None for x in known) else np.concatenate(known)
+        shift = torch.tensor(meta["shift"], dtype=torch.float32, device=self.device)
+        self._shift = shift.reshape(-1, *[1] * (len(self.shape) - 1))
+        self._resident = None
+        if sum(values.nbytes for values in self._blocks) <= RESIDENT_BYTES:
+            self._resident = torch.from_numpy(np.concatenate(self._blocks)).to(self.device)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """Stored rows [n, *shape] by index (int64 [n])."""
+        rows = np.asarray(rows)
+        if len(self._blocks) == 1:
+            return self._blocks[0][rows]
+        out = np.empty((len(rows), *self.shape), self._blocks[0].dtype)
+        block = np.searchsorted(self._starts, rows, side="right") - 1
+        for b in np.unique(block):
+            mine = block == b
+            out[mine] = self._blocks[b][rows[mine] - self._starts[b]]
+        return out
+
+    def gather(self, rows: np.ndarray) -> torch.Tensor:
+        """Scaled rows, float32 [n, *shape] on the device, by index (int64 [n])."""
+        if self._resident is not None:
+            values = self._resident[torch.from_numpy(rows).to(self.device)]
+        else:
+            values = torch.from_numpy(self.raw(rows)).to(self.device, non_blocking=True)
+        return values.to(torch.float32).sub_(self._shift).div_(self.scale)
+
+
+def to_images(z: torch.Tensor, shift: Sequence[float], scale: float) -> np.ndarray:
+    """Scaled rows [n, C, H, W] back to uint8 images, rounded and clipped to 0..255."""
+    offset = torch.tensor(shift, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
+    return (z * scale + offset).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()

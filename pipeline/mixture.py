@@ -1,0 +1,197 @@
+"""The experts of a recipe as one model: each state goes to the expert that owns it.
+
+A mixture is plain data (see `describe`), identified by the checksums of its weights. Sampling walks
+all samples of a job through the states together, so each expert is loaded once a job, and only a
+few are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline import noise, objective, sampling
+from pipeline.errors import UserError
+from pipeline.identity import digest
+from pipeline.latents import to_images
+from pipeline.networks.build import build_network
+
+LOADED_EXPERTS = 4  # networks kept in memory
+SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
+
+
+def describe(
+    spec: dict[str, Any],
+    log_snr: Sequence[float],
+    experts: Sequence[dict[str, Any]],
+    shift: Sequence[float],
+    scale: float,
+) -> dict[str, Any]:
+    """A mixture as plain data, with its digest.
+
+    spec: any of its experts' spec (what all share is taken from it); log_snr: the recipe's states
+    (or the two ends of a continuous schedule); experts: dicts with `entry`, `file`, `sha256`,
+    `conditioning`, `first` and `last` (indices of the states it owns, inclusive), in order.
+    """
+    shared = ("network", "channels", "resolution", "classes", "prediction", "continuous")
+    mixture = {key: spec[key] for key in shared}
+    mixture |= {"log_snr": list(log_snr), "shift": list(shift), "scale": scale}
+    identity = [{k: v for k, v in e.items() if k != "entry"} for e in experts]
+    return mixture | {
+        "experts": list(experts),
+        "digest": digest(mixture | {"experts": identity}),
+    }
+
+
+class Mixture:
+    """A mixture ready to denoise. `weights` finds the file of an expert."""
+
+    def __init__(
+        self,
+        description: dict[str, Any],
+        weights: Callable[[dict[str, Any]], Path],
+        device: torch.device | str = "cpu",
+    ):
+        self.description = description
+        self.device = torch.device(device)
+        self._weights = weights
+        self._loaded: OrderedDict[int, nn.Module] = OrderedDict()
+        states = np.asarray(description["log_snr"])
+        experts = description["experts"]
+        # Between two experts' nearest states the border is halfway.
+        self._borders = [
+            (states[a["last"]] + states[b["first"]]) / 2
+            for a, b in zip(experts, experts[1:], strict=False)
+        ]
+        self._states = states
+
+    def owner(self, log_snr: float) -> int:
+        """Index of the expert that answers at a log-SNR.
+
+        Raises ValueError if that expert was trained for one state only and this is another.
+        """
+        index = sum(log_snr < border for border in self._borders)
+        expert = self.description["experts"][index]
+        if expert["conditioning"] == "none":
+            own = self._states[expert["first"]]
+            if abs(own - log_snr) > SAME_STATE:
+                raise ValueError(
+                    f"no expert for log-SNR {log_snr}; the nearest one owns {own} only"
+                )
+        return index
+
+    def network(self, index: int) -> nn.Module:
+        """The network of an expert, loaded when first asked for. UserError for a damaged file."""
+        if index in self._loaded:
+            self._loaded.move_to_end(index)
+            return self._loaded[index]
+        d, expert = self.description, self.description["experts"][index]
+        network = build_network(
+            d["network"],
+            channels_in=d["channels"],
+            resolution=d["resolution"],
+            classes=d["classes"],
+            conditioning=expert["conditioning"],
+        )
+        path = self._weights(expert)
+        try:
+            network.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as e:
+            raise UserError(f"{path}: not the weights of this expert ({e})") from e
+        network.to(self.device, memory_format=torch.channels_last).eval()
+        self._loaded[index] = network
+        if len(self._loaded) > LOADED_EXPERTS:
+            self._loaded.popitem(last=False)
+        return network
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, log_snr: float, labels: Tensor | None = None) -> Tensor:
+        """E[z | x] at one state: x [N, C, H, W], labels int64 [N] or None; shape of x."""
+        network = self.network(self.owner(log_snr))
+        given = torch.full((1,), log_snr, device=x.device, dtype=torch.float32)
+        inputs = x.contiguous(memory_format=torch.channels_last)
+        output = network(inputs, given, labels).float()
+        return objective.to_x0(self.description["prediction"], output, x, log_snr)
+
+    def denoiser(
+        self, labels: Tensor | None = None, guidance: float = 1.0, batch: int = 256
+    ) -> sampling.Denoiser:
+        """A denoiser for any number of samples, `batch` of them at a time.
+
+        labels: int64 [N], one a sample, for a class-conditional mixture; guidance as in
+        `sampling.guided`.
+        """
+        unconditional = None
+        if self.description["classes"]:
+            if labels is None:
+                raise ValueError("a class-conditional mixture needs labels")
+            unconditional = torch.full_like(labels, self.description["classes"])
+
+        def answer(x: Tensor, log_snr: float) -> Tensor:
+            parts = []
+            for start in range(0, len(x), batch):
+                rows = slice(start, start + batch)
+                own = None if labels is None else labels[rows]
+                part = self.denoise(x[rows], log_snr, own)
+                if unconditional is not None and guidance != 1.0:
+                    plain = self.denoise(x[rows], log_snr, unconditional[rows])
+                    part = plain + guidance * (part - plain)
+                parts.append(part)
+            return torch.cat(parts)
+
+        return answer
+
+
+def draw(
+    mixture: Mixture,
+    states: Sequence[float],
+    rows: Sequence[int] | np.ndarray,
+    *,
+    seed: int,
+    kind: str,
+    eta: float = 0.0,
+    guidance: float = 1.0,
+    batch: int = 256,
+    labels: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples number `rows` of a seed: uint8 [N, C, H, W] and their classes (or None).
+
+    A sample is a function of (mixture, sampler, seed, number): its start and the noise of each
+    step are drawn by number. `batch` changes it at most by floating-point rounding.
+    Classes are given, or drawn uniformly by number. `progress(states done, states in all)`.
+    """
+    d = mixture.description
+    shape = (d["channels"], d["resolution"], d["resolution"])
+    ids = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=mixture.device)
+    key = noise.derive_key(seed, "sampling")
+    classes = None
+    if d["classes"]:
+        if labels is None:
+            label_key = noise.derive_key(seed, "classes")
+            labels = noise.randint(label_key, 0, np.asarray(rows, np.int64), d["classes"])
+        classes = torch.as_tensor(labels, device=mixture.device)
+    walk = sampling.sampler(kind, **({"eta": eta} if kind == "ddim" else {}))
+    done = 0
+
+    def tell(_: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(states))
+
+    z = walk(
+        mixture.denoiser(classes, guidance, batch),
+        noise.normal(key, 0, ids, shape),
+        states,
+        noise=lambda i: noise.normal(key, i, ids, shape),
+        callback=tell,
+    )
+    return to_images(z, d["shift"], d["scale"]), None if labels is None else np.asarray(labels)

@@ -1,0 +1,142 @@
+"""From settings to networks, with their parameter and FLOP counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.networks.multi_decoder import MultiDecoderUNet
+from pipeline.networks.unet import Attention, Decoder, Encoder, UNet, check_size, initialise
+
+
+def build_network(
+    settings: Mapping[str, Any] | Any,
+    *,
+    channels_in: int,
+    resolution: int | tuple[int, int],
+    classes: int = 0,
+    conditioning: str = "state",
+    interval_bounds: Sequence[float] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A network by its settings (a mapping, or an object with attributes), initialised from `seed`.
+
+    settings: `kind` `unet` or `multi-decoder`; `channels`, base width; `multipliers`, width of each
+    level over it; `blocks`, residual blocks a level; optional `attention`, resolutions (of the
+    longer side) with self-attention, and `dropout`. A multi-decoder has the width of each
+    decoder, cleanest interval first, in `decoder_channels`, and needs `interval_bounds`, the
+    log-SNRs between the intervals, strictly descending.
+    resolution: of the images, one side of a square or (height, width). classes: 0 for none.
+    conditioning: `state`, or `none` for an expert of one state.
+
+    No global generator is read or moved. On the device `meta` the network has no storage and no
+    values. Raises ValueError for settings that fit neither each other nor the images.
+    """
+    read = settings.get if isinstance(settings, Mapping) else _attributes(settings)
+    kind = read("kind")
+    channels, multipliers, blocks = read("channels"), read("multipliers"), read("blocks")
+    dropout, attention = read("dropout", 0.0), read("attention", ())
+    if kind not in ("unet", "multi-decoder"):
+        raise ValueError(f"network kind '{kind}' is unknown; use unet or multi-decoder")
+    if conditioning not in ("state", "none"):
+        raise ValueError(f"conditioning '{conditioning}' is unknown; use state or none")
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    check_size(height, width, 2 ** (len(multipliers) - 1))
+    sides = [max(height, width) >> level for level in range(len(multipliers))]
+    unknown = sorted(set(attention) - set(sides))
+    if unknown:
+        raise ValueError(f"attention: no level has resolution {unknown[0]}; there are {sides}")
+    shape = {"attends": [side in attention for side in sides], "dropout": dropout}
+
+    with torch.device("meta"):
+        encoder = Encoder(
+            channels_in,
+            channels,
+            multipliers,
+            blocks,
+            classes=classes,
+            conditioned=conditioning == "state",
+            **shape,
+        )
+
+        def decoder(own_channels: int) -> Decoder:
+            return Decoder(encoder, channels_in, own_channels, multipliers, blocks, **shape)
+
+        if kind == "unet":
+            if interval_bounds is not None:
+                raise ValueError("a unet has one decoder; interval_bounds are for a multi-decoder")
+            network = UNet(encoder, decoder(channels))
+        else:
+            if interval_bounds is None or conditioning == "none":
+                raise ValueError("a multi-decoder needs interval_bounds, and the state as input")
+            decoders = [decoder(own) for own in read("decoder_channels")]
+            network = MultiDecoderUNet(encoder, decoders, interval_bounds)
+    if torch.device(device).type != "meta":
+        network.to_empty(device=device)
+        initialise(network, seed)
+    return network
+
+
+def _attributes(settings: Any) -> Any:
+    return lambda name, default=None: getattr(settings, name, default)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_flops(
+    settings: Mapping[str, Any] | Any,
+    *,
+    channels_in: int,
+    resolution: int | tuple[int, int],
+    classes: int = 0,
+    conditioning: str = "state",
+    interval_bounds: Sequence[float] | None = None,
+    interval: int | None = None,
+    batch: int = 1,
+) -> int:
+    """Forward FLOPs of a batch, a multiply-add being two; nothing is allocated or computed.
+
+    Counted are convolutions, matrix products and attention, which norms, activations and sums
+    come on top of (about 1%). Settings as in `build_network`; a multi-decoder has one count an
+    interval, and `interval` says which. Raises ValueError as that does, and without an interval.
+    """
+    network = build_network(
+        settings,
+        channels_in=channels_in,
+        resolution=resolution,
+        classes=classes,
+        conditioning=conditioning,
+        interval_bounds=interval_bounds,
+        device="meta",
+    )
+    options = {}
+    if isinstance(network, MultiDecoderUNet):
+        if interval is None:
+            raise ValueError("a multi-decoder has a FLOP count for each interval; name one")
+        options["interval"] = interval
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    x = torch.empty(batch, channels_in, height, width, device="meta")
+    log_snr = torch.empty(batch, device="meta")
+    total = 0
+
+    # By hooks: torch's own counter takes seconds to import, in every training process.
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += 2 * output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += 2 * output.numel() * module.in_features
+        elif isinstance(module, Attention):  # scores and their use, each a matrix product
+            n, c, h, w = output.shape
+            total += 4 * n * c * (h * w) ** 2
+
+    for module in network.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        network(x, log_snr, **options)
+    return total

@@ -1,0 +1,249 @@
+"""A small classifier whose penultimate features measure images, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+# The stem brings images to at most this many pixels a side, the blocks to at most the second.
+_STEM_SIZE = 16
+_LAST_SIZE = 2
+_GROUPS = 8
+_EVALUATION_BATCH = 500
+
+
+class Classifier(nn.Module):
+    """Convolutions of stride 2 in residual blocks (pre-activation, He et al. 2016b), with group
+    normalisation (Wu and He 2018), so that an image's features do not depend on its batch.
+
+    Takes uint8 images [N, in_channels, H, W] of about `size` pixels a side. The blocks halve the
+    image until it has 2 x 2 pixels before it is averaged: pooled earlier, the features know
+    textures but not where in the image they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        size: int,
+        classes: int,
+        channels: int = 32,
+        dimension: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("channels", channels), ("dimension", dimension)):
+            if value < _GROUPS or value % _GROUPS:
+                raise UserError(f"classifier: {name}={value} must be a multiple of {_GROUPS}")
+        self.settings = {
+            "in_channels": in_channels,
+            "size": size,
+            "classes": classes,
+            "channels": channels,
+            "dimension": dimension,
+        }
+        stride = 1
+        while size > _STEM_SIZE * stride:
+            stride *= 2
+        widths = [channels]
+        size = -(-size // stride)
+        while size > _LAST_SIZE:
+            size = -(-size // 2)
+            widths.append(min(2 * widths[-1], dimension))
+        widths[-1] = dimension
+        self.stem = nn.Conv2d(in_channels, widths[0], stride + 2, stride, padding=1)
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in pairwise(widths)))
+        self.norm = nn.GroupNorm(_GROUPS, dimension)
+        self.head = nn.Linear(dimension, classes)
+        self._initialise(torch.Generator().manual_seed(seed))
+        # The layout chooses the kernel, and so the last bits.
+        self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """He et al. (2015) for convolutions; drawn in the order of the modules."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
+                module.weight.normal_(0, (gain / fan_in) ** 0.5, generator=generator)
+                module.bias.zero_()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features, float32 [N, dimension]."""
+        x = images.to(torch.float32) / 127.5 - 1
+        x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        return F.silu(self.norm(x)).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 [N, classes]."""
+        return self.head(self.features(images))
+
+
+class _Block(nn.Module):
+    """Residual block that halves the image."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_GROUPS, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, 2, padding=1)
+        self.norm2 = nn.GroupNorm(_GROUPS, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+def train_classifier(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    classes: int | None = None,
+    images_budget: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    holdout: float = 0.1,
+    channels: int = 32,
+    dimension: int = 64,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Classifier, dict[str, Any]]:
+    """A classifier of `images`, uint8 [N, C, H, W], trained on `images_budget` of them.
+
+    With `labels` None it learns to tell by which of 4 right angles an image was turned (RotNet,
+    Gidaris et al. 2018), which needs square images; else `labels` are integers [N] below `classes`
+    (default: the largest + 1).
+
+    AdamW; the learning rate rises over the first tenth and falls linearly to 0. The share `holdout`
+    of the images is kept out of training and measures the accuracy. All draws come from `seed`, on
+    the CPU: the result is the same for the same number of threads. `progress(images_seen, total)`
+    is called about 100 times.
+
+    Returns the classifier on the CPU and a report: task (labels or rotations), classes, images
+    (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), loss (of
+    the last tenth).
+
+    Raises:
+        UserError: images that are not square without labels; fewer than 2 classes; too few images;
+            training diverged.
+        ValueError: wrong types or shapes; labels outside of the classes.
+    """
+    _check_images(images)
+    rotate = labels is None
+    if rotate:
+        if images.shape[2] != images.shape[3]:
+            raise UserError(
+                "classifier: without labels it learns rotations, which needs square images, not "
+                f"{images.shape[2]}x{images.shape[3]}; crop them, or add labels"
+            )
+        classes = 4
+    else:
+        classes = _check_labels(labels, len(images), classes)
+    held = round(holdout * len(images))
+    if not 0 < held <= len(images) - batch:
+        raise UserError(
+            f"classifier: {len(images)} images, {held} of them held out, are too few for batches "
+            f"of {batch}; lower the batch, or use another extractor"
+        )
+    random = np.random.Generator(np.random.Philox(seed))
+    order = random.permutation(len(images))
+    held_rows, rows = np.sort(order[:held]), np.sort(order[held:])
+
+    model = Classifier(
+        in_channels=images.shape[1],
+        size=max(images.shape[2:]),
+        classes=classes,
+        channels=channels,
+        dimension=dimension,
+        seed=seed,
+    ).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02, fused=True)
+    steps = max(1, images_budget // batch)
+    queue = np.empty(0, dtype=int)
+    late = []
+    for step in range(steps):
+        if len(queue) < batch:
+            queue = random.permutation(rows)
+        chosen, queue = queue[:batch], queue[batch:]
+        if rotate:
+            x, y = _rotated(images[chosen], random.integers(4, size=batch))
+        else:
+            x, y = images[chosen], labels[chosen]
+        x, y = torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device)
+        rate = learning_rate * min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = rate
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= min(0.9 * steps, steps - 1):
+            late.append(loss.detach())
+        if progress is not None and (step + 1) % max(1, steps // 100) == 0:
+            progress((step + 1) * batch, steps * batch)
+    last_loss = float(torch.stack(late).mean())
+    if not np.isfinite(last_loss):
+        raise UserError(f"classifier: training diverged at learning_rate={learning_rate}; lower it")
+    model.eval()
+    held_images = images[held_rows]
+    if rotate:
+        held_labels = np.repeat(np.arange(4), held)
+        held_images, _ = _rotated(np.concatenate([held_images] * 4), held_labels)
+    else:
+        held_labels = labels[held_rows]
+    report = {
+        "task": "rotations" if rotate else "labels",
+        "classes": classes,
+        "images": steps * batch,
+        "holdout": held,
+        "accuracy": _accuracy(model, held_images, held_labels, device),
+        "loss": last_loss,
+    }
+    return model.to("cpu"), report
+
+
+@torch.inference_mode()
+def _accuracy(model: Classifier, images: np.ndarray, labels: np.ndarray, device: Any) -> float:
+    right = 0
+    for start in range(0, len(images), _EVALUATION_BATCH):
+        part = slice(start, start + _EVALUATION_BATCH)
+        guess = model(torch.from_numpy(images[part]).to(device)).argmax(dim=1).cpu().numpy()
+        right += np.count_nonzero(guess == labels[part])
+    return float(right / len(images))
+
+
+def _rotated(images: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    turned = np.empty_like(images)
+    for turn in range(4):
+        which = turns == turn
+        turned[which] = np.rot90(images[which], turn, axes=(2, 3))
+    return turned, turns
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [N, C, H, W], not {images.dtype} {images.shape}")
+
+
+def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> int:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers [{count}], not {labels.dtype} {labels.shape}")
+    classes = int(labels.max()) + 1 if classes is None else classes
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}, of {classes} classes")
+    if classes < 2:
+        raise UserError(
+            "classifier: all images have one label, so there is nothing to learn from; "
+            "leave the labels out and it learns rotations"
+        )
+    return classes

@@ -1,0 +1,352 @@
+"""The U-Net: an encoder, and a decoder that can have a width of its own.
+
+Of the DDPM++ family (Ho et al. 2020; Song et al. 2021; Karras et al. 2022): residual blocks with
+group norm, the noise level and class by a scale and shift after the second norm, `blocks + 1`
+blocks a level on the way up, each with a skip connection. Resampling costs little: a strided
+convolution down, plain repetition up, and the next block's convolution does the rest.
+
+Nothing here knows a schedule: the noise level comes as log-SNR. There are no buffers and no
+data-dependent branches, so a network can be compiled, run under autocast, and stacked for
+`torch.func.vmap`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_LOG_SNR = 20.0  # beyond it a state is, to float32, all data or all noise
+# Periods, in log-SNR, of the features that show it to the network: the longest is monotone over
+# [-20, 20], the shortest still resolves neighbours of a 1000-state schedule.
+LONGEST_PERIOD, SHORTEST_PERIOD = 4 * MAX_LOG_SNR, 1.0
+HEAD_WIDTH = 64
+EPS = 1e-5
+
+FilmPair = tuple[Tensor, Tensor]
+
+
+def norm_groups(width: int) -> int:
+    """Groups of a GroupNorm over `width` channels: a divisor, at most 32, of 4 channels or more."""
+    return next((g for g in range(min(32, width // 4), 1, -1) if width % g == 0), 1)
+
+
+def log_snr_features(log_snr: Tensor, count: int) -> Tensor:
+    """Sines and cosines of log_snr [N] at `count` frequencies, [N, 2 * count], unit variance.
+
+    Log-SNRs beyond +-20, infinite ones among them, are taken for that bound.
+    """
+    ratio = math.log(LONGEST_PERIOD / SHORTEST_PERIOD) / max(count - 1, 1)
+    steps = torch.arange(count, device=log_snr.device, dtype=log_snr.dtype)
+    frequencies = torch.exp(steps * ratio) * (2 * math.pi / LONGEST_PERIOD)
+    angles = log_snr.clamp(-MAX_LOG_SNR, MAX_LOG_SNR)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1) * math.sqrt(2)
+
+
+def film_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Group norm of x [N, C, H, W], then times scale plus shift, [N, C] or [1, C] each."""
+    n, c, h, w = x.shape
+    groups = norm_groups(c)
+    if scale.shape[0] == 1:
+        return F.group_norm(x, groups, scale.reshape(c), shift.reshape(c), EPS)
+    if x.is_contiguous():
+        # Samples folded into the channels: the norm's own affine then does the scale and shift,
+        # and three passes over memory become one.
+        folded = x.reshape(1, n * c, h, w)
+        y = F.group_norm(folded, n * groups, scale.reshape(n * c), shift.reshape(n * c), EPS)
+        return y.reshape(n, c, h, w)
+    y = F.group_norm(x, groups, eps=EPS)
+    return torch.addcmul(shift[:, :, None, None], y, scale[:, :, None, None])
+
+
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, zero: bool = False) -> nn.Conv2d:
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
+    conv.zero_init = zero
+    return conv
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of x [N, C, H, W], added to x."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 1
+        self.norm = nn.GroupNorm(norm_groups(width), width, EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.project.zero_init = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).reshape(n, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c)
+        return x + self.project(found).transpose(1, 2).reshape(n, c, h, w)
+
+
+class ResidualBlock(nn.Module):
+    """x [N, c_in, H, W] -> [N, c_out, H, W]; scale and shift [N, c_out] or [1, c_out]."""
+
+    def __init__(self, c_in: int, c_out: int, dropout: float = 0.0, attend: bool = False):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups(c_in), c_in, EPS)
+        self.conv1 = _conv(c_in, c_out, 3)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.conv2 = _conv(c_out, c_out, 3, zero=True)
+        self.skip = _conv(c_in, c_out, 1) if c_in != c_out else None
+        self.attention = Attention(c_out) if attend else None
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm(x)))
+        h = F.silu(film_norm(h, scale, shift))
+        if self.dropout is not None:
+            h = self.dropout(h)
+        h = self.conv2(h)
+        h = h + (x if self.skip is None else self.skip(x))
+        return h if self.attention is None else self.attention(h)
+
+
+class Film(nn.Module):
+    """The scale and shift of every block of an encoder or decoder, by one matrix product."""
+
+    def __init__(self, embedding: int, widths: Sequence[int]):
+        super().__init__()
+        self.widths = list(widths)
+        self.linear = nn.Linear(embedding, 2 * sum(widths))
+
+    def forward(self, embedding: Tensor) -> list[FilmPair]:
+        scale, shift = self.linear(embedding).chunk(2, 1)
+        scales, shifts = (1 + scale).split(self.widths, 1), shift.split(self.widths, 1)
+        return list(zip(scales, shifts, strict=True))
+
+
+class Embedding(nn.Module):
+    """Noise level and class as one vector.
+
+    `conditioned`: from log_snr by a perceptron; else one learned constant, which leaves all other
+    parameters with the shapes they have in a conditioned network. `classes` > 0 adds an embedding
+    with one index more, `classes` itself, for "no class".
+    """
+
+    def __init__(self, channels: int, classes: int, conditioned: bool):
+        super().__init__()
+        self.width = 4 * channels
+        self.frequencies = max(channels // 2, 4)
+        self.classes = classes
+        self.conditioned = conditioned
+        if conditioned:
+            self.linear1 = nn.Linear(2 * self.frequencies, self.width)
+            self.linear2 = nn.Linear(self.width, self.width)
+        else:
+            self.constant = nn.Embedding(1, self.width)
+        if classes:
+            self.label = nn.Embedding(classes + 1, self.width)
+
+    def forward(self, log_snr: Tensor | None, labels: Tensor | None) -> Tensor:
+        """log_snr [N] or [1], labels int64 [N] or [1] -> [N or 1, width], through a SiLU.
+
+        Without labels a class-conditional network is told "no class". Raises ValueError without a
+        log_snr that is needed, and for labels without classes.
+        """
+        if self.conditioned:
+            if log_snr is None:
+                raise ValueError("a network conditioned on the state needs log_snr")
+            # Half precision could not tell neighbouring states apart.
+            exact = log_snr.to(torch.promote_types(log_snr.dtype, torch.float32))
+            features = log_snr_features(exact, self.frequencies)
+            h = self.linear1(features.to(self.linear1.weight.dtype))
+            h = self.linear2(F.silu(h))
+        else:
+            h = self.constant.weight
+        if self.classes:
+            h = h + (self.label.weight[-1:] if labels is None else self.label(labels))
+        elif labels is not None:
+            raise ValueError("labels for a network without classes")
+        return F.silu(h)
+
+
+class Encoder(nn.Module):
+    """Embedding, input convolution, the path down, and the middle.
+
+    channels: base width, times `multipliers` a level; blocks: residual blocks a level; attends:
+    one bool a level. With attention on any level there is one in the middle, too.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        *,
+        attends: Sequence[bool] = (),
+        dropout: float = 0.0,
+        classes: int = 0,
+        conditioned: bool = True,
+    ):
+        super().__init__()
+        self.factor = 2 ** (len(multipliers) - 1)
+        self.embedding = Embedding(channels, classes, conditioned)
+        self.input = _conv(channels_in, channels, 3)
+        attends = tuple(attends) or (False,) * len(multipliers)
+        width, self.skip_widths = channels, [channels]
+        self.downs, self.levels = nn.ModuleList(), nn.ModuleList()
+        for level, (multiplier, attend) in enumerate(zip(multipliers, attends, strict=True)):
+            if level:
+                self.downs.append(_conv(width, width, 3, stride=2))
+                self.skip_widths.append(width)
+            self.levels.append(nn.ModuleList())
+            for _ in range(blocks):
+                block = ResidualBlock(width, channels * multiplier, dropout, attend)
+                self.levels[-1].append(block)
+                width = channels * multiplier
+                self.skip_widths.append(width)
+        self.middle = nn.ModuleList(
+            [
+                ResidualBlock(width, width, dropout, any(attends)),
+                ResidualBlock(width, width, dropout),
+            ]
+        )
+        self.width = width
+        self.film = Film(self.embedding.width, _film_widths([*self.levels, self.middle]))
+
+    def forward(
+        self, x: Tensor, log_snr: Tensor | None, labels: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """x [N, C, H, W] -> middle features, skip tensors (outermost first), embedding.
+
+        The embedding is [N, 4 * channels], or [1, 4 * channels] where log_snr and labels are [1]
+        or absent. Raises ValueError unless 2^(levels - 1) divides height and width.
+        """
+        check_size(x.shape[-2], x.shape[-1], self.factor)
+        embedding = self.embedding(log_snr, labels)
+        films = iter(self.film(embedding))
+        h = self.input(x)
+        skips = [h]
+        for level, blocks in enumerate(self.levels):
+            if level:
+                h = self.downs[level - 1](h)
+                skips.append(h)
+            for block in blocks:
+                h = block(h, *next(films))
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, *next(films))
+        return h, skips, embedding
+
+
+class Decoder(nn.Module):
+    """The path up, output norm and convolution, for an encoder of any width.
+
+    channels: base width of this decoder; the other settings are the encoder's.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        channels_out: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        *,
+        attends: Sequence[bool] = (),
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        attends = tuple(attends) or (False,) * len(multipliers)
+        width, skip_widths = encoder.width, list(encoder.skip_widths)
+        self.levels = nn.ModuleList()
+        for multiplier, attend in reversed(list(zip(multipliers, attends, strict=True))):
+            self.levels.append(nn.ModuleList())
+            for index in range(blocks + 1):
+                block = ResidualBlock(
+                    width + skip_widths.pop(),
+                    channels * multiplier,
+                    dropout,
+                    attend and index == blocks,
+                )
+                self.levels[-1].append(block)
+                width = channels * multiplier
+        self.norm = nn.GroupNorm(norm_groups(width), width, EPS)
+        self.output = _conv(width, channels_out, 3, zero=True)
+        self.film = Film(encoder.embedding.width, _film_widths(self.levels))
+
+    def forward(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """What `Encoder.forward` returns -> [N, channels_out, H, W]."""
+        films = iter(self.film(embedding))
+        remaining = reversed(skips)
+        for level, blocks in enumerate(self.levels):
+            if level:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            for block in blocks:
+                h = block(torch.cat([h, next(remaining)], 1), *next(films))
+        return self.output(F.silu(self.norm(h)))
+
+
+class UNet(nn.Module):
+    """One encoder with one decoder."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, x: Tensor, log_snr: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W].
+
+        log_snr: float [N], or [1] for a batch at one state, which is cheaper; ignored, and may be
+        None, in a network that is not conditioned on the state. labels: int64 [N] (or [1]) with
+        `classes` for "no class"; None stands for "no class" throughout.
+        Raises ValueError for a size that 2^(levels - 1) does not divide, a log_snr that is
+        missing, or labels for a network without classes.
+        """
+        return self.decoder(*self.encoder(x, log_snr, labels))
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """ValueError unless `factor`, 2^(levels - 1), divides both sides of an image."""
+    if height % factor or width % factor:
+        levels = factor.bit_length()
+        raise ValueError(
+            f"{height}x{width} pixels cannot be halved {levels - 1} times: with {levels} levels "
+            f"(multipliers), {factor} must divide height and width"
+        )
+
+
+def _film_widths(levels: Iterable[nn.ModuleList]) -> list[int]:
+    return [block.conv1.out_channels for blocks in levels for block in blocks]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Set every parameter of a network, in place, from a seed alone.
+
+    Draws are made on the CPU in the order of the modules, so neither device, layout nor any global
+    generator matters; an encoder gets the same weights whatever decoders follow it. Weights are
+    uniform with variance 1/fan_in, biases zero, norms the identity, class and constant embeddings
+    of unit variance; the last convolution of each residual branch and the output are zero.
+    Raises TypeError for a module with parameters that it has no rule for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(weight: Tensor, variance: float) -> None:
+        # Uniform numbers are the same bits on every kind of CPU; normal ones are not.
+        u = torch.rand(weight.shape, generator=generator, dtype=torch.float32)
+        weight.copy_((2 * u - 1) * math.sqrt(3 * variance))
+
+    for child in module.modules():
+        if isinstance(child, (nn.Conv2d, nn.Linear)):
+            if getattr(child, "zero_init", False):
+                child.weight.zero_()
+            else:
+                draw(child.weight, 1 / child.weight[0].numel())
+            child.bias.zero_()
+        elif isinstance(child, nn.GroupNorm):
+            child.weight.fill_(1)
+            child.bias.zero_()
+        elif isinstance(child, nn.Embedding):
+            draw(child.weight, 1.0)
+        elif next(child.parameters(recurse=False), None) is not None:
+            raise TypeError(f"no rule to initialise a {type(child).__name__}")

@@ -1,0 +1,331 @@
+"""Training of one expert: resumable at any moment, and a pure function of its spec.
+
+Everything random is drawn by position: image i of the run is row `permutation[i mod N]` of slot
+i // N, its noise number and its state follow from i alone. No generator state exists, so a run that
+was killed and resumed gives the very bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from pipeline import curriculum as curricula
+from pipeline import noise, objective
+from pipeline.ema import EMA
+from pipeline.errors import UserError
+from pipeline.latents import Latents
+from pipeline.networks.build import build_network, count_flops, count_parameters
+from pipeline.optim import apply, make_optimizer, rate_and_momentum
+
+# How much work a kill may cost. The environment can change it; it never changes a result.
+CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
+CURVE_POINTS = 50
+EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run is: images done and in all, images/s of late, and the last mean loss."""
+
+    images: int
+    total: int
+    rate: float
+    loss: float | None
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class Draws:
+    """The training stream of one expert: rows, noises and states by position."""
+
+    def __init__(self, spec: dict[str, Any], latents: Latents):
+        self.latents = latents
+        self.noise_key = spec["noise_key"]
+        self.rows_key = noise.derive_key(spec["stream_key"], "rows")
+        self.states_key = noise.derive_key(spec["stream_key"], "states")
+        self.drop_key = noise.derive_key(spec["stream_key"], "labels")
+        self.classes = spec["classes"]
+        self.label_dropout = spec["network"].get("label_dropout", 0.0)
+        self.budget = spec["images"]
+        self.curriculum = _curriculum(spec)
+        self._slot, self._order = -1, np.empty(0, np.int64)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and dataset rows (int64 [n] each) of images start..stop-1 of the run."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        slots, places = np.divmod(positions, len(self.latents))
+        rows = np.empty_like(positions)
+        for slot in np.unique(slots):
+            if slot != self._slot:
+                order = noise.permutation(self.rows_key, int(slot), len(self.latents))
+                self._slot, self._order = int(slot), order
+            mine = slots == slot
+            rows[mine] = self._order[places[mine]]
+        return slots, rows
+
+    def states(self, start: int, stop: int) -> np.ndarray:
+        """Log-SNR (float64 [n]) of each image, stratified within the batch."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        u = noise.uniform(self.states_key, 0, positions)
+        strata = curricula.stratified(stop - start, u, self.curriculum.antithetic)
+        return self.curriculum.draw(strata, start / self.budget)[1]
+
+    def labels(self, start: int, stop: int, rows: np.ndarray) -> torch.Tensor | None:
+        """Class of each image, `classes` where it is dropped; None for an unconditional expert."""
+        if not self.classes:
+            return None
+        labels = self.latents.labels[rows]
+        dropped = noise.uniform(self.drop_key, 0, np.arange(start, stop)) < self.label_dropout
+        return torch.from_numpy(np.where(dropped, self.classes, labels)).to(self.latents.device)
+
+    def noises(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """The noise each image is paired with, float32 [n, *shape] on the device."""
+        device = self.latents.device
+        ids = torch.from_numpy(rows).to(device)
+        slot = torch.from_numpy(slots).to(device)
+        return noise.normal(self.noise_key, slot, ids, self.latents.shape)
+
+
+def _curriculum(spec: dict[str, Any]) -> curricula.Curriculum:
+    settings = dict(spec["curriculum"])
+    kind = settings.pop("kind")
+    own = settings.pop("own", None)
+    axis = np.asarray(settings.pop("axis", spec["log_snr"]))
+    built = curricula.build(kind, axis, spec["continuous"], **settings)
+    return built if own is None else built.restrict(np.arange(own[0], own[1] + 1))
+
+
+def train(
+    spec: dict[str, Any],
+    latents: Latents,
+    folder: Path,
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train the expert of `spec`, from its checkpoint in `folder`/state if there is one.
+
+    Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot,
+    `curve.json` (mean loss over the run) and `record.json` (seconds, images, FLOPs, parameters).
+
+    Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
+    is no longer finite.
+    """
+    settings = spec["training"]
+    torch.set_num_threads(settings["threads"])
+    device = latents.device
+    network = build_network(
+        spec["network"],
+        channels_in=spec["channels"],
+        resolution=spec["resolution"],
+        classes=spec["classes"],
+        conditioning=spec["conditioning"],
+        seed=spec["start_key"],
+        device=device,
+    )
+    network.to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(
+        network.parameters(),
+        "adamw" if settings["weight_decay"] else "adam",
+        settings["learning_rate"],
+        tuple(settings["betas"]),
+        settings["weight_decay"],
+    )
+    ema = EMA(network, settings["ema_halflife"], EMA_RAMPUP) if settings["ema_halflife"] else None
+    weigh = objective.weighting(**settings["weighting"])
+    draws = Draws(spec, latents)
+    run = _Run(spec, folder, network, optimizer, ema)
+    run.resume()
+    if run.images:
+        log(f"resumes at {run.images:,} of {spec['images']:,} images")
+
+    budget, batch = spec["images"], settings["batch"]
+    warmup = min(settings["warmup"], budget // 10)
+    step = max(batch, budget // CURVE_POINTS)
+    bfloat16 = settings["precision"] == "bfloat16"
+    loss_sum = torch.full((), run.open_loss[0], device=device)
+    loss_images = run.open_loss[1]
+    last_loss: float | None = run.curve[-1][1] if run.curve else None
+    told = saved = time.monotonic()
+    told_images = run.images
+    while run.images < budget:
+        start, stop_at = run.images, min(run.images + batch, budget)
+        slots, rows = draws.rows(start, stop_at)
+        z = latents.gather(rows)
+        eps = draws.noises(slots, rows)
+        if len(spec["log_snr"]) == 1:  # one state: its amplitudes are plain numbers
+            log_snr = float(spec["log_snr"][0])
+        else:
+            values = draws.states(start, stop_at).astype(np.float32)
+            log_snr = torch.from_numpy(values).to(device)
+        x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=torch.channels_last)
+        wanted = objective.target(spec["prediction"], z, eps, log_snr)
+        given = log_snr if isinstance(log_snr, torch.Tensor) else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            output = network(x, given, draws.labels(start, stop_at, rows))
+        if settings["weighting"]["kind"] == "uniform":
+            loss = functional.mse_loss(output.float(), wanted)
+        else:
+            error = objective.squared_error(output, wanted)
+            loss = (error * weigh(log_snr, spec["prediction"])).mean()
+        loss.backward()
+        factor, beta1 = rate_and_momentum(
+            settings["decay"],
+            start / budget,
+            stop_at,
+            beta0=settings["betas"][0],
+            floor=settings["floor"],
+            warmup_images=warmup,
+            reference_images=settings["reference_images"],
+        )
+        apply(optimizer, settings["learning_rate"] * factor, beta1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update(start, stop_at - start)
+        loss_sum += loss.detach() * (stop_at - start)
+        loss_images += stop_at - start
+        run.images = stop_at
+
+        if start // step != stop_at // step or stop_at == budget:
+            last_loss = loss_sum.item() / loss_images
+            if not np.isfinite(last_loss):
+                raise UserError(
+                    f"the loss is no longer finite after {stop_at} images; lower "
+                    "training.learning_rate or use training.precision: float32"
+                )
+            run.curve.append([stop_at, last_loss])
+            loss_sum.zero_()
+            loss_images = 0
+        run.snapshot(start, stop_at)
+        now = time.monotonic()
+        if now - told >= 1.0 or stop_at == budget:
+            progress(Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss))
+            told, told_images = now, stop_at
+        # A checkpoint lies between curve points only with the sums of the open one in it.
+        if now - saved >= CHECKPOINT_SECONDS or stop():
+            run.checkpoint(loss_sum, loss_images)
+            saved = now
+            if stop():
+                raise Interrupted
+    run.finish()
+
+
+class _Run:
+    """What a run keeps on disk: its checkpoint, snapshots, curve and record."""
+
+    def __init__(self, spec, folder: Path, network, optimizer, ema: EMA | None):
+        self.spec, self.folder = spec, folder
+        self.network, self.optimizer, self.ema = network, optimizer, ema
+        self.images = 0
+        self.seconds = 0.0  # of earlier processes
+        self.started = time.monotonic()
+        self.snapshot_seconds: dict[str, float] = {}
+        self.curve: list[list[float]] = []
+        self.open_loss: tuple[float, int] = (0.0, 0)
+        self.path = folder / "state" / "checkpoint.pt"
+
+    def resume(self) -> None:
+        """Continue from the checkpoint; one that cannot be read is an error, never a restart."""
+        if not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+        except Exception as e:
+            raise UserError(
+                f"{self.path}: damaged checkpoint ({e}); delete it to start this expert again"
+            ) from e
+        self.images, self.seconds = state["images"], state["seconds"]
+        self.curve, self.open_loss = state["curve"], tuple(state["open_loss"])
+        self.snapshot_seconds = state["snapshot_seconds"]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, over all processes that worked on it."""
+        return self.seconds + time.monotonic() - self.started
+
+    def checkpoint(self, loss_sum: torch.Tensor, loss_images: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "images": self.images,
+            "seconds": self.elapsed,
+            "snapshot_seconds": self.snapshot_seconds,
+            "curve": self.curve,
+            "open_loss": [loss_sum.item(), loss_images],
+        }
+        temporary = self.path.with_suffix(".part")
+        with open(temporary, "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, self.path)
+
+    def snapshot(self, start: int, stop: int) -> None:
+        """Keep the weights if a snapshot is due at the end of this batch."""
+        for images in self.spec["snapshots"]:
+            if start < images <= stop:
+                weights = (
+                    self.ema.weights
+                    if self.ema is not None
+                    else {k: p.detach() for k, p in self.network.named_parameters()}
+                )
+                self._write_weights(f"weights-{images}.safetensors", weights, stop)
+                self.snapshot_seconds[str(images)] = self.elapsed
+
+    def _write_weights(self, name: str, weights: dict[str, torch.Tensor], images: int) -> None:
+        temporary = self.folder / f".{name}.part"
+        kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
+        meta = {"spec": json.dumps(self.spec, sort_keys=True), "images": str(images)}
+        save_file(kept, temporary, metadata=meta)
+        os.replace(temporary, self.folder / name)
+
+    def finish(self) -> None:
+        spec = self.spec
+        record = {
+            "images": self.images,
+            "seconds": self.elapsed,
+            "snapshot_seconds": self.snapshot_seconds,
+            "parameters": count_parameters(self.network),
+            # Backward costs twice the forward pass.
+            "flops": 3 * self.images * flops_per_image(spec),
+            "device": str(self.network_device()),
+        }
+        for name, value in (("curve.json", self.curve), ("record.json", record)):
+            temporary = self.folder / f".{name}.part"
+            temporary.write_text(json.dumps(value))
+            os.replace(temporary, self.folder / name)
+
+    def network_device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def flops_per_image(spec: dict[str, Any]) -> int:
+    """Forward FLOPs of the spec's network for one image (a multiply-add is two)."""
+    return count_flops(
+        spec["network"],
+        channels_in=spec["channels"],
+        resolution=spec["resolution"],
+        classes=spec["classes"],
+        conditioning=spec["conditioning"],
+    )

@@ -1,0 +1,104 @@
+"""The command line: `tspace <stage>` runs one stage; `tspace --help` lists all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+import pipeline
+from pipeline.errors import UserError
+
+
+class Commands(click.Group):
+    """Turns a user's error into one message and exit status 2, without a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except UserError as e:
+            click.echo(f"tspace: {e}", err=True)
+            sys.exit(2)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the pipeline
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pipeline.__version__, prog_name="tspace")
+def main() -> None:
+    """Train diffusion models faster, as one pipeline whose every result can be regenerated.
+
+    `dvc repro` runs all stages that params.yaml or the code have made stale; the commands below run
+    one stage each, in the order of the pipeline.
+    """
+
+
+def _stage(name: str, text: str) -> None:
+    def run() -> None:
+        from stages import steps
+        from stages.workspace import Workspace
+
+        getattr(steps, name)(Workspace.here())
+
+    main.command(name, help=text)(run)
+
+
+_stage("prepare", "Read the raw images into their normal form.")
+_stage("encode", "Turn the images into what the networks see.")
+_stage("features", "Make the feature extractor and the features of the real images.")
+_stage("pair", "Pair images with noise.")
+_stage("train", "Train the experts that the store lacks.")
+_stage("merge", "Combine each recipe's experts into one model.")
+
+
+@main.command()
+@click.option("--recipe", help="Draw from this finished recipe instead of running the stage.")
+@click.option("-n", "number", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="FILE.png for a grid, or a folder.")
+def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None:
+    """Draw samples: for the scores (no options), or from one recipe into --out."""
+    from stages import steps
+    from stages.workspace import Workspace
+
+    workspace = Workspace.here()
+    if recipe is None and out is None:
+        steps.sample(workspace)
+        return
+    if recipe is None or out is None:
+        raise UserError("sample: --recipe and --out go together")
+    from stages.drawing import draw_from
+
+    draw_from(workspace, recipe, number, seed, out)
+
+
+_stage("evaluate", "Score the samples against the real images.")
+
+
+@main.command()
+def report() -> None:
+    """Write results/: metrics, tables, pictures and report.html."""
+    from stages.report import report as write_report
+    from stages.workspace import Workspace
+
+    write_report(Workspace.here())
+
+
+@main.command(hidden=True)
+@click.option("--root", type=click.Path(path_type=Path), required=True)
+@click.option("--store", "store_root", type=click.Path(path_type=Path), required=True)
+@click.argument("name")
+def job(root: Path, store_root: Path, name: str) -> None:
+    """Run one planned entry of the store (called by the Snakefile)."""
+    from pipeline.store import Store
+    from stages.jobs import run_job
+    from stages.workspace import Workspace
+
+    if not run_job(Workspace(root), Store(store_root), name):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

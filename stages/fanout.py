@@ -1,0 +1,243 @@
+"""A fan-out stage: plan, run what the store lacks through Snakemake, collect.
+
+Snakemake only places jobs. Which of them are missing is decided here, by the store, so neither its
+metadata nor file times matter, and an interrupted or killed run is simply started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.plan import Job
+from pipeline.store import Entry, copy_entry, write_json
+from stages.workspace import Workspace
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 10.0  # between two lines of progress where lines cannot be rewritten
+
+
+def fan_out(
+    workspace: Workspace, stage: str, plan: Callable[[], list[Job]], inputs: Iterable[str] = ()
+) -> dict[str, Entry]:
+    """Make the stage's output hold exactly what `plan()` names; returns the entries by name.
+
+    inputs: stages whose artefacts the jobs read. UserError if jobs failed, or if the plan changed
+    while they ran (somebody edited params.yaml or the code): everything finished is kept.
+    """
+    jobs = {job.name: job for job in plan()}
+    for other in (*inputs, stage):
+        adopt(workspace, other)
+    entries = {name: workspace.store.plan(job.kind, job.spec) for name, job in jobs.items()}
+    missing = [job for name, job in jobs.items() if not entries[name].done]
+    print(f"{stage}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them in the store", flush=True)
+    if missing:
+        _run(workspace, stage, missing, entries)
+    if list(jobs) != [job.name for job in {job.name: job for job in plan()}.values()]:
+        raise UserError(
+            f"{stage}: params.yaml or the code changed while its jobs ran; run again "
+            "(what is finished is kept)"
+        )
+    _collect(workspace, stage, jobs, entries)
+    return entries
+
+
+def adopt(workspace: Workspace, stage: str) -> None:
+    """Take into the store what DVC checked out as the output of a stage."""
+    folder = workspace.artefacts(stage)
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return
+    for item in workspace.read_json(manifest)["entries"]:
+        source = folder / item["name"].partition("/")[2]
+        if source.exists():
+            workspace.store.adopt(source, item["name"])
+
+
+def _collect(
+    workspace: Workspace, stage: str, jobs: dict[str, Job], entries: dict[str, Entry]
+) -> None:
+    folder = workspace.artefacts(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = []
+    for name, job in jobs.items():
+        entry = entries[name]
+        target = folder / entry.digest
+        if not (target / "DONE").exists():
+            copy_entry(entry, target)
+        manifest.append({"name": name, "label": job.label, "files": entry.files()})
+    kept = {entry.digest for entry in entries.values()}
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path)
+    write_json(folder / "manifest.json", {"entries": manifest})
+
+
+def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]) -> None:
+    run = workspace.scratch / "runs" / stage
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    names = {job.name for job in missing}
+    # The largest first, so that the last workers do not wait for one that started late.
+    order = sorted(missing, key=lambda job: -job.weight)
+    plan = {
+        "stage": stage,
+        "root": str(workspace.root),
+        "store": str(workspace.store.root),
+        "run": str(run),
+        "tspace": str(Path(sys.executable).parent / "tspace"),
+        "jobs": {
+            job.name.replace("/", "-"): {
+                "kind": job.kind,
+                "name": job.name,
+                "label": job.label,
+                "needs": [n.replace("/", "-") for n in job.needs if n in names],
+                "threads": job.threads,
+                "priority": len(order) - rank,
+            }
+            for rank, job in enumerate(order)
+        },
+    }
+    for job in missing:
+        (entries[job.name].path / "error.txt").unlink(missing_ok=True)
+        if not entries[job.name].leased():
+            (entries[job.name].path / "progress.json").unlink(missing_ok=True)
+    write_json(run / "plan.json", plan)
+    log = run / "snakemake.log"
+    environment = {
+        "SNAKEMAKE_PROFILE": str(workspace.root / "profiles" / "default"),
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workspace.root / "Snakefile")]
+    command += ["--directory", str(workspace.root), "--config", f"plan={run / 'plan.json'}"]
+    # DVC already keeps two runs in one checkout apart; a stale lock would outlive a killed run.
+    command += [
+        "--workflow-profile",
+        "none",
+        "--nolock",
+        "--rerun-incomplete",
+        "--rerun-triggers",
+        "mtime",
+    ]
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=workspace.root
+        )
+        try:
+            _watch(stage, process, missing, entries)
+        except KeyboardInterrupt:
+            process.wait()  # the terminal interrupted Snakemake as well: it stops its jobs
+            raise
+    if process.returncode:
+        raise UserError(_failures(stage, missing, entries, log))
+
+
+def _watch(
+    stage: str, process: subprocess.Popen, missing: list[Job], entries: dict[str, Entry]
+) -> None:
+    terminal = sys.stdout.isatty()
+    shown = time.monotonic()
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        if terminal or time.monotonic() - shown >= LINE_SECONDS:
+            shown = time.monotonic()
+            line = status_line(stage, missing, entries)
+            if terminal:
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r{line[:width]:<{width}}", end="", flush=True)
+            else:
+                print(line, flush=True)
+    line = status_line(stage, missing, entries)
+    print(f"\r{line}\033[K" if terminal else line, flush=True)
+
+
+def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
+    """One line: jobs done, what runs and how fast, and the time left."""
+    done = sum(entries[job.name].done for job in jobs)
+    running, left, rate, units = [], 0.0, 0.0, {}
+    for job in jobs:
+        if entries[job.name].done:
+            continue
+        state = entries[job.name].progress()
+        if not state:
+            units[job.kind] = units.get(job.kind, 0.0) + job.weight
+            continue
+        share = state["done"] / max(state["total"], 1)
+        left += (1 - share) * job.weight
+        if time.time() - state["time"] < 60:
+            rate += state["rate"] * job.weight / max(state["total"], 1)
+            loss = "" if state.get("loss") is None else f" loss {state['loss']:.4f}"
+            speed = f" {state['rate']:,.0f} {state['unit']}/s" if state["rate"] else ""
+            running.append(f"{job.label} {share:.0%}{speed}{loss}")
+    left += sum(units.values())
+    parts = [f"{stage}: {done}/{len(jobs)} done", *running[:3]]
+    if len(running) > 3:
+        parts.append(f"and {len(running) - 3} more")
+    if rate and done < len(jobs):
+        seconds = int(left / rate)
+        parts.append(f"{seconds // 60}:{seconds % 60:02d} left")
+    return " | ".join(parts)
+
+
+def _failures(stage: str, missing: list[Job], entries: dict[str, Entry], log: Path) -> str:
+    failed, told = [], 0
+    for job in missing:
+        entry = entries[job.name]
+        if entry.done:
+            continue
+        told += 1
+        with contextlib.suppress(FileNotFoundError):
+            message = (entry.path / "error.txt").read_text().strip()
+            failed.append(f"  {job.label}: {message} (log: {entry.log})")
+    if not failed:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        return f"{stage}: {told} jobs did not run; Snakemake says ({log}):\n{tail}"
+    kept = len(missing) - told
+    return (
+        f"{stage}: {len(failed)} jobs failed, {kept} finished and are kept; "
+        "run again to try only the rest:\n" + "\n".join(failed[:20])
+    )
+
+
+class Reporter:
+    """What a job says while it runs: its log, and progress for whoever watches."""
+
+    def __init__(self, entry: Entry, unit: str = "images"):
+        self.entry, self.unit = entry, unit
+        self._logged = 0.0
+        self._started = time.monotonic()
+
+    def log(self, text: str) -> None:
+        with open(self.entry.log, "a") as f:
+            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def progress(
+        self, done: int, total: int, rate: float | None = None, loss: float | None = None
+    ) -> None:
+        now = time.monotonic()
+        if rate is None:
+            rate = done / max(now - self._started, 1e-9)
+        state: dict[str, Any] = {"done": done, "total": total, "rate": rate, "loss": loss}
+        state |= {"unit": self.unit, "time": time.time()}
+        path = self.entry.path / "progress.json"
+        temporary = path.with_name(f".progress.{os.getpid()}")
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, path)
+        if now - self._logged >= LINE_SECONDS or done >= total:
+            self._logged = now
+            seconds = int((total - done) / rate) if rate else 0
+            shown = "" if loss is None else f"  loss {loss:.5f}"
+            self.log(
+                f"{done:,}/{total:,} {self.unit}  {rate:,.0f} {self.unit}/s{shown}"
+                f"  {seconds // 60}:{seconds % 60:02d} left"
+            )

@@ -1,0 +1,146 @@
+"""HTML and SVG by function calls, which escape every text, and numbers as a page shows them."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MISSING = "–"
+_VOID = frozenset({"br", "img", "link", "meta", "col"})
+# Elements after which the source goes on in a new line.
+_LINE = frozenset(
+    """
+    div dl details figure figcaption h1 h2 h3 head main p section style svg table tbody thead tr
+    """.split()  # noqa: SIM905
+)
+_PREFIXES = dict(zip(range(-10, 11), "qryzafpnµm kMGTPEZYRQ", strict=True))
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Html(str):
+    """Text that is markup already, and is not escaped again."""
+
+    __slots__ = ()
+
+
+def join(parts: Iterable[Any]) -> Html:
+    """Parts one after the other; what is not `Html` is escaped, None is nothing."""
+    return Html(
+        "".join(
+            part if isinstance(part, Html) else html.escape(str(part))
+            for part in parts
+            if part is not None
+        )
+    )
+
+
+def el(tag: str, *children: Any, **attributes: Any) -> Html:
+    """One element. `class_` is written class, `aria_label` aria-label; without None and False."""
+    words = [tag]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        name = key.rstrip("_").replace("_", "-")
+        name = "viewBox" if name == "viewbox" else name
+        words.append(name if value is True else f'{name}="{html.escape(_plain(value))}"')
+    end = "\n" if tag in _LINE else ""
+    if tag in _VOID:
+        return Html(f"<{' '.join(words)}>{end}")
+    return Html(f"<{' '.join(words)}>{join(children)}</{tag}>{end}")
+
+
+def _plain(value: Any) -> str:
+    return coordinate(value) if isinstance(value, float) else str(value)
+
+
+def coordinate(value: float) -> str:
+    """A length in a drawing: a tenth of a unit is finer than any screen."""
+    text = f"{value:.1f}"
+    return text[:-2] if text.endswith(".0") else text
+
+
+# --- numbers
+
+
+def known(value: Any) -> bool:
+    """Whether there is a finite number to show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def exponent(value: float) -> int:
+    """Power of ten of the first digit; value is not zero."""
+    return int(f"{value:e}".partition("e")[2])
+
+
+def count(value: Any) -> str:
+    """A whole number in groups of three digits."""
+    return _sign(f"{value:,}") if known(value) else MISSING
+
+
+def si(value: Any, unit: str = "", digits: int = 3) -> str:
+    """`digits` significant digits with an SI prefix: 182 k, 1.46 T."""
+    if not known(value):
+        return MISSING
+    rounded = float(f"{value:.{digits - 1}e}")
+    group = exponent(rounded) // 3 if rounded else 0
+    if group not in _PREFIXES or not math.isfinite(rounded):
+        return scientific(value) + (f"\u202f{unit}" if unit else "")
+    scaled = rounded / 10.0 ** (3 * group)
+    decimals = digits - 1 - exponent(scaled) if scaled else 0
+    suffix = _PREFIXES[group].strip() + unit
+    if not group and float(value).is_integer():
+        decimals = 0
+    return _sign(f"{scaled:.{max(decimals, 0)}f}") + (f"\u202f{suffix}" if suffix else "")
+
+
+def scientific(value: float) -> str:
+    """1.2×10⁻⁷."""
+    power = exponent(value)
+    mantissa = f"{value:.1e}".partition("e")[0].removesuffix(".0")
+    tail = "10" + str(power).translate(_SUPERSCRIPT)
+    if mantissa.lstrip("-") == "1":
+        return _sign(mantissa[:-1] + tail)
+    return _sign(f"{mantissa}×{tail}")
+
+
+def short(value: float, digits: int = 4) -> str:
+    """A number in a sentence or, with more digits, on an axis: no zeros at the end."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e4:
+        return _sign(f"{value:.{digits}g}")
+    if not 1 <= abs(value) < 1e15:
+        return scientific(value)
+    group = exponent(value) // 3
+    return _sign(f"{value / 10.0 ** (3 * group):.{digits}g}\u202f{_PREFIXES[group]}")
+
+
+def fixed(values: Sequence[Any], most: int = 3) -> list[str]:
+    """A column of numbers with equally many decimals, so that they align.
+
+    The largest has three significant digits; the smallest too, as far as `most` decimals go.
+    """
+    sizes = [exponent(v) for v in values if known(v) and v]
+    places = max(2 - max(sizes), min(2 - min(sizes), most)) if sizes else most
+    places = min(max(places, 0), 6)
+    return [_fixed(value, places) for value in values]
+
+
+def _fixed(value: Any, places: int) -> str:
+    if not known(value):
+        return MISSING
+    text = f"{value:,.{places}f}"
+    if value and (float(text.replace(",", "")) == 0 or abs(value) >= 1e9):
+        return scientific(value)
+    return _sign(text)
+
+
+def _sign(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 expert`, `12 experts`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,66 @@
+"""Where things are: the one place that knows the project's layout."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.config import Params
+from pipeline.errors import UserError
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout of the project with its artefacts and its store."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> Workspace:
+        """The workspace that the current folder is the root of. UserError if it is none."""
+        root = Path.cwd()
+        for needed in ("Snakefile", "dvc.yaml"):
+            if not (root / needed).exists():
+                raise UserError(f"{root}: has no {needed}; run tspace in the project's folder")
+        return cls(root)
+
+    @functools.cached_property
+    def params(self) -> Params:
+        return config.load(self.root / "params.yaml")
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Shared between clones when TSPACE_STORE names a folder."""
+        return Store(Path(os.environ.get("TSPACE_STORE", self.root / "store")).absolute())
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "artefacts" / "dataset"
+
+    def artefacts(self, stage: str) -> Path:
+        """The output folder of a stage, which DVC owns."""
+        return self.root / "artefacts" / stage
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def scratch(self) -> Path:
+        """Plans and logs of this checkout; may be deleted at any time."""
+        return self.root / ".tspace"
+
+    def read_json(self, path: Path) -> Any:
+        """A JSON artefact. UserError that names the stage to run if it is missing or damaged."""
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError as e:
+            raise UserError(f"{path}: missing; run `dvc repro` (or `dvc pull`) first") from e
+        except ValueError as e:
+            raise UserError(f"{path}: damaged; delete it and run `dvc repro`") from e

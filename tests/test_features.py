@@ -1,0 +1,355 @@
+import gzip
+import importlib.util
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+from pipeline import features
+from pipeline.errors import UserError
+from pipeline.networks.classifier import Classifier, train_classifier
+
+TRAINING = {"images_budget": 3000, "batch": 64, "learning_rate": 4e-3, "seed": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return np.round(data.images * (255 / 16)).astype(np.uint8)[:, None], data.target
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    return train_classifier(*digits, **TRAINING)
+
+
+def noise(seed, *shape):
+    return np.random.Generator(np.random.Philox(seed)).integers(0, 256, shape, dtype=np.uint8)
+
+
+class TestClassifier:
+    @pytest.mark.parametrize(
+        ("channels", "height", "width"), [(1, 8, 8), (1, 28, 28), (3, 64, 48), (4, 5, 5), (3, 2, 2)]
+    )
+    def test_shapes(self, channels, height, width):
+        model = Classifier(in_channels=channels, size=max(height, width), classes=7, dimension=40)
+        images = torch.from_numpy(noise(1, 5, channels, height, width))
+        assert model.features(images).shape == (5, 40)
+        assert model(images).shape == (5, 7)
+
+    def test_weights_come_from_the_seed_alone(self):
+        settings = {"in_channels": 1, "size": 8, "classes": 3}
+        torch.manual_seed(5)
+        first = Classifier(**settings, seed=1).state_dict()
+        torch.manual_seed(6)
+        same, other = Classifier(**settings, seed=1), Classifier(**settings, seed=2)
+        assert all(torch.equal(first[k], v) for k, v in same.state_dict().items())
+        assert not torch.equal(first["stem.weight"], other.state_dict()["stem.weight"])
+
+    def test_features_of_an_image_do_not_depend_on_its_batch(self):
+        model = Classifier(in_channels=3, size=16, classes=3)
+        images = torch.from_numpy(noise(1, 8, 3, 16, 16))
+        alone = torch.cat([model.features(images[i : i + 1]) for i in range(8)])
+        torch.testing.assert_close(model.features(images), alone, rtol=1e-5, atol=1e-5)
+
+    def test_odd_widths(self):
+        with pytest.raises(UserError, match="dimension=30"):
+            Classifier(in_channels=1, size=8, classes=3, dimension=30)
+
+
+class TestTraining:
+    def test_learns_digits(self, trained):
+        module, report = trained
+        assert report["accuracy"] > 0.93
+        assert report["task"] == "labels"
+        assert (report["classes"], report["images"], report["holdout"]) == (10, 2944, 180)
+        assert report["loss"] < 0.3
+        assert not module.training
+
+    def test_holdout_is_not_trained_on(self, digits):
+        # Labels without any pattern: what is learnt by heart cannot be known of held-out images.
+        images, _ = digits
+        labels = noise(3, len(images)) % 2
+        _, report = train_classifier(
+            images[:200],
+            labels[:200],
+            holdout=0.5,
+            **TRAINING | {"batch": 50, "images_budget": 1800},
+        )
+        assert report["loss"] < 0.3
+        assert 0.3 < report["accuracy"] < 0.7
+
+    def test_deterministic(self, digits):
+        settings = TRAINING | {"images_budget": 640}
+        torch.manual_seed(5)
+        first, report = train_classifier(*digits, **settings)
+        torch.manual_seed(6)
+        second, same_report = train_classifier(*digits, **settings)
+        other, _ = train_classifier(*digits, **settings | {"seed": 2})
+        assert report == same_report
+        weights = second.state_dict()
+        assert all(torch.equal(v, weights[k]) for k, v in first.state_dict().items())
+        assert not torch.equal(other.state_dict()["head.weight"], weights["head.weight"])
+
+    def test_rotations(self, digits):
+        _, report = train_classifier(digits[0], None, **TRAINING)
+        assert (report["task"], report["classes"]) == ("rotations", 4)
+        assert report["accuracy"] > 0.7
+
+    def test_turns_by_right_angles(self, digits):
+        # A corner marks the direction, so four classes are easy; all else is equal.
+        images = np.zeros((400, 1, 6, 6), np.uint8)
+        images[:, :, :2, :3] = 128 + noise(1, 400, 1, 2, 3) // 2
+        _, report = train_classifier(images, None, **TRAINING | {"images_budget": 2000})
+        assert report["accuracy"] == 1
+
+    def test_progress(self, digits):
+        seen = []
+        settings = TRAINING | {"images_budget": 700}
+        train_classifier(*digits, **settings, progress=lambda *state: seen.append(state))
+        assert seen == [(64 * i, 640) for i in range(1, 11)]
+
+    def test_refusals(self, digits):
+        images, labels = digits
+        with pytest.raises(UserError, match="square"):
+            train_classifier(images[:, :, :6], None, **TRAINING)
+        with pytest.raises(UserError, match="one label"):
+            train_classifier(images, np.zeros_like(labels), **TRAINING)
+        with pytest.raises(UserError, match="too few"):
+            train_classifier(images[:60], labels[:60], **TRAINING)
+        with pytest.raises(UserError, match="diverged"):
+            train_classifier(
+                images, labels, **TRAINING | {"learning_rate": 1e20, "images_budget": 640}
+            )
+        with pytest.raises(ValueError, match="uint8"):
+            train_classifier(images.astype(float), labels, **TRAINING)
+        with pytest.raises(ValueError, match="10 classes"):
+            train_classifier(images, labels + 1, classes=10, **TRAINING)
+
+    @pytest.mark.slow
+    def test_learns_digits_well(self, digits):
+        _, report = train_classifier(*digits, **TRAINING | {"images_budget": 20_000})
+        assert report["accuracy"] > 0.97
+
+    @pytest.mark.slow
+    def test_learns_fashion(self):
+        from pathlib import Path
+
+        folder = Path("/usr/share/datasets/fashion-mnist")
+        if not folder.is_dir():
+            pytest.skip("the dataset-fashion-mnist package is not installed")
+
+        def read(name, header):
+            data = gzip.decompress((folder / name).read_bytes())
+            shape = struct.unpack(f">{header}i", data[4 : 4 + 4 * header])
+            return np.frombuffer(data, np.uint8, offset=4 + 4 * header).reshape(shape)
+
+        images = read("train-images-idx3-ubyte.gz", 3)[:, None]
+        labels = read("train-labels-idx1-ubyte.gz", 1)
+        _, report = train_classifier(images, labels, **TRAINING | {"images_budget": 60_000})
+        assert report["accuracy"] > 0.88
+
+
+class TestExtractor:
+    def test_classifier_features(self, trained, digits):
+        module, images = trained[0], digits[0][:70]
+        extractor = features.classifier_extractor(module, batch=32)
+        got = extractor.features(images)
+        assert (got.shape, got.dtype, extractor.dimension) == ((70, 64), np.float32, 64)
+        with torch.no_grad():
+            expected = module.features(torch.from_numpy(images))
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert extractor.features(images[:0]).shape == (0, 64)
+        assert extractor.features(images[:, :, ::-1]).shape == (70, 64)
+
+    def test_save_and_load(self, trained, digits, tmp_path):
+        module, report = trained
+        extractor = features.classifier_extractor(module)
+        first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+        features.save_extractor(module, first, report)
+        features.save_extractor(module, second, dict(reversed(report.items())))
+        assert first.read_bytes() == second.read_bytes()
+        loaded = features.load_extractor(first)
+        assert loaded.digest == extractor.digest
+        images = digits[0][:40]
+        np.testing.assert_array_equal(loaded.features(images), extractor.features(images))
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_digest_follows_the_weights(self, trained):
+        before = features.classifier_extractor(trained[0]).digest
+        other = Classifier(**trained[0].settings)
+        other.load_state_dict(trained[0].state_dict())
+        assert features.classifier_extractor(other).digest == before
+        with torch.no_grad():
+            other.head.bias[3] += 1e-4
+        assert features.classifier_extractor(other).digest != before
+
+    def test_damaged_files(self, trained, tmp_path):
+        path = tmp_path / "extractor.safetensors"
+        with pytest.raises(UserError, match="no such file"):
+            features.load_extractor(path)
+        features.save_extractor(trained[0], path, trained[1])
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[-5] ^= 1
+        for damaged in (b"", b"text" * 9, whole[:-1], bytes(flipped)):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"extractor\.safetensors"):
+                features.load_extractor(path)
+        save_file({"a": torch.zeros(3)}, path)
+        with pytest.raises(UserError, match="not a classifier"):
+            features.load_extractor(path)
+
+    def test_refused_inputs(self, trained, digits):
+        extractor = features.classifier_extractor(trained[0])
+        with pytest.raises(UserError, match="1 channels, these have 3"):
+            extractor.features(noise(1, 4, 3, 8, 8))
+        with pytest.raises(ValueError, match="uint8"):
+            extractor.features(digits[0].astype(np.float32))
+        with pytest.raises(ValueError, match="uint8"):
+            extractor.features(digits[0][0])
+
+
+MODULE = """
+import torch
+
+class Sums(torch.nn.Module):
+    dimension = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(2))
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return images.to(torch.float64).sum((1, 2, 3))[:, None] * self.weight
+
+class Wrong(Sums):
+    dimension = 3
+
+class Broken(Sums):
+    def forward(self, images):
+        return super().forward(images) / images.sum((1, 2, 3))[:, None]
+
+class Needy(Sums):
+    def __init__(self, size):
+        super().__init__()
+
+class Plain(torch.nn.Module):
+    pass
+"""
+
+
+class TestModule:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "networks.py"
+        path.write_text(MODULE)
+        return path
+
+    def test_with_weights(self, file, tmp_path):
+        weights = tmp_path / "w.safetensors"
+        save_file({"weight": torch.tensor([1.0, -2.0])}, weights)
+        extractor = features.module_extractor(f"{file}:Sums", weights)
+        images = noise(1, 5, 3, 4, 4)
+        total = images.sum((1, 2, 3), dtype=np.int64)
+        np.testing.assert_allclose(extractor.features(images), np.stack([total, -2 * total], 1))
+        assert extractor.dimension == 2
+        save_file({"weight": torch.tensor([1.0, -3.0])}, weights)
+        other = features.module_extractor(f"{file}:Sums", weights)
+        assert other.digest != extractor.digest
+
+    def test_without_weights_draws_the_same_ones(self, file):
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        first = features.module_extractor(f"{file}:Sums")
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(6)
+        assert features.module_extractor(f"{file}:Sums").digest == first.digest
+        file.write_text(MODULE + "\n# changed\n")
+        assert features.module_extractor(f"{file}:Sums").digest != first.digest
+
+    def test_wrong_results(self, file):
+        images = noise(1, 5, 3, 4, 4)
+        with pytest.raises(UserError, match=r"Wrong: returned \[5, 2\], not a tensor \[5, 3\]"):
+            features.module_extractor(f"{file}:Wrong").features(images)
+        broken = features.module_extractor(f"{file}:Broken", batch=2)
+        assert broken.features(images).shape == (5, 2)
+        images[3] = 0
+        with pytest.raises(UserError, match="Broken: NaN or infinity in the features of images 2"):
+            broken.features(images)
+
+    def test_refusals(self, file, tmp_path):
+        for source, message in [
+            (str(file), "must be path/to/file.py:ClassName"),
+            (f"{tmp_path}/none.py:Sums", "none.py: cannot be read"),
+            (f"{file}:Missing", "has no attribute 'Missing'"),
+            (f"{file}:Needy", "missing 1 required positional argument"),
+            (f"{file}:Plain", "no attribute 'dimension'"),
+            (f"{file}:torch", "cannot be made"),
+        ]:
+            with pytest.raises(UserError, match=message):
+                features.module_extractor(source)
+        weights = tmp_path / "w.safetensors"
+        with pytest.raises(UserError, match="no such file"):
+            features.module_extractor(f"{file}:Sums", weights)
+        save_file({"weight": torch.zeros(3)}, weights)
+        with pytest.raises(UserError, match=r"does not fit .*size mismatch"):
+            features.module_extractor(f"{file}:Sums", weights)
+
+
+class TestTorchFidelity:
+    def test_missing_package(self):
+        if importlib.util.find_spec("torch_fidelity"):
+            pytest.skip("torch-fidelity is installed")
+        for name in ("inception", "dinov2"):
+            with pytest.raises(UserError, match=r"pip install 'tspace\[fid\]'"):
+                features.torch_fidelity_extractor(name)
+
+    def test_missing_weights(self):
+        with pytest.raises(UserError, match=r"none\.pth: no such file"):
+            features.torch_fidelity_extractor("inception", weights="none.pth")
+
+    @pytest.mark.slow
+    def test_inception_with_local_weights(self, tmp_path, monkeypatch):
+        module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+        # The network itself, with weights that it draws: the real ones are a download.
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "load_state_dict_from_url", lambda *a, **k: {})
+            patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
+            network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        path = tmp_path / "inception.pth"
+        torch.save(network.state_dict(), path)
+        extractor = features.torch_fidelity_extractor("inception", weights=path, batch=2)
+        grey = noise(1, 3, 1, 16, 16)
+        got = extractor.features(grey)
+        assert got.shape == (3, 2048)
+        rgb = np.repeat(grey, 3, axis=1)
+        np.testing.assert_array_equal(extractor.features(rgb), got)
+        with torch.no_grad():
+            np.testing.assert_allclose(network(torch.from_numpy(rgb))[0], got, rtol=1e-4, atol=1e-5)
+        with pytest.raises(UserError, match="1 or 3 channels"):
+            extractor.features(noise(1, 2, 2, 16, 16))
+        path.write_bytes(b"nothing")
+        with pytest.raises(UserError, match="cannot load its weights"):
+            features.torch_fidelity_extractor("inception", weights=path)
+
+
+def test_saved_weights_are_plain(trained, tmp_path):
+    path = tmp_path / "extractor.safetensors"
+    features.save_extractor(trained[0], path, trained[1])
+    weights = load_file(path)
+    assert set(weights) == set(trained[0].state_dict())
+    assert torch.equal(weights["stem.weight"], trained[0].state_dict()["stem.weight"])

@@ -1,0 +1,495 @@
+"""The report page: complete, self-contained, escaped, and the same bytes for the same results."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.identity import digest
+from pipeline.store import write_json
+from stages import charts, markup, report
+from stages.page import write_page
+from stages.workspace import Workspace
+
+HEAD = """\
+seed: 0
+latent: {encoder: pixels}
+features: {extractor: classifier}
+data: {source: digits}
+evaluate: {samples: 500, shard: 300}
+defaults:
+  network: {channels: 8}
+  training: {images: 6000, batch: 16, milestones: [1500, 3000]}
+  sampling: {kind: ddim}
+recipes:
+"""
+DEFAULT = f"""{HEAD}\
+  ddpm:
+    schedule: {{kind: linear, states: 1000}}
+    sampling: {{steps: 50}}
+  few-state:
+    schedule: {{kind: log-snr, states: 12, log_snr_max: 6, log_snr_min: -6}}
+  disentangled_12:
+    schedule: {{kind: log-snr, states: 12, log_snr_max: 6, log_snr_min: -6}}
+    partition: {{kind: per-state}}
+"""
+FLOOR = {"fid": 0.1234, "samples": 898}
+VOID = {"meta", "link", "img", "br", "col"}
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+
+
+def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor="classifier"):
+    """Everything that write_page is given, with made-up training and scores.
+
+    scores: (number of the recipe, share of the budget) -> values that replace the made-up ones.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(params)
+    workspace = Workspace(root)
+    facts = plan.DatasetFacts("d1" * 32, 1797, 8, 1, classes, (77.0,), (96.0,))
+    recipes = plan.experts(workspace.params, facts)
+    metrics, pictures = {}, {}
+    for number, (name, recipe) in enumerate(recipes.items()):
+        for expert in recipe.experts:
+            finish(workspace, expert)
+        mixtures = [
+            {
+                "images": m,
+                "mixture": {
+                    "digest": digest([name, m]),
+                    "experts": [{"entry": e.job.name} for e in recipe.experts],
+                },
+            }
+            for m in recipe.milestones
+        ]
+        folder = workspace.artefacts("mixtures")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{name}.json", {"milestones": mixtures})
+        found = {}
+        for milestone in recipe.milestones:
+            share = milestone / recipe.milestones[-1]
+            fid = (0.31 + 0.17 * number) / share
+            own = {"fid": fid, "kid": fid / 300, "precision": 0.7 + 0.01 * number}
+            own |= {"recall": 0.61234, "density": 0.9, "coverage": 0.83 - 0.02 * number}
+            own |= {"samples": 500, **report.costs(workspace, recipe, milestone)}
+            found[str(milestone)] = own | (scores(number, share) if scores else {})
+        metrics[name] = {**found[str(recipe.milestones[-1])], "milestones": found}
+        pictures[name] = root / f"{name}.png"
+        noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures[name])
+    summary = {"reference": {"extractor": extractor, "dimension": 64, "floor": FLOOR}}
+    return [root / "report.html", workspace, facts, recipes, metrics, summary, pictures]
+
+
+def finish(workspace, expert) -> None:
+    """A finished entry of the expert, unless another recipe has made it."""
+    entry = workspace.store.plan("expert", expert.job.spec)
+    if entry.done:
+        return
+    snr = float(np.mean(expert.job.spec["log_snr"]))
+    level = 0.05 + 0.9 / (1 + math.exp(-snr / 2))
+    seconds = expert.images * 0.0123 * (1 + 0.1 * math.sin(snr))
+    images = [round(expert.images * k / 50) or 1 for k in range(1, 51)]
+    write_json(entry.path / "curve.json", [[i, level * (1 + 30 / (i + 30))] for i in images])
+    record = {"images": expert.images, "seconds": seconds + 0.01, "parameters": 60123}
+    record |= {"flops": 1.5e6 * expert.images, "device": "cpu", "snapshot_seconds": {}}
+    for snapshot in expert.job.spec["snapshots"]:
+        record["snapshot_seconds"][str(snapshot)] = seconds * snapshot / expert.images
+    write_json(entry.path / "record.json", record)
+    entry.finish()
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element closed in order; keeps attributes, texts and tables."""
+
+    def __init__(self, source: str):
+        super().__init__(convert_charrefs=True)
+        self.source = source
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.tables: list[list[list[str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def all(self, tag, **attributes):
+        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+
+    @property
+    def text(self) -> str:
+        return " ".join(text for tag, text in self.texts if tag != "style")
+
+    @property
+    def drawn(self) -> list[str]:
+        """Texts in drawings."""
+        return [text for tag, text in self.texts if tag in ("text", "tspan")]
+
+
+def written(arguments) -> Page:
+    write_page(*arguments)
+    return Page(arguments[0].read_text(encoding="utf-8"))
+
+
+def check_self_contained(page: Page) -> None:
+    outside = re.sub(r"base64,[^\"]*", "", page.source)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<iframe|\bon\w+=", outside)
+    for _, attributes in page.elements:
+        for key in ("src", "href", "xlink:href", "data", "srcset"):
+            assert (attributes.get(key) or "data:").startswith(("data:", "#"))
+    for number in re.findall(r'(?:\bd|points|x|y|width|height|viewBox)="([^"]*)"', page.source):
+        assert not re.search(r"nan|inf|e[+-]", number), number
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    for target in page.all("a"):
+        assert target["href"][1:] in ids
+    assert all(a.get("alt") for a in page.all("img"))
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.all("svg"))
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    arguments = project(tmp_path_factory.mktemp("default"))
+    return arguments, written(arguments)
+
+
+def test_the_page_is_self_contained_and_small(default):
+    _, page = default
+    check_self_contained(page)
+    assert len(page.source.encode()) < 600_000
+
+
+def test_equal_results_give_equal_bytes(default, tmp_path):
+    (_, *rest), page = default
+    write_page(tmp_path / "again.html", *rest)
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.source
+    other = project(tmp_path / "elsewhere")
+    write_page(*other)
+    assert other[0].read_text(encoding="utf-8") == page.source
+
+
+def test_the_table_has_every_score_and_both_costs(default):
+    (_, _, _, _, metrics, _, _), page = default
+    head, *rows = page.tables[0]
+    assert [cell.rstrip("\u00a0↓↑") for cell in head] == [
+        *("recipe", "FID", "KID ×10³", "precision", "recall", "coverage", "images", "experts"),
+        *("parameters active / total", "training FLOPs", "seconds in all", "seconds critical path"),
+    ]
+    cells = {row[0].strip(): [c.removesuffix(" (best)") for c in row[1:]] for row in rows}
+    assert list(cells) == list(metrics)
+    assert cells["ddpm"][:7] == ["0.310", "1.03", "0.700", "0.612", "0.830", "6,000", "1"]
+    twelve = metrics["disentangled_12"]
+    total, critical = twelve["train_seconds_total"], twelve["train_seconds_critical"]
+    assert cells["disentangled_12"][6:9] == ["12", "60.1\u202fk / 721\u202fk", "9.00\u202fG"]
+    assert cells["disentangled_12"][9:] == [f"{total:.1f}", f"{critical:.2f}"]
+    assert cells["few-state"][10] == f"{metrics['few-state']['train_seconds_critical']:.2f}"
+
+
+def test_the_best_of_each_column_is_marked_in_words_too(default):
+    _, page = default
+    best = {
+        (row[0].strip(), head.rstrip("\u00a0↓↑"))
+        for row in page.tables[0][1:]
+        for head, cell in zip(page.tables[0][0], row, strict=True)
+        if cell.endswith("(best)")
+    }
+    assert {("ddpm", "FID"), ("ddpm", "coverage"), ("disentangled_12", "precision")} <= best
+    assert ("disentangled_12", "seconds critical path") in best
+    assert not any(column in ("recall", "images", "experts") for _, column in best)  # all equal
+
+
+def test_the_opening_names_the_dataset_and_the_floor(default):
+    (_, _, facts, *_), page = default
+    for words in ("1,797 images of 8 × 8 pixels", "10 classes", facts.digest[:16], "500 samples"):
+        assert words in page.text
+    assert "FID 0.123" in page.text and "898 each" in page.text
+
+
+def test_every_number_is_traceable_to_its_entry(default):
+    (_, workspace, facts, recipes, *_), page = default
+    for recipe in recipes.values():
+        for expert in recipe.experts:
+            assert expert.job.name in page.text
+    reference = plan.features(workspace.params, facts)
+    assert reference.name in page.text
+    mixture = {"digest": digest(["ddpm", 3000]), "experts": []}
+    mixture["experts"] = [{"entry": recipes["ddpm"].experts[0].job.name}]
+    shards = plan.samples(workspace.params, recipes["ddpm"], mixture, "")
+    assert len(shards) == 2 and all(job.name in page.text for job in shards)
+    assert plan.scores(workspace.params, shards, reference, "").name in page.text
+    assert (workspace.root / "params.yaml").read_text().rstrip() in page.text
+
+
+def test_each_recipe_shows_its_samples_and_its_own_words(default):
+    (*_, pictures), page = default
+    images = page.all("img")
+    assert [i["width"] for i in images] == ["64"] * 3
+    for image, path in zip(images, pictures.values(), strict=True):
+        assert base64.b64decode(image["src"].partition(",")[2]) == path.read_bytes()
+    words = [text for tag, text in page.texts if tag == "pre"]
+    assert words[0] == "schedule: {kind: linear, states: 1000}\nsampling: {steps: 50}"
+
+
+def test_charts_name_every_recipe_and_place_lower_scores_lower(default):
+    _, page = default
+    for name in ("ddpm", "few-state", "disentangled_12"):
+        assert page.drawn.count(name) >= 6  # two widths of: FID over images, over seconds (2)
+    title = re.findall(r'cy="([\d.]+)" r="4" class="dot c0"><title>ddpm: FID (\S+)', page.source)
+    first_chart = [(float(y), float(fid)) for y, fid in title[:3]]
+    assert [fid for _, fid in first_chart] == [1.24, 0.62, 0.31]
+    (a, b, c) = (y for y, _ in first_chart)
+    assert a < b < c and abs((b - a) - (c - b)) < 0.2  # halves lie equally far apart: a log axis
+
+
+def test_the_timeline_is_to_scale(default):
+    (_, _, _, _, metrics, _, _), page = default
+    sums = re.findall(r'<path d="([^"]*)" class="sum\d c2">', page.source)[:2]
+    ends = [float(x) for part in sums for x in re.findall(r"H([\d.]+)v12", part)]
+    bars = [a for tag, a in page.elements if tag == "rect" and a["class"] == "each c2"]
+    assert len(bars) == 24  # twelve experts in two widths
+    longest, left = max(float(a["width"]) for a in bars), float(bars[0]["x"])
+    found = metrics["disentangled_12"]
+    share = found["train_seconds_critical"] / found["train_seconds_total"]
+    assert longest / (max(ends) - left) == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize("extractor", ["<script>alert('x')</script>", '"&amp;" <b>'])
+def test_text_is_escaped(tmp_path, extractor):
+    params = DEFAULT.replace("data: {source: digits}", f"data: {{source: digits}} # {extractor}")
+    page = written(project(tmp_path, params, extractor=extractor))
+    check_self_contained(page)
+    assert page.text.count(extractor) == 3  # the opening, what was run, params.yaml
+    assert html.escape(extractor) in page.source
+
+
+def test_one_recipe_without_labels_marks_nothing_as_best(tmp_path):
+    page = written(project(tmp_path, f"{HEAD}  only: {{}}\n", classes=0))
+    check_self_contained(page)
+    assert "no labels" in page.text and "(best)" not in page.text
+    assert "The defaults, unchanged." in page.text
+
+
+def test_many_recipes_with_long_names(tmp_path):
+    names = [f"recipe-{'x' * 20}_{i:02}-of-many" for i in range(30)]
+    params = HEAD + "".join(
+        f"  {name}: {{partition: {{kind: uniform, experts: {i % 3 + 1}}}}}\n"
+        for i, name in enumerate(names)
+    )
+    page = written(project(tmp_path, params))
+    check_self_contained(page)
+    assert [row[0].strip() for row in page.tables[0][1:]] == names
+    assert "Drawn: the 24 of 30 recipes with the lowest FID." in page.text
+    assert len({sign(tag, a) for tag, a in page.elements if "dot" in a.get("class", "")}) == 30
+    for width, places in label_places(page.source):
+        assert all(b - a >= 15.5 for a, b in itertools.pairwise(places)), width
+
+
+def sign(tag: str, attributes: dict) -> tuple:
+    """Colour and shape of a recipe's sign, wherever it is drawn, of one size."""
+    if tag == "circle":
+        return attributes["class"], "circle"
+    corners = [tuple(map(float, c.split(","))) for c in attributes["points"].split()]
+    (x, y), *others = corners
+    return attributes["class"], *((round(a - x), round(b - y)) for a, b in others)
+
+
+def label_places(source: str) -> list[tuple[str, list[float]]]:
+    """Of each line chart its width and the heights of its labels, in order."""
+    charts = re.findall(
+        r'<svg viewBox="0 0 (\d+) [^>]*aria-label="FID against.*?</svg>', source, re.S
+    )
+    bodies = re.findall(r'<svg [^>]*aria-label="FID against.*?</svg>', source, re.S)
+    assert len(charts) == 6
+    return [
+        (width, sorted(float(y) for y in re.findall(r'y="([\d.]+)" class="label"', body)))
+        for width, body in zip(charts, bodies, strict=True)
+    ]
+
+
+def test_many_experts_are_limited_and_said_so(tmp_path):
+    params = HEAD + (
+        "  pairs:\n    schedule: {kind: log-snr, states: 260}\n"
+        "    partition: {kind: uniform, experts: 130}\n"
+    )
+    page = written(project(tmp_path, params))
+    check_self_contained(page)
+    assert len(page.source) < 300_000
+    assert "Of more than 24 experts the 24 slowest are drawn." in page.text
+    assert "Of more than 32 experts 32 are drawn." in page.text
+    assert "Of more than 250 states, 250 are drawn." in page.text
+    assert "Of more than 125 experts no bands are drawn." in page.text
+    assert "The first 100 of 130 experts" in page.text
+    assert len(re.findall(r'class="curve', page.source)) == 32
+    assert [len(t) for t in page.tables[1:]] == [101, 4]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fid": 0.0, "kid": -0.00012},
+        {"fid": -1e-9, "kid": 0.0},
+        {"fid": 1e300, "kid": 1e-300},
+        {"fid": 7.5, "kid": 7.5, "precision": 0.0, "recall": 0.0, "coverage": 0.0},
+        {"train_seconds_total": 0.0, "train_seconds_critical": 0.0, "train_flops": 0.0},
+        {"train_seconds_total": 1e9, "train_seconds_critical": 3e-7, "train_flops": 6.1e26},
+    ],
+)
+def test_extreme_values(tmp_path, values):
+    page = written(project(tmp_path, scores=lambda number, share: values if number == 1 else {}))
+    check_self_contained(page)
+    shown = page.tables[0][2]
+    assert shown[0].strip() == "few-state" and "nan" not in " ".join(shown)
+    if values.get("fid") == 0.0:
+        assert shown[1] == "0.000 (best)" and shown[2] == "−0.120 (best)"
+        assert "Values of zero or less lie on the lower edge." in page.text
+    if values.get("fid") == -1e-9:
+        assert shown[1] == "−10⁻⁹ (best)"
+    if values.get("train_flops") == 6.1e26:
+        assert shown[9:] == ["610\u202fY", "10⁹", "3×10⁻⁷ (best)"]
+
+
+@pytest.mark.parametrize("fid", [0.0, -3.0])
+def test_no_positive_score_at_all(tmp_path, fid):
+    page = written(project(tmp_path, scores=lambda number, share: {"fid": fid}))
+    check_self_contained(page)
+
+
+def test_scores_that_are_missing_are_dashes(tmp_path):
+    arguments = project(tmp_path)
+    for found in arguments[4].values():
+        del found["coverage"]
+    page = written(arguments)
+    assert [row[5] for row in page.tables[0][1:]] == ["–", "–", "–"]
+
+
+def test_continuous_schedules(tmp_path):
+    params = f"{HEAD}  edm:\n    schedule: {{kind: edm}}\n    sampling: {{kind: heun, steps: 18}}\n"
+    page = written(project(tmp_path, params))
+    check_self_contained(page)
+    assert "Continuous states, 1 expert, sampled by heun in 18 steps." in page.text
+    assert [a["d"].count("M") for a in page.all("path", **{"class": "visit"})] == [18, 18]
+    assert not page.all("path", **{"class": "state c0"})
+
+
+def test_large_pictures_are_embedded_reduced(tmp_path):
+    arguments = project(tmp_path, f"{HEAD}  only: {{}}\n", side=1500)
+    page = written(arguments)
+    (image,) = page.all("img")
+    assert image["src"].startswith("data:image/jpeg;") and image["width"] == "1200"
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
+        assert picture.size == (1200, 1200)
+    assert "samples.png" in page.text
+
+
+def test_a_damaged_record_is_a_user_error(tmp_path):
+    arguments = project(tmp_path)
+    recipe = arguments[3]["ddpm"]
+    entry = arguments[1].store.entry(recipe.experts[0].job.name)
+    (entry.path / "curve.json").write_text("[]")
+    with pytest.raises(UserError, match=r"curve\.json: damaged"):
+        write_page(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (999.6, "1.00 k"),
+        (60123, "60.1 k"),
+        (1.456e12, "1.46 T"),
+        (0.00123, "1.23 m"),
+        (-2.5e-7, "−250 n"),
+        (6.1e26, "610 Y"),
+        (3e200, "3×10²⁰⁰"),
+        (None, "–"),
+        (math.nan, "–"),
+    ],
+)
+def test_numbers_with_prefixes(value, text):
+    assert markup.si(value).replace("\u202f", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([12.34, 0.0567], ["12.340", "0.057"]),
+        ([12345.6, 3.2], ["12,345.60", "3.20"]),
+        ([0.5, None, -0.25], ["0.500", "–", "−0.250"]),
+        ([1.0, 1e-9, 0.0], ["1.000", "10⁻⁹", "0.000"]),
+        ([0, 0], ["0.000", "0.000"]),
+    ],
+)
+def test_columns_of_numbers_align(values, texts):
+    assert markup.fixed(values) == texts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (-7.5, "−7.5"),
+        (2500, "2500"),
+        (102500, "102.5 k"),
+        (2e5, "200 k"),
+        (2e-7, "2×10⁻⁷"),
+    ],
+)
+def test_numbers_on_an_axis(value, text):
+    assert markup.short(value, 6).replace("\u202f", " ") == text
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "ends", [(0.31, 2.6), (1e-12, 1e15), (5, 5), (99.0, 101.0), (1e-300, 1e300)]
+)
+def test_ticks_are_few_round_and_inside(ends, log):
+    axis = charts.Axis.over(ends, log=log)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
+    for tick in ticks:
+        assert float(f"{tick:.3e}") == pytest.approx(tick, rel=1e-9)
+        assert 0 <= axis.place(tick) <= 1
+    assert all(0 <= axis.place(v) <= 1 for v in ends)
+
+
+def test_axis_places():
+    log = charts.Axis(0.0, 2.0, log=True)
+    assert [log.place(v) for v in (1, 10, 100, 0, -5, 1e9)] == [0, 0.5, 1, 0, 0, 1]
+    assert charts.Axis(-1.0, 3.0).place(1.0) == 0.5

@@ -1,0 +1,1107 @@
+"""Readers against files written here, byte by byte or by other libraries."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import sources
+from pipeline.dataset import open_dataset, prepare
+from pipeline.errors import UserError
+from pipeline.sources import Refused, Sample, open_source
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(array: np.ndarray, form: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def read(source: str, path: Path | None = None, split: str = "train") -> list[Sample | Refused]:
+    return list(open_source(source, path, split).samples)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return sources.decode(io.BytesIO(data))
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+LOSSLESS = {
+    "bmp": ("BMP", {}),
+    "dib": ("DIB", {}),
+    "jpeg2000": ("JPEG2000", {"irreversible": False}),
+    "pcx": ("PCX", {}),
+    "png": ("PNG", {}),
+    "ppm": ("PPM", {}),
+    "sgi": ("SGI", {}),
+    "tga": ("TGA", {}),
+    "tga-rle": ("TGA", {"compression": "tga_rle"}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "tiff-deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "webp": ("WEBP", {"lossless": True}),
+}
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+def test_lossless_formats_keep_every_pixel(form):
+    array = pixels(20, 16, 3)
+    assert np.array_equal(decoded(encoded(array, LOSSLESS[form][0], **LOSSLESS[form][1])), array)
+
+
+def test_gif_is_read_by_its_palette():
+    array = pixels(20, 16)
+    assert np.array_equal(decoded(encoded(array, "GIF")), np.repeat(array[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "AVIF", "GIF", *LOSSLESS])
+def test_a_file_cut_in_half_is_refused(form):
+    name, options = LOSSLESS.get(form, (form, {}))
+    data = encoded(pixels(40, 40, 3), name, **options)
+    with pytest.raises(sources.Unusable):
+        decoded(data[: len(data) // 2])
+
+
+def test_no_damaged_byte_of_a_png_changes_a_pixel_unnoticed():
+    array = pixels(12, 12, 3)
+    data = encoded(array)
+    unnoticed = 0
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x11
+        try:
+            assert np.array_equal(decoded(bytes(damaged)), array)
+            unnoticed += 1
+        except sources.Unusable:
+            pass
+    # The length and checksum of the end mark, which is empty.
+    assert unnoticed == 8
+
+
+def test_a_png_cut_anywhere_is_refused():
+    data = encoded(pixels(12, 12, 3))
+    # Of the end mark, Pillow does without the checksum.
+    for size in range(len(data) - 4):
+        with pytest.raises(sources.Unusable):
+            decoded(data[:size])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda a: np.rot90(a)),
+    ],
+)
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation(orientation, upright, form):
+    array = pixels(6, 9, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if form == "WEBP" else {}
+    got = decoded(encoded(array, form, exif=exif, **options))
+    assert np.array_equal(got, upright(array))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled_and_not_clipped(form):
+    wide = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(
+        decoded(encoded(wide, form))[:, :, 0], np.rint(wide / 257).astype(np.uint8)
+    )
+
+
+def test_16_bit_grey_with_orientation_and_big_endian():
+    wide = RNG.integers(0, 2**16, (5, 7), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    got = decoded(encoded(wide, exif=exif))
+    assert np.array_equal(got[:, :, 0], np.rint(np.rot90(wide, -1) / 257))
+    stream = io.BytesIO()
+    Image.frombytes("I;16B", (7, 5), wide.astype(">u2").tobytes()).save(stream, "TIFF")
+    assert np.array_equal(decoded(stream.getvalue())[:, :, 0], np.rint(wide / 257))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, body: bytes, *chunks: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(body))
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return head + b"".join(chunks) + data + chunk(b"IEND", b"")
+
+
+def test_16_bit_grey_with_a_transparent_value():
+    body = b"\0" + struct.pack(">3H", 1000, 40000, 1001)
+    got = decoded(raw_png(3, 1, 16, 0, body, chunk(b"tRNS", struct.pack(">H", 1000))))
+    assert got[0, :, 0].tolist() == [255, round(40000 / 257), round(1001 / 257)]
+
+
+def test_16_bit_rgb():
+    values = [0, 65535, 32768]
+    got = decoded(raw_png(1, 1, 16, 2, b"\0" + struct.pack(">3H", *values)))
+    assert np.abs(got[0, 0].astype(int) - np.rint(np.array(values) / 257)).max() <= 1
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_alpha_is_composited_on_white(grey):
+    array = pixels(30, 30, 2 if grey else 4)
+    alpha = array[..., -1:] / 255
+    expected = array[..., :-1] * alpha + 255 * (1 - alpha)
+    got = decoded(encoded(array))
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= 1
+
+
+def test_transparent_colours_of_grey_rgb_and_palette_become_white():
+    grey = np.array([[7, 8]], np.uint8)
+    assert decoded(encoded(grey, transparency=7)).ravel().tolist() == [255, 8]
+    colour = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
+    got = decoded(encoded(colour, transparency=(1, 2, 3)))
+    assert got.reshape(2, 3).tolist() == [[255, 255, 255], [4, 5, 6]]
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    for form in ("PNG", "GIF"):
+        stream = io.BytesIO()
+        palette.save(stream, form, transparency=1)
+        got = decoded(stream.getvalue()).reshape(3, 3)
+        assert got.tolist() == [[10, 20, 30], [255, 255, 255], [70, 80, 90]]
+
+
+def test_one_bit_becomes_black_and_white():
+    bits = RNG.integers(0, 2, (9, 9)).astype(bool)
+    for form in ("PNG", "TIFF", "PPM"):
+        assert np.array_equal(decoded(encoded(bits, form))[:, :, 0], bits * np.uint8(255))
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
+def test_cmyk_becomes_rgb(form):
+    inks = np.full((16, 16, 4), (40, 90, 200, 30), np.uint8)
+    stream = io.BytesIO()
+    Image.frombytes("CMYK", (16, 16), inks.tobytes()).save(stream, form)
+    expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:].astype(float)) / 255
+    assert np.abs(decoded(stream.getvalue()) - expected).max() <= (1 if form == "TIFF" else 4)
+
+
+def test_grey_jpeg_stays_grey_and_mpo_gives_its_first_picture():
+    assert decoded(encoded(pixels(8, 8), "JPEG")).shape == (8, 8, 1)
+    first, second = (Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (200, 50))
+    stream = io.BytesIO()
+    first.save(stream, "MPO", save_all=True, append_images=[second])
+    assert np.abs(decoded(stream.getvalue()).astype(int) - 200).max() <= 2
+
+
+# --- readers ------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    samples = read("digits")
+    assert len(samples) == 1797
+    got = np.stack([sample.image for sample in samples])[..., 0]
+    assert np.abs(got - data.images * 255 / 16).max() <= 0.5
+    assert [sample.label for sample in samples] == data.target.tolist()
+
+
+def idx(array: np.ndarray) -> bytes:
+    head = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def fashion(folder: Path, rows: int = 30, packed: bool = True, prefix: str = "train") -> np.ndarray:
+    images = pixels(rows, 28, 28)
+    for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(rows) % 10)):
+        data = idx(array)
+        name = f"{prefix}-{kind}-ubyte"
+        put(
+            folder / f"{name}.gz" if packed else folder / name,
+            gzip.compress(data) if packed else data,
+        )
+    return images
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
+def test_fashion_mnist(tmp_path, packed, split, prefix):
+    images = fashion(tmp_path, 30, packed, prefix)
+    samples = read("fashion-mnist", tmp_path, split)
+    assert np.array_equal(np.stack([sample.image[..., 0] for sample in samples]), images)
+    assert [sample.label for sample in samples] == [row % 10 for row in range(30)]
+    assert [sample.source_id for sample in samples] == [str(row) for row in range(30)]
+
+
+def test_folder_without_classes_is_read_by_name(tmp_path):
+    images = {name: pixels(5, 5, 3) for name in ("b.png", "a.bmp", "sub c.tiff", "ünï.webp")}
+    for name, array in images.items():
+        form = Image.registered_extensions()[Path(name).suffix]
+        options = {"lossless": True} if form == "WEBP" else {}
+        put(tmp_path / name, encoded(array, form, **options))
+    for name in ("Thumbs.db", "labels.csv", "meta.json", "README.txt", ".hidden", ".DS_Store"):
+        put(tmp_path / name, b"no image")
+    put(tmp_path / "__MACOSX" / "a.png", b"no image")
+    samples = read("folder", tmp_path)
+    assert [sample.source_id for sample in samples] == sorted(images)
+    assert all(np.array_equal(sample.image, images[sample.source_id]) for sample in samples)
+    assert {sample.label for sample in samples} == {None}
+
+
+def test_class_folders_and_splits(tmp_path):
+    for split in ("train", "test"):
+        for name in ("dog", "cat"):
+            put(tmp_path / split / name / "1.png", encoded(pixels(4, 4)))
+            put(tmp_path / split / name / "deep" / "er" / "2.png", encoded(pixels(4, 4)))
+    source = open_source("folder", tmp_path, "test")
+    assert source.classes == ("cat", "dog")
+    found = [(sample.source_id, sample.label) for sample in source.samples]
+    assert found == [
+        ("cat/1.png", 0),
+        ("cat/deep/er/2.png", 0),
+        ("dog/1.png", 1),
+        ("dog/deep/er/2.png", 1),
+    ]
+    assert all(str(tmp_path / "train") in s.where for s in read("folder", tmp_path))
+
+
+def test_linked_files_and_folders_are_followed(tmp_path):
+    put(tmp_path / "far" / "x.png", encoded(pixels(4, 4)))
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "class").symlink_to(tmp_path / "far")
+    assert [sample.source_id for sample in read("folder", tmp_path / "near")] == ["class/x.png"]
+
+
+def parquet(path: Path, metadata: dict | None = None, **columns) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    if metadata:
+        table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def as_struct(data: bytes | None, path: str | None = "x.png") -> dict:
+    return {"bytes": data, "path": path}
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    images = [pixels(6, 5, 3) for _ in range(200)]
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    for shard, start in enumerate(range(0, 200, 50)):
+        part = images[start : start + 50]
+        parquet(
+            tmp_path / "data" / f"train-{shard:05}-of-00004-{shard}abc.parquet",
+            names,
+            image=[as_struct(encoded(image)) for image in part],
+            label=[(start + row) % 2 for row in range(50)],
+        )
+    parquet(tmp_path / "data/test-00000-of-00001.parquet", image=[as_struct(encoded(images[0]))])
+    put(tmp_path / "README.md", b"a card")
+    source = open_source("parquet", tmp_path, "train")
+    assert source.classes == ("cat", "dog")
+    samples = list(source.samples)
+    assert all(np.array_equal(s.image, i) for s, i in zip(samples, images, strict=True))
+    assert [sample.label for sample in samples] == [row % 2 for row in range(200)]
+    assert [sample.source_id for sample in samples] == [str(row) for row in range(200)]
+    assert len(read("parquet", tmp_path, "test")) == 1
+
+
+@pytest.mark.parametrize("kind", ["hw", "hwc", "fixed", "int64", "bytes"])
+def test_parquet_of_arrays_and_bytes(tmp_path, kind):
+    array = pixels(3, 4, 6) if kind == "hw" else pixels(3, 4, 6, 3)
+    if kind == "bytes":
+        column = [encoded(image) for image in array]
+    elif kind == "fixed":
+        column = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), 3)
+        for size in (6, 4):
+            column = pa.FixedSizeListArray.from_arrays(column, size)
+    else:
+        number = pa.int64() if kind == "int64" else pa.uint8()
+        for _ in range(array.ndim - 1):
+            number = pa.list_(number)
+        column = pa.array(array.tolist(), number)
+    samples = read("parquet", parquet(tmp_path / "x.parquet", img=column, fine_label=[2, 0, 1]))
+    assert np.array_equal(np.stack([s.image for s in samples]), array.reshape(3, 4, 6, -1))
+    assert [sample.label for sample in samples] == [2, 0, 1]
+
+
+def test_parquet_labels_by_name_withheld_and_missing(tmp_path):
+    images = [encoded(pixels(4, 4)) for _ in range(3)]
+    path = parquet(tmp_path / "x.parquet", image=images, label=["b", "c", "a"])
+    source = open_source("parquet", path)
+    assert source.classes == ("a", "b", "c")
+    assert [sample.label for sample in source.samples] == [1, 2, 0]
+    path = parquet(tmp_path / "y.parquet", image=images, label=[-1, -1, -1])
+    assert [sample.label for sample in read("parquet", path)] == [None] * 3
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("images_key", "labels_key"), [("images", "labels"), ("x", "y")])
+def test_npz(tmp_path, monkeypatch, packed, images_key, labels_key):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 500)
+    images, labels = pixels(50, 5, 7, 3), RNG.integers(0, 9, 50)
+    save = np.savez_compressed if packed else np.savez
+    save(tmp_path / "x.npz", **{images_key: images, labels_key: labels[:, None]})
+    samples = read("npz", tmp_path / "x.npz")
+    assert np.array_equal(np.stack([sample.image for sample in samples]), images)
+    assert [sample.label for sample in samples] == labels.tolist()
+
+
+def test_npz_of_grey_images_without_labels(tmp_path):
+    images = pixels(5, 4, 4)
+    np.savez(tmp_path / "x.npz", images)
+    samples = read("npz", tmp_path / "x.npz")
+    assert np.array_equal(np.stack([sample.image[..., 0] for sample in samples]), images)
+    assert {sample.label for sample in samples} == {None}
+
+
+def cifar(rows: int = 4) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images [n, 32, 32, 3] and labels [n] of every batch."""
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    images = {name: pixels(rows, 32, 32, 3) for name in names}
+    return images, {name: RNG.integers(0, 10, rows) for name in names}
+
+
+def planes(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+
+
+def cifar_binary(images: np.ndarray, labels: np.ndarray) -> bytes:
+    return np.concatenate([labels[:, None].astype(np.uint8), planes(images)], 1).tobytes()
+
+
+def python2_pickle(images: np.ndarray, labels: np.ndarray, fortran: bool = False) -> bytes:
+    """A batch as Python 2 pickled it, protocol 2: byte strings, and numpy's old module names."""
+
+    def text(data: bytes) -> bytes:
+        if len(data) < 256:
+            return b"U" + bytes([len(data)]) + data
+        return b"T" + struct.pack("<i", len(data)) + data
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    data = planes(images)
+    new = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R"
+    dtype += b"(K\3" + text(b"|") + b"NNN" + number(-1) * 2 + b"K\0tb"
+    shape = number(len(images)) + number(3072) + b"\x86"
+    raw = data.tobytes("F" if fortran else "C")
+    state = b"(K\1" + shape + dtype + (b"\x88" if fortran else b"\x89") + text(raw) + b"tb"
+    items = text(b"batch_label") + text(b"training batch 1 of 5")
+    items += text(b"labels") + b"](" + b"".join(number(int(label)) for label in labels) + b"e"
+    items += text(b"data") + new + state
+    items += text(b"filenames") + b"](" + text(b"a.png") * len(labels) + b"e"
+    return b"\x80\2}(" + items + b"u."
+
+
+def python3_pickle(images: np.ndarray, labels: np.ndarray, protocol: int = 2) -> bytes:
+    return pickle.dumps({b"data": planes(images), b"labels": labels.tolist()}, protocol)
+
+
+@pytest.mark.parametrize("form", ["binary", "python2", "fortran", "python3", "protocol4"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar10(tmp_path, form, packed):
+    images, labels = cifar()
+    write: Callable[..., bytes] = {
+        "binary": cifar_binary,
+        "python2": python2_pickle,
+        "fortran": lambda i, n: python2_pickle(i, n, fortran=True),
+        "python3": python3_pickle,
+        "protocol4": lambda i, n: python3_pickle(i, n, 4),
+    }[form]
+    folder = tmp_path / ("cifar-10-batches-bin" if form == "binary" else "cifar-10-batches-py")
+    for name in reversed(images):
+        data = write(images[name], labels[name])
+        put(folder / (f"{name}.bin" if form == "binary" else name), data)
+    put(folder / "readme.html", b"<html>")
+    path = tmp_path
+    if packed:
+        path = tmp_path / "cifar.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            for file in sorted(folder.iterdir(), reverse=True):
+                archive.add(file, f"{folder.name}/{file.name}")
+    for split, names in (("train", list(images)[:5]), ("test", ["test_batch"])):
+        samples = read("cifar10", path, split)
+        expected = np.concatenate([images[name] for name in names])
+        assert np.array_equal(np.stack([sample.image for sample in samples]), expected)
+        assert [s.label for s in samples] == np.concatenate([labels[n] for n in names]).tolist()
+
+
+# --- bad inputs: one line that names the file or setting, and nothing left behind ---------------
+
+BAD: dict[str, tuple[Callable[[Path], dict], str]] = {}
+
+
+def bad(fragment: str):
+    """Register a maker of a bad input: called with an empty folder, gives settings of `prepare`."""
+
+    def register(make: Callable[[Path], dict]) -> Callable[[Path], dict]:
+        BAD[make.__name__] = (make, fragment)
+        return make
+
+    return register
+
+
+def folder_of(folder: Path, *rest: tuple[str, bytes]) -> dict:
+    for name, data in (("good.png", encoded(pixels(8, 8, 3))), *rest):
+        put(folder / name, data)
+    return {"source": "folder", "path": folder}
+
+
+def broken_fashion(folder: Path, name: str, change: Callable[[bytes], bytes]) -> dict:
+    fashion(folder, packed=name.endswith(".gz"))
+    put(folder / name, change((folder / name).read_bytes()))
+    return {"source": "fashion-mnist", "path": folder}
+
+
+def npz_of(folder: Path, **arrays) -> dict:
+    np.savez(folder / "x.npz", **arrays)
+    return {"source": "npz", "path": folder / "x.npz"}
+
+
+def parquet_of(folder: Path, **columns) -> dict:
+    return {"source": "parquet", "path": parquet(folder / "x.parquet", **columns)}
+
+
+def cifar_of(folder: Path, change: Callable[[bytes], bytes], form: str = "binary") -> dict:
+    images, labels = cifar()
+    write = cifar_binary if form == "binary" else python3_pickle
+    for name in images:
+        data = write(images[name], labels[name])
+        data = change(data) if name == "data_batch_3" else data
+        put(folder / (f"{name}.bin" if form == "binary" else name), data)
+    return {"source": "cifar10", "path": folder}
+
+
+@bad("source: 'imagenet' is unknown; it is one of digits, fashion-mnist")
+def unknown_source(folder):
+    return {"source": "imagenet"}
+
+
+@bad("split: 'trian' is unknown")
+def unknown_split(folder):
+    return {"source": "digits", "split": "trian"}
+
+
+@bad("resolution: 0 is not within")
+def no_resolution(folder):
+    return {"source": "digits", "resolution": 0}
+
+
+@bad("channels: 4 is not 1 (grey), 3 (RGB)")
+def four_channels_wanted(folder):
+    return {"source": "digits", "channels": 4}
+
+
+@bad("crop: 'left' is neither")
+def unknown_crop(folder):
+    return {"source": "digits", "crop": "left"}
+
+
+@bad("limit: 0 is not")
+def no_limit(folder):
+    return {"source": "digits", "limit": 0}
+
+
+@bad("duplicates: 'merge' is not")
+def unknown_duplicates(folder):
+    return {"source": "digits", "duplicates": "merge"}
+
+
+@bad("split: digits has no split 'test'")
+def digits_test(folder):
+    return {"source": "digits", "split": "test"}
+
+
+@bad("path: the digits come with scikit-learn")
+def digits_with_path(folder):
+    return {"source": "digits", "path": folder}
+
+
+@bad("path: is missing; give the path of the files of source 'folder'")
+def missing_setting(folder):
+    return {"source": "folder"}
+
+
+@bad("nowhere: does not exist")
+def missing_folder(folder):
+    return {"source": "folder", "path": folder / "nowhere"}
+
+
+@bad("nowhere: does not exist; install the Debian package dataset-fashion-mnist, or")
+def missing_fashion(folder):
+    return {"source": "fashion-mnist", "path": folder / "nowhere"}
+
+
+@bad("has no train-images-idx3-ubyte")
+def fashion_without_images(folder):
+    return {"source": "fashion-mnist", "path": folder}
+
+
+@bad("split: fashion-mnist has no split 'validation'")
+def fashion_validation(folder):
+    fashion(folder)
+    return {"source": "fashion-mnist", "path": folder, "split": "validation"}
+
+
+@bad("train-images-idx3-ubyte.gz: cannot be read (Compressed file ended")
+def fashion_cut_gzip(folder):
+    return broken_fashion(folder, "train-images-idx3-ubyte.gz", lambda data: data[:-3000])
+
+
+@bad("train-images-idx3-ubyte.gz: cannot be read (Not a gzipped file")
+def fashion_no_gzip(folder):
+    return broken_fashion(folder, "train-images-idx3-ubyte.gz", lambda data: b"<html>404</html>")
+
+
+@bad("train-images-idx3-ubyte.gz: cannot be read (CRC check failed")
+def fashion_damaged_gzip(folder):
+    flip = bytes([255])
+    return broken_fashion(
+        folder, "train-images-idx3-ubyte.gz", lambda d: d[:-8] + flip * 4 + d[-4:]
+    )
+
+
+@bad("train-images-idx3-ubyte: cannot be read (the file is cut short)")
+def fashion_cut(folder):
+    return broken_fashion(folder, "train-images-idx3-ubyte", lambda data: data[:-1])
+
+
+@bad("train-images-idx3-ubyte: cannot be read (it is longer than its header says)")
+def fashion_too_long(folder):
+    return broken_fashion(folder, "train-images-idx3-ubyte", lambda data: data + b"\0")
+
+
+@bad("train-labels-idx1-ubyte: is not an IDX file")
+def fashion_wrong_magic(folder):
+    return broken_fashion(folder, "train-labels-idx1-ubyte", lambda data: b"\1" + data[1:])
+
+
+@bad("has 30 images, but train-labels-idx1-ubyte has 29 labels")
+def fashion_labels_of_another(folder):
+    labels = idx(np.zeros(29))
+    return broken_fashion(folder, "train-labels-idx1-ubyte", lambda data: labels)
+
+
+@bad("row 4 has the label 77, which is not within 0..9")
+def fashion_wild_label(folder):
+    labels = np.zeros(30)
+    labels[4] = 77
+    return broken_fashion(folder, "train-labels-idx1-ubyte", lambda data: idx(labels))
+
+
+@bad("train-images-idx3-ubyte: holds images of 4294967295x4294967295 pixels")
+def fashion_bomb(folder):
+    head = struct.pack(">4I", 0x803, 30, 2**32 - 1, 2**32 - 1)
+    return broken_fashion(folder, "train-images-idx3-ubyte", lambda data: head + data[16:])
+
+
+@bad("has no images; put some there")
+def empty_folder(folder):
+    (folder / "images").mkdir()
+    return {"source": "folder", "path": folder / "images"}
+
+
+@bad("has no images; put some there")
+def folder_of_sidecars(folder):
+    put(folder / "labels.csv", b"a,b")
+    return {"source": "folder", "path": folder}
+
+
+@bad("x.zip: is not a folder; unpack it")
+def zipped_folder(folder):
+    return {"source": "folder", "path": put(folder / "x.zip", b"PK")}
+
+
+@bad("empty.png is empty (0 bytes); repair or remove it")
+def zero_bytes(folder):
+    return folder_of(folder, ("empty.png", b""))
+
+
+@bad("cut.jpg is damaged (image file is truncated")
+def cut_jpeg(folder):
+    return folder_of(folder, ("cut.jpg", encoded(pixels(40, 40, 3), "JPEG")[:-200]))
+
+
+@bad("text.png is not an image that Pillow can read, or is damaged")
+def text_as_png(folder):
+    return folder_of(folder, ("text.png", b"this is no image"))
+
+
+@bad("notes.docx is not an image that Pillow can read")
+def other_files(folder):
+    return folder_of(folder, ("notes.docx", b"PK\3\4"))
+
+
+@bad("moving.gif has 3 frames; save the one wanted as a file of its own")
+def animated_gif(folder):
+    frames = [Image.fromarray(pixels(8, 8)) for _ in range(3)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    return folder_of(folder, ("moving.gif", stream.getvalue()))
+
+
+@bad("pages.tiff has 2 frames")
+def pages(folder):
+    stream = io.BytesIO()
+    page = Image.fromarray(pixels(8, 8))
+    page.save(stream, "TIFF", save_all=True, append_images=[page])
+    return folder_of(folder, ("pages.tiff", stream.getvalue()))
+
+
+@bad("bomb.png has more than 67,108,864 pixels")
+def bomb(folder):
+    return folder_of(folder, ("bomb.png", raw_png(60000, 60000, 8, 0, b"")))
+
+
+@bad("smaller.png has 10000x10000 pixels, more than 67,108,864")
+def smaller_bomb(folder):
+    return folder_of(folder, ("smaller.png", raw_png(10000, 10000, 8, 0, b"")))
+
+
+@bad("text.png is damaged (Decompressed data too large")
+def text_bomb(folder):
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**24)))
+    return folder_of(folder, ("text.png", raw_png(1, 1, 8, 0, b"\0\0", text)))
+
+
+@bad("range.tiff has floating-point pixels, whose range is not known")
+def float_tiff(folder):
+    tiff = encoded(np.ones((8, 8), np.float32), "TIFF")
+    return folder_of(folder, ("range.tiff", tiff))
+
+
+@bad("range.tiff has 32-bit or signed pixels, whose range is not known")
+def long_tiff(folder):
+    return folder_of(folder, ("range.tiff", encoded(np.ones((8, 8), np.int32), "TIFF")))
+
+
+@bad("scan.tiff has 12-bit pixels; convert it to 8 or 16 bits")
+def tiff_of_12_bits(folder):
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 2, 279: 6}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return folder_of(folder, ("scan.tiff", head + entries + bytes(4) + bytes(6)))
+
+
+@bad("print.tiff has LAB colours; convert it to RGB")
+def lab_tiff(folder):
+    stream = io.BytesIO()
+    Image.new("LAB", (8, 8)).save(stream, "TIFF")
+    return folder_of(folder, ("print.tiff", stream.getvalue()))
+
+
+@bad("drawing.eps is EPS, a vector format; convert it to PNG")
+def vectors(folder):
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    return folder_of(folder, ("drawing.eps", program))
+
+
+@bad("gone.png cannot be opened (No such file or directory)")
+def broken_link(folder):
+    settings = folder_of(folder)
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    return settings
+
+
+@bad("pipe.png is not a regular file")
+def named_pipe(folder):
+    settings = folder_of(folder)
+    os.mkfifo(folder / "pipe.png")
+    return settings
+
+
+@bad("loop: is a link to a folder that holds it")
+def looping_link(folder):
+    put(folder / "class" / "a.png", encoded(pixels(8, 8)))
+    (folder / "class" / "loop").symlink_to(folder / "class")
+    return {"source": "folder", "path": folder}
+
+
+@bad("has a name that is not UTF-8; rename it")
+def wild_name(folder):
+    settings = folder_of(folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(encoded(pixels(8, 8, 3)))
+    return settings
+
+
+@bad(r"two\nlines.png")
+def name_of_two_lines(folder):
+    return folder_of(folder, ("two\nlines.png", b"no image"))
+
+
+@bad("has the file good.png beside the folder cats; put all images in class folders, or none")
+def files_beside_classes(folder):
+    return folder_of(folder, ("cats/a.png", encoded(pixels(8, 8, 3))))
+
+
+@bad("dogs is a class folder without images")
+def empty_class(folder):
+    put(folder / "cats" / "a.png", encoded(pixels(8, 8)))
+    put(folder / "dogs" / "note.txt", b"")
+    return {"source": "folder", "path": folder}
+
+
+@bad("is not divided into splits; give the path of the images of 'test'")
+def folder_without_splits(folder):
+    return {**folder_of(folder), "split": "test"}
+
+
+@bad("has test, val, not one 'train'")
+def folder_without_this_split(folder):
+    for name in ("test", "val"):
+        put(folder / name / "a.png", encoded(pixels(8, 8)))
+    return {"source": "folder", "path": folder}
+
+
+@bad("good.png is 8x8, but other.png is 6x6; set resolution")
+def mixed_sizes(folder):
+    return folder_of(folder, ("other.png", encoded(pixels(6, 6, 3))))
+
+
+@bad("good.png has 3 channels, but grey.png has 1; set channels")
+def mixed_channels(folder):
+    return folder_of(folder, ("grey.png", encoded(pixels(8, 8))))
+
+
+@bad("wide.png is 9x8, not square (set crop to 'center' to cut it)")
+def not_square(folder):
+    return {**folder_of(folder, ("wide.png", encoded(pixels(8, 9, 3)))), "crop": "none"}
+
+
+@bad("twin.png is an exact copy of")
+def twins(folder):
+    settings = folder_of(folder)
+    put(folder / "twin.png", (folder / "good.png").read_bytes())
+    return {**settings, "duplicates": "refuse"}
+
+
+@bad("has no column image or img, but picture; rename")
+def parquet_without_images(folder):
+    return parquet_of(folder, picture=[b"1"])
+
+
+@bad("column image is string; it must hold encoded images")
+def parquet_of_paths(folder):
+    return parquet_of(folder, image=["a.png"])
+
+
+@bad("column image is list<element: int64>; it must hold")
+def parquet_of_flat_lists(folder):
+    return parquet_of(folder, image=[[1, 2, 3, 4]])
+
+
+@bad("row 1 has no image (null)")
+def parquet_null(folder):
+    return parquet_of(folder, image=[encoded(pixels(4, 4)), None])
+
+
+@bad("row 0 has no image bytes, only the path cat.png; embed the image in the file")
+def parquet_linked(folder):
+    return parquet_of(folder, image=[as_struct(None, "cat.png"), as_struct(b"", None)])
+
+
+@bad("row 1 is damaged")
+def parquet_damaged_image(folder):
+    return parquet_of(folder, image=[encoded(pixels(4, 4)), encoded(pixels(30, 30))[:300]])
+
+
+@bad("row 0 has values 0..256, outside 0..255")
+def parquet_range(folder):
+    return parquet_of(folder, image=[[[0, 256]]])
+
+
+@bad("row 0 is not a full array: its lists differ in length")
+def parquet_ragged(folder):
+    return parquet_of(folder, image=[[[0, 1], [2]]])
+
+
+@bad("row 0 has pixels without a value (null)")
+def parquet_null_pixel(folder):
+    return parquet_of(folder, image=[[[0, None]]])
+
+
+@bad("row 0 has shape 3x2x2; it must be H,W or H,W,C with C = 1 or 3, C last")
+def parquet_channels_first(folder):
+    return parquet_of(folder, image=[np.zeros((3, 2, 2), int).tolist()])
+
+
+@bad("column label is double; it must hold whole numbers or names")
+def parquet_float_labels(folder):
+    return parquet_of(folder, image=[encoded(pixels(4, 4))], label=[0.5])
+
+
+@bad("row 1 has no label, but others have")
+def parquet_some_labels(folder):
+    return parquet_of(folder, image=[encoded(pixels(4, 4))] * 2, label=[1, None])
+
+
+@bad("row 0 has the label -2, which is not within")
+def parquet_negative_label(folder):
+    return parquet_of(folder, image=[encoded(pixels(4, 4))], label=[-2])
+
+
+@bad("x.parquet: cannot be read")
+def parquet_cut(folder):
+    settings = parquet_of(folder, image=[encoded(pixels(50, 50))] * 9)
+    put(settings["path"], settings["path"].read_bytes()[:-20])
+    return settings
+
+
+@bad("train-00001-of-00003: the shard is missing")
+def parquet_missing_shard(folder):
+    for number in (0, 2):
+        parquet(folder / f"train-{number:05}-of-00003.parquet", image=[encoded(pixels(4, 4))])
+    return {"source": "parquet", "path": folder}
+
+
+@bad("b.parquet: has other columns or class names than a.parquet")
+def parquet_of_two_kinds(folder):
+    parquet(folder / "a.parquet", image=[encoded(pixels(4, 4))])
+    parquet(folder / "b.parquet", img=[encoded(pixels(4, 4))])
+    return {"source": "parquet", "path": folder}
+
+
+@bad("has no 'test' (train)")
+def parquet_without_this_split(folder):
+    parquet(folder / "train.parquet", image=[encoded(pixels(4, 4))])
+    return {"source": "parquet", "path": folder, "split": "test"}
+
+
+@bad("extra.parquet: is named after no split, other files are")
+def parquet_of_unclear_split(folder):
+    for name in ("extra", "train"):
+        parquet(folder / f"{name}.parquet", image=[encoded(pixels(4, 4))])
+    return {"source": "parquet", "path": folder}
+
+
+@bad("has no .parquet file; give the folder of the shards")
+def parquet_nowhere(folder):
+    return {"source": "parquet", "path": folder}
+
+
+@bad("x.npz: has no array images, x or arr_0, but x_train, x_test")
+def npz_other_keys(folder):
+    return npz_of(folder, x_train=pixels(2, 4, 4), x_test=pixels(2, 4, 4))
+
+
+@bad("array images is float64; save it as uint8")
+def npz_floats(folder):
+    return npz_of(folder, images=np.zeros((2, 4, 4)))
+
+
+@bad("array images is object; save it as uint8")
+def npz_pickled(folder):
+    return npz_of(folder, images=np.array([[{}]], object))
+
+
+@bad("array images has shape (2, 3, 4, 4); it must be N,H,W or N,H,W,C with C = 1 or 3, C last")
+def npz_channels_first(folder):
+    return npz_of(folder, images=pixels(2, 3, 4, 4))
+
+
+@bad("array images is in Fortran order; use np.ascontiguousarray")
+def npz_fortran(folder):
+    return npz_of(folder, images=np.asfortranarray(pixels(2, 4, 4)))
+
+
+@bad("array labels is int64 of shape (3,); it must hold whole numbers, one for each of the 2")
+def npz_labels_of_another(folder):
+    return npz_of(folder, images=pixels(2, 4, 4), labels=np.arange(3))
+
+
+@bad("array y is float64 of shape (2,)")
+def npz_float_labels(folder):
+    return npz_of(folder, x=pixels(2, 4, 4), y=np.zeros(2))
+
+
+@bad("has the label 100000, which is not within 0..65535")
+def npz_wild_label(folder):
+    return npz_of(folder, x=pixels(1, 4, 4), y=np.array([100000]))
+
+
+@bad("has no images; put some there")
+def npz_empty(folder):
+    return npz_of(folder, images=pixels(0, 4, 4))
+
+
+@bad("x.npz: holds images of 0x4 pixels")
+def npz_without_pixels(folder):
+    return npz_of(folder, images=pixels(3, 0, 4))
+
+
+@bad("x.npz: cannot be read (File is not a zip file); put a sound copy in its place")
+def npz_cut(folder):
+    settings = npz_of(folder, images=pixels(20, 8, 8))
+    put(settings["path"], settings["path"].read_bytes()[:-30])
+    return settings
+
+
+@bad("x.npz: cannot be read (Bad CRC-32 for file 'images.npy')")
+def npz_damaged(folder):
+    settings = npz_of(folder, images=pixels(20, 8, 8))
+    data = bytearray(settings["path"].read_bytes())
+    data[600] ^= 1
+    put(settings["path"], bytes(data))
+    return settings
+
+
+@bad("x.npz: cannot be read (the file is cut short)")
+def npz_header_lies(folder):
+    array = io.BytesIO()
+    np.save(array, pixels(20, 8, 8))
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        archive.writestr("images.npy", array.getvalue()[:-64])
+    return {"source": "npz", "path": folder / "x.npz"}
+
+
+@bad("has no data_batch_1, data_batch_2")
+def cifar_nowhere(folder):
+    return {"source": "cifar10", "path": folder}
+
+
+@bad("has no data_batch_3.bin; give the folder or .tar.gz")
+def cifar_batch_missing(folder):
+    settings = cifar_of(folder, lambda data: data)
+    (folder / "data_batch_3.bin").unlink()
+    return settings
+
+
+@bad("data_batch_3.bin: has 12291 bytes, not rows of 3073")
+def cifar_cut(folder):
+    return cifar_of(folder, lambda data: data[:-1])
+
+
+@bad("data_batch_3.bin row 0 has the label 200, which is not within 0..9")
+def cifar_wild_label(folder):
+    return cifar_of(folder, lambda data: bytes([200]) + data[1:])
+
+
+@bad("data_batch_3: is a pickle that asks for posix.system; refused")
+def cifar_evil_pickle(folder):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {folder / 'output' / 'ran'}",)
+
+    return cifar_of(folder, lambda data: pickle.dumps({b"data": Evil()}), "python")
+
+
+@bad("data_batch_3: is a pickle that asks for the codec 'zip'; refused")
+def cifar_pickle_with_codec(folder):
+    return cifar_of(
+        folder, lambda data: b"\x80\2c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0zip\x86R.", "py"
+    )
+
+
+@bad("data_batch_3: is not a batch of CIFAR-10: its data is O8, not u1")
+def cifar_pickled_objects(folder):
+    batch = {b"data": np.array([{}], object), b"labels": [0]}
+    return cifar_of(folder, lambda data: pickle.dumps(batch, 4), "python")
+
+
+@bad("data_batch_3: is not a batch of CIFAR-10: its labels do not fit its data")
+def cifar_pickle_short_of_labels(folder):
+    batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}
+    return cifar_of(folder, lambda data: pickle.dumps(batch, 4), "python")
+
+
+@bad("data_batch_3: is not a batch of CIFAR-10, or is cut short")
+def cifar_pickle_cut(folder):
+    return cifar_of(folder, lambda data: data[:-50], "python")
+
+
+@bad("data_batch_3: is not a batch of CIFAR-10, or is cut short")
+def cifar_pickle_of_huge_array(folder):
+    state = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 0]}, 2)
+    return cifar_of(folder, lambda data: state.replace(b"M\0\x0c", b"M\xff\xff"), "python")
+
+
+@bad("x.tar.gz: is not a .tar.gz archive")
+def cifar_no_archive(folder):
+    return {"source": "cifar10", "path": put(folder / "x.tar.gz", b"<html>404</html>")}
+
+
+@bad("x.tar.gz: cannot be read (Compressed file ended")
+def cifar_cut_archive(folder):
+    with tarfile.open(folder / "whole.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+        member.size = 3073 * 40
+        archive.addfile(member, io.BytesIO(pixels(member.size).tobytes()))
+    data = (folder / "whole.tar.gz").read_bytes()
+    return {"source": "cifar10", "path": put(folder / "x.tar.gz", data[: len(data) // 2])}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_one_line(tmp_path, name):
+    make, fragment = BAD[name]
+    raw, output = tmp_path / "raw", tmp_path / "output"
+    raw.mkdir()
+    output.mkdir()
+    with pytest.raises(UserError) as refusal:
+        prepare(output / "images.parquet", **make(raw))
+    message = str(refusal.value).replace(f"{raw}/", "")
+    assert fragment in message
+    assert message.isprintable()
+    assert list(output.iterdir()) == []
+
+
+def test_all_damaged_images_are_listed_up_to_ten(tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(14):
+        put(raw / f"{number:02}.png", b"" if number else encoded(pixels(8, 8)))
+    with pytest.raises(UserError) as refusal:
+        prepare(tmp_path / "x.parquet", source="folder", path=raw)
+    message = str(refusal.value)
+    assert f"{raw}: 13 images cannot be used: {raw / '01.png'} is empty (0 bytes); " in message
+    assert message.count("is empty") == 10
+    assert message.endswith("; and 3 more; repair or remove them")
+
+
+def test_raw_data_of_hard_kinds_makes_one_dataset(tmp_path):
+    """Mixed sizes, colours, depths and orientations, with a resolution and channels given."""
+    raw = tmp_path / "raw"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put(raw / "a.jpg", encoded(pixels(40, 30, 3), "JPEG", exif=exif))
+    put(raw / "b.png", encoded(RNG.integers(0, 2**16, (50, 20), dtype=np.uint16)))
+    put(raw / "c.png", encoded(pixels(9, 9, 4)))
+    put(raw / "d.gif", encoded(pixels(16, 16), "GIF"))
+    out = tmp_path / "x.parquet"
+    info = prepare(out, source="folder", path=raw, resolution=16, channels=3)
+    assert (info.rows, info.resolution, info.channels, info.classes) == (4, 16, 3, None)
+    open_dataset(out).verify()

@@ -1,0 +1,200 @@
+"""The whole of `dvc repro` on real images: what runs, what does not, and that it is never wrong.
+
+The tests share one checkout and run in order; each leaves it reproduced and committed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.workflow import PARAMS, Checkout, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    checkout = Checkout.create(tmp_path_factory.mktemp("workflow") / "tspace")
+    remote = tmp_path_factory.mktemp("remote")
+    checkout.run("dvc", "remote", "add", "--default", "local", str(remote))
+    checkout.first = checkout.repro()
+    checkout.run("dvc", "push")
+    checkout.commit("first results")
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def first_mixtures(checkout):
+    return checkout.mixtures()
+
+
+def test_everything_is_made(checkout, first_mixtures):
+    assert checkout.first == {
+        "latents": 1,
+        "features": 1,
+        "experts": 6,
+        "samples": 6,
+        "scores": 6,
+    }
+    summary = checkout.summary()["recipes"]
+    assert list(summary) == ["ddpm", "few-state", "disentangled"]
+    for recipe in summary.values():
+        assert recipe["images_seen"] == 640
+        assert recipe["samples"] == 64
+        assert recipe["fid"] > 0
+    assert summary["disentangled"]["experts"] == 4
+    assert summary["disentangled"]["images_seen_critical"] == 160
+    assert len({d for digests in first_mixtures.values() for d in digests}) == 6
+    page = (checkout.root / "results" / "report.html").read_text()
+    for name in summary:
+        assert name in page
+
+
+def test_a_second_repro_does_nothing(checkout):
+    started = time.monotonic()
+    done = checkout.run("dvc", "repro")
+    assert "up to date" in done.stdout + done.stderr
+    assert "Running stage" not in done.stdout
+    assert time.monotonic() - started < 20
+
+
+def test_metrics_params_and_plots_are_declared(checkout):
+    shown = checkout.run("dvc", "metrics", "show", "--json").stdout
+    assert '"fid"' in shown and '"disentangled"' in shown
+    checkout.edit("learning_rate: 0.001", "learning_rate: 0.002")
+    assert "0.002" in checkout.run("dvc", "params", "diff").stdout
+    checkout.edit("learning_rate: 0.002", "learning_rate: 0.001")
+    checkout.run("dvc", "plots", "show", "--out", ".tspace/plots")
+    assert "ddpm" in (checkout.root / ".tspace/plots/index.html").read_text()
+
+
+def test_a_changed_recipe_trains_alone_and_reverting_trains_nothing(checkout, first_mixtures):
+    checkout.edit("learning_rate: 0.001", "learning_rate: 0.003")
+    assert checkout.repro() == {"experts": 1, "samples": 2, "scores": 2}
+    changed = checkout.mixtures()
+    assert changed["few-state"] != first_mixtures["few-state"]
+    assert changed["ddpm"] == first_mixtures["ddpm"]
+    assert changed["disentangled"] == first_mixtures["disentangled"]
+    assert "fid" in checkout.run("dvc", "metrics", "diff").stdout
+    checkout.edit("learning_rate: 0.003", "learning_rate: 0.001")
+    assert checkout.repro() == {}
+    assert checkout.mixtures() == first_mixtures
+
+
+def test_changed_scoring_trains_nothing(checkout):
+    checkout.edit("samples: 64", "samples: 80")
+    assert checkout.repro() == {"samples": 6, "scores": 6}
+    checkout.edit("samples: 80", "samples: 64")
+    assert checkout.repro() == {}
+
+
+def test_fewer_experts_leave_no_stale_one(checkout, first_mixtures):
+    """Trap: a folder of experts that a smaller plan leaves behind."""
+    checkout.edit(PARAMS[PARAMS.index("  disentangled:") :], PARAMS_THREE_STATES)
+    assert checkout.repro() == {"experts": 3, "samples": 2, "scores": 2}
+    assert checkout.summary()["recipes"]["disentangled"]["experts"] == 3
+    manifest = os.listdir(checkout.root / "artefacts" / "experts")
+    assert len(manifest) == 1 + 1 + 1 + 3  # ddpm, few-state, three states, the manifest
+    checkout.edit(PARAMS_THREE_STATES, PARAMS[PARAMS.index("  disentangled:") :])
+    assert checkout.repro() == {}
+    assert checkout.mixtures() == first_mixtures
+
+
+PARAMS_THREE_STATES = """\
+  disentangled:
+    schedule: {kind: log-snr, states: 3}
+    partition: {kind: per-state}
+"""
+
+
+def test_a_clone_that_pulls_runs_nothing_and_then_only_what_it_changes(
+    checkout, first_mixtures, tmp_path
+):
+    """Trap: old weights recorded as the result of new settings after a pull."""
+    checkout.run("git", "clone", "--quiet", str(checkout.root), str(tmp_path / "clone"))
+    clone = Checkout(tmp_path / "clone")
+    remote = checkout.run("dvc", "remote", "list").stdout.split()[1]
+    clone.run("dvc", "remote", "add", "--local", "--force", "local", remote)
+    clone.run("dvc", "pull")
+    done = clone.run("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert clone.summary() == checkout.summary()
+    clone.edit("learning_rate: 0.001", "learning_rate: 0.004")
+    assert clone.repro() == {"experts": 1, "samples": 2, "scores": 2}
+    changed = clone.mixtures()
+    assert changed["few-state"] != first_mixtures["few-state"]
+    assert changed["disentangled"] == first_mixtures["disentangled"]
+
+
+def test_old_params_and_an_edit_never_mix_weights(checkout, first_mixtures):
+    """Trap: weights of two settings in one mixture after `git checkout` of older params."""
+    checkout.edit("images: 640, batch: 16", "images: 640, batch: 32")
+    assert checkout.repro()["experts"] == 6
+    batch32 = checkout.mixtures()
+    checkout.commit("batch 32")
+    checkout.run("git", "checkout", "--quiet", "HEAD~1")
+    checkout.run("dvc", "checkout")
+    checkout.edit("learning_rate: 0.001", "learning_rate: 0.005")
+    assert checkout.repro() == {"experts": 1, "samples": 2, "scores": 2}
+    mixed = checkout.mixtures()
+    assert mixed["ddpm"] == first_mixtures["ddpm"] != batch32["ddpm"]
+    assert mixed["disentangled"] == first_mixtures["disentangled"]
+    assert mixed["few-state"] not in (first_mixtures["few-state"], batch32["few-state"])
+    checkout.run("git", "checkout", "--quiet", "--force", "main")
+    checkout.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+    checkout.run("dvc", "checkout")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_in_training_it_resumes_to_the_same_bits(checkout, tmp_path, workers):
+    longer = PARAMS.replace("images: 640", "images: 24000").replace("[320]", "[]")
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(f"cores: {workers}\nkeep-going: true\n")
+    whole = Checkout.create(tmp_path / "whole", longer)
+    whole.repro(SNAKEMAKE_PROFILE=str(profile))
+
+    killed = Checkout.create(tmp_path / "killed", longer)
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=killed.root,
+        env=environment(SNAKEMAKE_PROFILE=str(profile), TSPACE_CHECKPOINT_SECONDS="0.2"),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    experts = killed.root / "store" / "expert"
+    deadline = time.monotonic() + 120
+    while not list(experts.glob("*/state/checkpoint.pt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    assert list(experts.glob("*/state/checkpoint.pt")), "killed too late to show anything"
+    finished = len(list(experts.glob("*/DONE")))
+    ran = killed.repro(SNAKEMAKE_PROFILE=str(profile))
+    assert ran["experts"] == 6 - finished
+    logs = "".join(log.read_text() for log in experts.glob("*/log.txt"))
+    assert "resumes at" in logs
+    assert killed.mixtures() == whole.mixtures()
+
+
+def test_a_failed_job_costs_nobody_elses_work(tmp_path):
+    """A learning rate that blows up one recipe: the others finish, and a rerun tries it alone."""
+    checkout = Checkout.create(
+        tmp_path / "tspace", PARAMS.replace("learning_rate: 0.001", "learning_rate: 1.0e+30")
+    )
+    done = checkout.run("dvc", "repro", check=False)
+    assert done.returncode
+    text = done.stdout + done.stderr
+    assert "experts: 1 jobs failed, 5 finished and are kept" in text
+    assert "few-state: the loss is no longer finite" in text
+    assert "Traceback" not in text
+    checkout.edit("learning_rate: 1.0e+30", "learning_rate: 0.001")
+    assert checkout.repro()["experts"] == 1

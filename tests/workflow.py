@@ -1,0 +1,116 @@
+"""A real checkout in a temporary folder, with tiny budgets, driven as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+PARAMS = """\
+seed: 0
+data: {source: digits, limit: 200}
+latent: {encoder: pixels}
+features: {extractor: classifier, images: 1000, dimension: 8, channels: 8}
+evaluate: {samples: 64}
+defaults:
+  network: {kind: unet, channels: 8, multipliers: [1, 2], blocks: 1}
+  training: {images: 640, batch: 16, milestones: [320]}
+recipes:
+  ddpm:
+    schedule: {kind: linear, states: 100}
+    sampling: {steps: 4}
+  few-state:
+    schedule: {kind: log-snr, states: 4}
+    training: {learning_rate: 0.001}
+  disentangled:
+    schedule: {kind: log-snr, states: 4}
+    partition: {kind: per-state}
+"""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The process environment in which the project's own commands are found first."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("TSPACE_STORE", "SNAKEMAKE_PROFILE")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **extra}
+
+
+class Checkout:
+    """A git checkout of the project on which commands are run."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @classmethod
+    def create(cls, root: Path, params: str = PARAMS) -> Checkout:
+        """A fresh repository of the files that git would keep, committed."""
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        ).stdout.decode()
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and not name.startswith(("tests/", "benchmarks/")):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        (root / "dvc.lock").unlink(missing_ok=True)
+        (root / "params.yaml").write_text(params)
+        checkout = cls(root)
+        checkout.run("git", "init", "--quiet", "--initial-branch", "main")
+        checkout.commit("start")
+        return checkout
+
+    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        self.run("git", *who, "commit", "--quiet", "--allow-empty", "-m", message)
+
+    def edit(self, old: str, new: str) -> None:
+        """Replace a text that occurs in params.yaml."""
+        path = self.root / "params.yaml"
+        text = path.read_text()
+        assert old in text, old
+        path.write_text(text.replace(old, new))
+
+    def repro(self, **env: str) -> dict[str, int]:
+        """`dvc repro`: the number of jobs that each fan-out stage really ran."""
+        return jobs_run(self.run("dvc", "repro", **env).stdout)
+
+    def mixtures(self) -> dict[str, list[str]]:
+        """Digest of each recipe's mixture at each milestone."""
+        return {
+            path.stem: [m["mixture"]["digest"] for m in json.loads(path.read_text())["milestones"]]
+            for path in sorted((self.root / "artefacts" / "mixtures").iterdir())
+        }
+
+    def summary(self) -> dict:
+        return json.loads((self.root / "results" / "summary.json").read_text())
+
+
+def jobs_run(output: str) -> dict[str, int]:
+    """Jobs that ran, by stage, from what `dvc repro` printed; stages that ran none are left out."""
+    found = {}
+    for stage, jobs, kept in re.findall(r"^(\w+): (\d+) jobs, (\d+) of them", output, re.MULTILINE):
+        if int(jobs) > int(kept):
+            found[stage] = int(jobs) - int(kept)
+    return found
