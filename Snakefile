@@ -1,15 +1,23 @@
 # Places the jobs of one fan-out stage. `tspace <stage>` writes the plan (which entries of the store
 # are missing) and calls this; a profile decides where the jobs run.
 import json
+import shlex
 
 if "plan" not in config:
-    raise WorkflowError("this workflow is called by `tspace train` and its like; run `dvc repro`")
+    raise WorkflowError(
+        "this workflow is called by `tspace train` and its like; run `dvc repro`"
+    )
 
 with open(config["plan"]) as f:
     PLAN = json.load(f)
 
 JOBS = PLAN["jobs"]
 RUN = PLAN["run"]
+
+
+def job_command(job):
+    options = ["--root", PLAN["root"], "--store", PLAN["store"]]
+    return shlex.join([PLAN["tspace"], "job", *options, *JOBS[job]["names"]])
 
 
 wildcard_constraints:
@@ -32,18 +40,18 @@ for kind in sorted({job["kind"] for job in JOBS.values()}):
         name:
             kind
         input:
-            lambda wildcards: [f"{RUN}/{need}.done" for need in JOBS[wildcards.job]["needs"]],
+            lambda wildcards: [
+                f"{RUN}/{need}.done" for need in JOBS[wildcards.job]["needs"]
+            ],
         output:
             touch(f"{RUN}/{{job,{kind}-[0-9a-f]+}}.done"),
         log:
             f"{RUN}/{{job}}.log",
-        params:
-            tspace=PLAN["tspace"],
-            root=PLAN["root"],
-            store=PLAN["store"],
-            name=lambda wildcards: JOBS[wildcards.job]["name"],
-        threads: lambda wildcards: JOBS[wildcards.job]["threads"]
         priority: lambda wildcards: JOBS[wildcards.job]["priority"]
+        conda:
+            "envs/tspace.yaml"
+        threads: lambda wildcards: JOBS[wildcards.job]["threads"]
+        params:
+            command=lambda wildcards: job_command(wildcards.job),
         shell:
-            "{params.tspace} job --root {params.root} --store {params.store} {params.name}"
-            " > {log} 2>&1"
+            "{params.command} > {log} 2>&1"

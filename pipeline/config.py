@@ -8,6 +8,7 @@ checked by `check_against`.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import types
 import typing
@@ -61,8 +62,8 @@ class Classifier(Block):
 
     extractor: Literal["classifier"] = "classifier"
     images: Positive = 60_000  # training budget
-    batch: Positive = 128
-    learning_rate: PositiveFloat = 2e-3
+    batch: Positive = 64
+    learning_rate: PositiveFloat = 4e-3
     dimension: Positive = 64
     channels: Positive = 32
 
@@ -307,6 +308,7 @@ class Training(Block):
         PlainWeighting | MinSnrWeighting | P2Weighting, Field(discriminator="kind")
     ] = PlainWeighting()
     precision: Literal["float32", "bfloat16"] = "float32"
+    experts_per_job: Positive = 1  # small experts trained by one process, one after the other
     threads: Positive = 1  # CPU threads of a job: fixed, so that results do not depend on the host
 
 
@@ -525,7 +527,7 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
 
 
 def _descending(values: list[float]) -> bool:
-    return all(a > b for a, b in zip(values, values[1:], strict=False))
+    return all(a > b for a, b in itertools.pairwise(values))
 
 
 # --- turning pydantic's errors into one line each

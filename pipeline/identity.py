@@ -1,4 +1,4 @@
-"""What makes two pieces of work the same: canonical JSON, digests of settings, of code and of files."""
+"""What makes two pieces of work the same: digests of settings, of code and of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGEST_LENGTH = 32  # hex digits, i.e. 128 bits
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, shortest floats; NaN is a ValueError."""
+    """The one JSON text of `value`: sorted keys, shortest floats; NaN is a ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -55,7 +55,7 @@ def code_digest(*modules: str) -> str:
 
 
 def _imports(tree: ast.Module, package: str) -> set[str]:
-    """Modules of `package` that a syntax tree imports (absolute imports, the only form used here)."""
+    """Modules of `package` that a syntax tree imports (absolute imports, the only form here)."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

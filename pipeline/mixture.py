@@ -7,6 +7,7 @@ few are in memory at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,8 +69,7 @@ class Mixture:
         experts = description["experts"]
         # Between two experts' nearest states the border is halfway.
         self._borders = [
-            (states[a["last"]] + states[b["first"]]) / 2
-            for a, b in zip(experts, experts[1:], strict=False)
+            (states[a["last"]] + states[b["first"]]) / 2 for a, b in itertools.pairwise(experts)
         ]
         self._states = states
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from pipeline import config
@@ -32,4 +34,4 @@ def cut(
     if np.any(np.diff(edges) <= 0):
         empty = int(np.argmax(np.diff(edges) <= 0)) + 1
         raise ValueError(f"interval {empty} of {len(edges) - 1} holds no state")
-    return [(int(a), int(b) - 1) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(int(a), int(b) - 1) for a, b in itertools.pairwise(edges)]

@@ -8,7 +8,6 @@ here, and torch is not imported.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +42,7 @@ class Job:
     needs: tuple[str, ...] = ()  # names of entries that must be finished first
     weight: float = 1.0  # rough cost relative to others of its kind, for ordering
     threads: int = 1
+    group: str = ""  # jobs of one group run in one process, one after the other
 
     @functools.cached_property
     def name(self) -> str:
@@ -156,11 +156,20 @@ def _plan_recipe(
     except ValueError as e:
         raise UserError(f"params.yaml: recipes.{name}.partition: {e}") from e
     budgets = split_images(training.images, np.full(len(intervals), 1 / len(intervals)))
-    for (first, last), images in zip(intervals, budgets, strict=True):
+    together = training.experts_per_job
+    for number, ((first, last), images) in enumerate(zip(intervals, budgets, strict=True)):
         snapshots = {m: max(1, round(images * m / training.images)) for m in milestones}
         spec = _expert_spec(params, recipe, data, plan, first, last, images, snapshots, shards)
         label = name if len(intervals) == 1 else f"{name} {_interval_name(first, last)}"
-        job = Job("expert", spec, label, shards, weight=images, threads=training.threads)
+        job = Job(
+            "expert",
+            spec,
+            label,
+            shards,
+            weight=images,
+            threads=training.threads,
+            group=f"{name} {number // together}" if together > 1 else "",
+        )
         plan.experts.append(Expert(job, first, last, images, snapshots))
     return plan
 
@@ -182,7 +191,8 @@ def _expert_spec(
 ) -> dict[str, Any]:
     own = [float(value) for value in plan.log_snr[first : last + 1]]
     one_state = len(own) == 1
-    settings = recipe.training.model_dump(mode="json", exclude={"images", "milestones", "start"})
+    apart = {"images", "milestones", "start", "experts_per_job"}
+    settings = recipe.training.model_dump(mode="json", exclude=apart)
     # A single-state expert has nothing to draw, so no curriculum can matter to it. A uniform one
     # depends on the own states only; any other on their place on the whole time axis.
     curriculum: dict[str, Any] = {"kind": "uniform"}
@@ -255,6 +265,8 @@ def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: st
                 needs,
                 weight=(stop - start) * len(base["states"]),
                 threads=base["threads"],
+                # The milestones of a recipe share a process: starting one costs seconds.
+                group=f"{plan.name} {start}",
             )
         )
     return jobs
@@ -270,7 +282,8 @@ def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job
         "settings": settings,
         "code": code_of("scores"),
     }
-    return Job("scores", spec, f"{label} scores", (*names, reference.name))
+    needs = (*names, reference.name)
+    return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])
 
 
 def facts(info: Any) -> DatasetFacts:
@@ -284,11 +297,3 @@ def facts(info: Any) -> DatasetFacts:
         mean=tuple(info.mean),
         std=tuple(info.std),
     )
-
-
-def as_manifest(jobs: list[Job]) -> list[dict[str, Any]]:
-    """The plan as plain data: what is written to disk and compared before collecting."""
-    return [
-        {k: v for k, v in dataclasses.asdict(job).items() if k != "spec"} | {"name": job.name}
-        for job in jobs
-    ]

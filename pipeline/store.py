@@ -219,7 +219,7 @@ class Store:
         return Entry(self.root / kind / key)
 
     def plan(self, kind: str, spec: dict[str, Any]) -> Entry:
-        """The entry for `spec`, with its spec.json written so that a job can start from its name."""
+        """The entry for `spec`; its spec.json is written, so a job can start from its name."""
         entry = Entry(self.root / kind / digest(spec))
         if not (entry.path / "spec.json").exists():
             entry.path.mkdir(parents=True, exist_ok=True)

@@ -89,14 +89,16 @@ def report() -> None:
 @main.command(hidden=True)
 @click.option("--root", type=click.Path(path_type=Path), required=True)
 @click.option("--store", "store_root", type=click.Path(path_type=Path), required=True)
-@click.argument("name")
-def job(root: Path, store_root: Path, name: str) -> None:
-    """Run one planned entry of the store (called by the Snakefile)."""
+@click.argument("names", nargs=-1, required=True)
+def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
+    """Run planned entries of the store, one after the other (called by the Snakefile)."""
     from pipeline.store import Store
     from stages.jobs import run_job
     from stages.workspace import Workspace
 
-    if not run_job(Workspace(root), Store(store_root), name):
+    workspace, store = Workspace(root), Store(store_root)
+    finished = [run_job(workspace, store, name) for name in names]
+    if not all(finished):
         sys.exit(1)
 
 

@@ -86,9 +86,17 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
     run = workspace.scratch / "runs" / stage
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    names = {job.name for job in missing}
+    groups: dict[str, list[Job]] = {}
+    for job in missing:
+        groups.setdefault(f"{job.kind} {job.group or job.name}", []).append(job)
+    # A group is known to Snakemake by its first entry.
+    ids = {
+        job.name: f"{members[0].kind}-{members[0].name.partition('/')[2]}"
+        for members in groups.values()
+        for job in members
+    }
     # The largest first, so that the last workers do not wait for one that started late.
-    order = sorted(missing, key=lambda job: -job.weight)
+    order = sorted(groups.values(), key=lambda members: -sum(job.weight for job in members))
     plan = {
         "stage": stage,
         "root": str(workspace.root),
@@ -96,15 +104,18 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         "run": str(run),
         "tspace": str(Path(sys.executable).parent / "tspace"),
         "jobs": {
-            job.name.replace("/", "-"): {
-                "kind": job.kind,
-                "name": job.name,
-                "label": job.label,
-                "needs": [n.replace("/", "-") for n in job.needs if n in names],
-                "threads": job.threads,
+            ids[members[0].name]: {
+                "kind": members[0].kind,
+                "names": [job.name for job in members],
+                "label": members[0].group or members[0].label,
+                "needs": sorted(
+                    {ids[n] for job in members for n in job.needs if n in ids}
+                    - {ids[members[0].name]}
+                ),
+                "threads": max(job.threads for job in members),
                 "priority": len(order) - rank,
             }
-            for rank, job in enumerate(order)
+            for rank, members in enumerate(order)
         },
     }
     for job in missing:

@@ -96,7 +96,7 @@ def run_expert(
         asked = True
 
     # SLURM announces preemption and the time limit by SIGTERM: save, and let it be run again.
-    signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, ask)
 
     def tell(state: Progress) -> None:
         reporter.progress(state.images, state.total, state.rate, state.loss)
@@ -111,7 +111,12 @@ def run_expert(
             stop=lambda: asked,
         )
     except Interrupted as e:
-        raise UserError("interrupted; its checkpoint is kept and it goes on from there") from e
+        text = "interrupted; its checkpoint is kept, and it goes on from there"
+        write_text(entry.path / "error.txt", f"{text}\n")
+        reporter.log(text)
+        raise SystemExit(1) from e  # not even the other entries of this process are begun
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_features(

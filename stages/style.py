@@ -123,6 +123,7 @@ svg path.sum0 { fill: var(--c); } svg path.sum1 { fill: var(--c); opacity: .62; 
   h1 { font-size: 1.6rem; }
   .wide { display: none; }
   .narrow { display: block; }
+  .main tbody th { white-space: normal; min-width: 11.5em; }
   .narrow svg, .panels svg { max-width: 480px !important; }
 }
 @media print {

@@ -493,3 +493,8 @@ def test_axis_places():
     log = charts.Axis(0.0, 2.0, log=True)
     assert [log.place(v) for v in (1, 10, 100, 0, -5, 1e9)] == [0, 0.5, 1, 0, 0, 1]
     assert charts.Axis(-1.0, 3.0).place(1.0) == 0.5
+
+
+def test_elements_escape_texts_and_attributes():
+    made = markup.el("td", "<&", markup.el("b", "x"), None, title='"<&', hidden=None)
+    assert made == '<td title="&quot;&lt;&amp;">&lt;&amp;<b>x</b></td>'

@@ -34,10 +34,9 @@ def build_network(
     No global generator is read or moved. On the device `meta` the network has no storage and no
     values. Raises ValueError for settings that fit neither each other nor the images.
     """
-    read = settings.get if isinstance(settings, Mapping) else _attributes(settings)
-    kind = read("kind")
-    channels, multipliers, blocks = read("channels"), read("multipliers"), read("blocks")
-    dropout, attention = read("dropout", 0.0), read("attention", ())
+    kind, channels = _read(settings, "kind"), _read(settings, "channels")
+    multipliers, blocks = _read(settings, "multipliers"), _read(settings, "blocks")
+    attention, dropout = _read(settings, "attention", ()), _read(settings, "dropout", 0.0)
     if kind not in ("unet", "multi-decoder"):
         raise ValueError(f"network kind '{kind}' is unknown; use unet or multi-decoder")
     if conditioning not in ("state", "none"):
@@ -71,7 +70,7 @@ def build_network(
         else:
             if interval_bounds is None or conditioning == "none":
                 raise ValueError("a multi-decoder needs interval_bounds, and the state as input")
-            decoders = [decoder(own) for own in read("decoder_channels")]
+            decoders = [decoder(own) for own in _read(settings, "decoder_channels")]
             network = MultiDecoderUNet(encoder, decoders, interval_bounds)
     if torch.device(device).type != "meta":
         network.to_empty(device=device)
@@ -79,8 +78,10 @@ def build_network(
     return network
 
 
-def _attributes(settings: Any) -> Any:
-    return lambda name, default=None: getattr(settings, name, default)
+def _read(settings: Mapping[str, Any] | Any, name: str, *default: Any) -> Any:
+    if isinstance(settings, Mapping):
+        return settings.get(name, *default) if default else settings[name]
+    return getattr(settings, name, *default)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -101,8 +102,8 @@ def count_flops(
 ) -> int:
     """Forward FLOPs of a batch, a multiply-add being two; nothing is allocated or computed.
 
-    Counted are convolutions, matrix products and attention, which norms, activations and sums
-    come on top of (about 1%). Settings as in `build_network`; a multi-decoder has one count an
+    Counted are convolutions, matrix products and attention; norms, activations and sums would add
+    a few percent. Settings as in `build_network`; a multi-decoder has one count an
     interval, and `interval` says which. Raises ValueError as that does, and without an interval.
     """
     network = build_network(

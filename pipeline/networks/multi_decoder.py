@@ -41,7 +41,10 @@ class MultiDecoderUNet(nn.Module):
         self.noise_bounds = [-float(bound) for bound in bounds]
 
     def interval_of(self, log_snr: float | Tensor) -> int | Tensor:
-        """The interval of a log-SNR: an int for a float, int64 [N] for a tensor [N]."""
+        """The interval of a log-SNR: an int for a float, int64 [N] for a tensor [N].
+
+        A tensor is compared in its own precision, so that float32(bound) is still on the bound.
+        """
         if not isinstance(log_snr, Tensor):
             return bisect_left(self.noise_bounds, -log_snr)
         bounds = torch.tensor(self.noise_bounds, dtype=log_snr.dtype, device=log_snr.device)
@@ -64,7 +67,7 @@ class MultiDecoderUNet(nn.Module):
         """
         if interval is not None or log_snr.numel() == 1:
             if interval is None:
-                interval = self.interval_of(log_snr.item())
+                interval = int(self.interval_of(log_snr))
             return self.decoders[interval](*self.encoder(x, log_snr.to(x.device), labels))
 
         intervals = self.interval_of(log_snr)

@@ -1,0 +1,97 @@
+"""What every benchmark shares: timing, the machine, the table and the result file."""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and versions that decide how fast things are here."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    }
+    for package in ("numpy", "scipy", "torch"):
+        found[package] = metadata.version(package)
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def time_alternating(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool = True
+) -> dict[str, dict[str, float]]:
+    """Seconds of each call, taken in turns so that other load on the machine meets all alike.
+
+    Per name: `best` and `median` of `repeats`.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(-1 if warm_up else 0, repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return {n: {"best": min(t), "median": statistics.median(t)} for n, t in taken.items()}
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as aligned text; a column that a row lacks stays empty."""
+    table = [list(columns)] + [[_text(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)))
+    print(flush=True)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_results(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    headline: Mapping[str, Any],
+    described: Mapping[str, Any],
+) -> Path:
+    """Write benchmarks/results/<name>.json; `described` is what `machine` said at the start."""
+    for key, value in headline.items():
+        print(f"{key}: {_text(value)}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    result = {
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "machine": dict(described),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rows": [dict(row) for row in rows],
+        "headline": dict(headline),
+    }
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return path
