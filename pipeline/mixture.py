@@ -106,7 +106,8 @@ class Mixture:
             network.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as e:
             raise UserError(f"{path}: not the weights of this expert ({e})") from e
-        network.to(self.device, memory_format=torch.channels_last).eval()
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        network.to(self.device, memory_format=layout).eval()
         self._loaded[index] = network
         if len(self._loaded) > LOADED_EXPERTS:
             self._loaded.popitem(last=False)
@@ -117,8 +118,7 @@ class Mixture:
         """E[z | x] at one state: x [N, C, H, W], labels int64 [N] or None; shape of x."""
         network = self.network(self.owner(log_snr))
         given = torch.full((1,), log_snr, device=x.device, dtype=torch.float32)
-        inputs = x.contiguous(memory_format=torch.channels_last)
-        output = network(inputs, given, labels).float()
+        output = network(x, given, labels).float()
         return objective.to_x0(self.description["prediction"], output, x, log_snr)
 
     def denoiser(

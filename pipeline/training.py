@@ -137,7 +137,9 @@ def train(
         seed=spec["start_key"],
         device=device,
     )
-    network.to(memory_format=torch.channels_last).train()
+    # On a GPU convolutions are fastest channels-last; on a CPU the norms are much slower so.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    network.to(memory_format=layout).train()
     optimizer = make_optimizer(
         network.parameters(),
         "adamw" if settings["weight_decay"] else "adam",
@@ -172,9 +174,11 @@ def train(
         else:
             values = draws.states(start, stop_at).astype(np.float32)
             log_snr = torch.from_numpy(values).to(device)
-        x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=torch.channels_last)
+        x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
         wanted = objective.target(spec["prediction"], z, eps, log_snr)
         given = log_snr if isinstance(log_snr, torch.Tensor) else None
+        if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
+            torch.manual_seed(noise.derive_key(spec["stream_key"], "dropout", start))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             output = network(x, given, draws.labels(start, stop_at, rows))
         if settings["weighting"]["kind"] == "uniform":

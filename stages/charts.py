@@ -74,6 +74,8 @@ class Axis:
         """Round values inside the axis."""
         if not self.log:
             return _linear_ticks(self.low, self.high, about)
+        if self.high - self.low < 0.5 and self.high < LARGEST:
+            return _linear_ticks(10**self.low, 10**self.high, about)
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
             ticks = [
@@ -86,8 +88,6 @@ class Axis:
                 break
         if len(ticks) > about + 1:
             ticks = ticks[:: -(-len(ticks) // about)]
-        if len(ticks) < 2:
-            return _linear_ticks(10**self.low, 10**self.high, about)
         return ticks
 
 
@@ -193,6 +193,11 @@ def swatch(style: int) -> Html:
     )
 
 
+def _tick_room(axis: Axis) -> float:
+    """Width that the numbers left of a chart need."""
+    return max(len(short(value, 6)) for value in axis.ticks()) * CHARACTER + 20
+
+
 def _frame(box: Box, x_label: str, y_label: str, about: int) -> Html:
     bottom, right = box.top + box.height, box.left + box.width
     parts = [text(0, 12, y_label, "name")]
@@ -224,7 +229,8 @@ def lines(
     wanted = max((len(s.name) for s in series), default=0) * CHARACTER + 30
     room = min(wanted, 0.36 * width)
     height = max(0.38 * width, 270, len(series) * LABEL_GAP + 80)
-    box = Box(52, 26, width - 52 - room, height - 26 - 44, x_axis, y_axis)
+    left = _tick_room(y_axis)
+    box = Box(left, 26, width - left - room, height - 26 - 44, x_axis, y_axis)
     right = box.left + box.width
     parts: list[Html] = [_frame(box, x_label, y_label, max(4, int(box.width / 80)))]
     if reference is not None:
@@ -258,7 +264,8 @@ def loss_curves(
     x_axis = Axis.over([x for _, points in curves for x, _ in points], zero=True)
     named = len(curves) > 1
     room = 78 if named else 14
-    box = Box(46, 24, width - 46 - room, height - 24 - 42, x_axis, y_axis)
+    left = _tick_room(y_axis)
+    box = Box(left, 24, width - left - room, height - 24 - 42, x_axis, y_axis)
     parts: list[Html] = [_frame(box, "images of an expert", "loss", 3)]
     for i, (name, points) in enumerate(curves):
         kind = f"curve r{round(4 * i / max(len(curves) - 1, 1)) if named else 4}"

@@ -86,6 +86,21 @@ def report() -> None:
     write_report(Workspace.here())
 
 
+@main.command()
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Replace an edited params.yaml (a copy is kept).")
+def preset(name: str | None, force: bool) -> None:
+    """Write a preset to params.yaml; without NAME, list them."""
+    from stages import presets
+    from stages.workspace import Workspace
+
+    workspace = Workspace.here()
+    if name is None:
+        click.echo("\n".join(presets.names(workspace)))
+    else:
+        presets.write_preset(workspace, name, force)
+
+
 @main.command(hidden=True)
 @click.option("--root", type=click.Path(path_type=Path), required=True)
 @click.option("--store", "store_root", type=click.Path(path_type=Path), required=True)

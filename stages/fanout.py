@@ -37,6 +37,17 @@ def fan_out(
     jobs = {job.name: job for job in plan()}
     for other in (*inputs, stage):
         adopt(workspace, other)
+    absent = {
+        need
+        for job in jobs.values()
+        for need in job.needs
+        if need not in jobs and not workspace.store.entry(need).done
+    }
+    if absent:
+        raise UserError(
+            f"{stage}: {len(absent)} of its inputs are not made yet, or params.yaml or the code "
+            "changed since they were; run `dvc repro`"
+        )
     entries = {name: workspace.store.plan(job.kind, job.spec) for name, job in jobs.items()}
     missing = [job for name, job in jobs.items() if not entries[name].done]
     print(f"{stage}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them in the store", flush=True)

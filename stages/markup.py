@@ -95,12 +95,13 @@ def si(value: Any, unit: str = "", digits: int = 3) -> str:
     return _sign(f"{scaled:.{max(decimals, 0)}f}") + (f"\u202f{suffix}" if suffix else "")
 
 
-def scientific(value: float) -> str:
-    """1.2×10⁻⁷."""
-    power = exponent(value)
-    mantissa = f"{value:.1e}".partition("e")[0].removesuffix(".0")
-    tail = "10" + str(power).translate(_SUPERSCRIPT)
-    if mantissa.lstrip("-") == "1":
+def scientific(value: float, digits: int = 2, trim: bool = True) -> str:
+    """1.2×10⁻⁷; trim: 2×10⁻⁷ and 10⁻⁷ where nothing is lost by it."""
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    tail = "10" + str(int(power)).translate(_SUPERSCRIPT)
+    if trim and "." in mantissa:
+        mantissa = mantissa.rstrip("0").removesuffix(".")
+    if mantissa in ("1", "-1"):
         return _sign(mantissa[:-1] + tail)
     return _sign(f"{mantissa}×{tail}")
 
@@ -112,7 +113,7 @@ def short(value: float, digits: int = 4) -> str:
     if 1e-3 <= abs(value) < 1e4:
         return _sign(f"{value:.{digits}g}")
     if not 1 <= abs(value) < 1e15:
-        return scientific(value)
+        return scientific(value, digits)
     group = exponent(value) // 3
     return _sign(f"{value / 10.0 ** (3 * group):.{digits}g}\u202f{_PREFIXES[group]}")
 
@@ -120,12 +121,21 @@ def short(value: float, digits: int = 4) -> str:
 def fixed(values: Sequence[Any], most: int = 3) -> list[str]:
     """A column of numbers with equally many decimals, so that they align.
 
-    The largest has three significant digits; the smallest too, as far as `most` decimals go.
+    The largest has three significant digits; the smallest too, as far as `most` decimals go. When
+    all are tiny, each is written with its power of ten.
     """
     sizes = [exponent(v) for v in values if known(v) and v]
+    if sizes and max(sizes) < -3:
+        return [_power(value) for value in values]
     places = max(2 - max(sizes), min(2 - min(sizes), most)) if sizes else most
-    places = min(max(places, 0), 6)
+    places = max(places, 0)
     return [_fixed(value, places) for value in values]
+
+
+def _power(value: Any) -> str:
+    if not known(value):
+        return MISSING
+    return scientific(value, 3, trim=False) if value else "0"
 
 
 def _fixed(value: Any, places: int) -> str:

@@ -68,7 +68,7 @@ def _each(show: Callable[[Any], str]) -> Callable[[Sequence[Any]], list[str]]:
 
 
 def _seconds(values: Sequence[Any]) -> list[str]:
-    return fixed(values, most=2)
+    return fixed(values, most=1)
 
 
 COLUMNS = (
@@ -299,7 +299,7 @@ def _table(metrics: Metrics, styles: dict[str, int]) -> Html:
             for key in column.keys
         ]
         texts = [column.show(part) for part in values]
-        best = _best(values[0], column.better)
+        best = _best(values[0], texts[0], column.better)
         for row, content in enumerate(zip(*texts, strict=True)):
             shown = " / ".join(content)
             if row in best:
@@ -342,13 +342,13 @@ def _scaled(value: Any, factor: float) -> Any:
     return value * factor if known(value) and factor != 1 else value
 
 
-def _best(values: Sequence[Any], better: str | None) -> set[int]:
-    """Rows with the best value; none when nothing is compared or all are equal."""
+def _best(values: Sequence[Any], shown: Sequence[str], better: str | None) -> set[int]:
+    """Rows that show the best value; none when all show the same, or there is no better."""
     found = [v for v in values if known(v)]
-    if better is None or len(set(found)) < 2:
+    if better is None or not found or len(set(shown)) < 2:
         return set()
-    best = min(found) if better == "lower" else max(found)
-    return {row for row, v in enumerate(values) if v == best}
+    best = shown[values.index(min(found) if better == "lower" else max(found))]
+    return {row for row, text in enumerate(shown) if text == best}
 
 
 def _quality_over_cost(metrics: Metrics, styles: dict[str, int], floor: dict[str, Any]) -> Html:
@@ -448,10 +448,10 @@ def _samples(
 ) -> Html:
     words = _own_words(workspace)
     cards, reduced = [], False
-    for name, recipe in recipes.items():
+    fids = fixed([metrics[name]["fid"] for name in recipes])
+    for (name, recipe), fid in zip(recipes.items(), fids, strict=True):
         source, width, height, whole = _embedded(pictures[name])
         reduced = reduced or not whole
-        fid = fixed([metrics[name]["fid"]])[0]
         alt = f"Grid of samples of {name} after {count(metrics[name]['images_seen'])} images"
         origin = origins[name, recipe.milestones[-1]]
         own = words[name]
@@ -676,7 +676,7 @@ def _provenance(
     ]
     columns = [
         fixed([_scaled(m.get(key), 1e3 if key == "kid" else 1) for _, _, m in found], most=most)
-        for key, most in zip(keys, (3, 3, 2, 2), strict=True)
+        for key, most in zip(keys, (3, 3, 1, 1), strict=True)
     ]
     rows = [
         [

@@ -216,8 +216,8 @@ def test_the_table_has_every_score_and_both_costs(default):
     twelve = metrics["disentangled_12"]
     total, critical = twelve["train_seconds_total"], twelve["train_seconds_critical"]
     assert cells["disentangled_12"][6:9] == ["12", "60.1\u202fk / 721\u202fk", "9.00\u202fG"]
-    assert cells["disentangled_12"][9:] == [f"{total:.1f}", f"{critical:.2f}"]
-    assert cells["few-state"][10] == f"{metrics['few-state']['train_seconds_critical']:.2f}"
+    assert cells["disentangled_12"][9:] == [f"{total:.1f}", f"{critical:.1f}"]
+    assert cells["few-state"][10] == f"{metrics['few-state']['train_seconds_critical']:.1f}"
 
 
 def test_the_best_of_each_column_is_marked_in_words_too(default):
@@ -454,6 +454,7 @@ def test_numbers_with_prefixes(value, text):
         ([0.5, None, -0.25], ["0.500", "–", "−0.250"]),
         ([1.0, 1e-9, 0.0], ["1.000", "10⁻⁹", "0.000"]),
         ([0, 0], ["0.000", "0.000"]),
+        ([1.69e-5, -3e-7, 0.0], ["1.69×10⁻⁵", "−3.00×10⁻⁷", "0"]),
     ],
 )
 def test_columns_of_numbers_align(values, texts):

@@ -16,6 +16,9 @@ from tests.workflow import PARAMS, Checkout, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
 
+DISENTANGLED = PARAMS[PARAMS.index("  disentangled:") :]
+THREE_STATES = DISENTANGLED.replace("states: 4", "states: 3")
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
@@ -95,21 +98,14 @@ def test_changed_scoring_trains_nothing(checkout):
 
 def test_fewer_experts_leave_no_stale_one(checkout, first_mixtures):
     """Trap: a folder of experts that a smaller plan leaves behind."""
-    checkout.edit(PARAMS[PARAMS.index("  disentangled:") :], PARAMS_THREE_STATES)
+    checkout.edit(DISENTANGLED, THREE_STATES)
     assert checkout.repro() == {"experts": 3, "samples": 2, "scores": 2}
     assert checkout.summary()["recipes"]["disentangled"]["experts"] == 3
     manifest = os.listdir(checkout.root / "artefacts" / "experts")
     assert len(manifest) == 1 + 1 + 1 + 3  # ddpm, few-state, three states, the manifest
-    checkout.edit(PARAMS_THREE_STATES, PARAMS[PARAMS.index("  disentangled:") :])
+    checkout.edit(THREE_STATES, DISENTANGLED)
     assert checkout.repro() == {}
     assert checkout.mixtures() == first_mixtures
-
-
-PARAMS_THREE_STATES = """\
-  disentangled:
-    schedule: {kind: log-snr, states: 3}
-    partition: {kind: per-state}
-"""
 
 
 def test_a_clone_that_pulls_runs_nothing_and_then_only_what_it_changes(
@@ -150,20 +146,33 @@ def test_old_params_and_an_edit_never_mix_weights(checkout, first_mixtures):
     checkout.run("dvc", "checkout")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_in_training_it_resumes_to_the_same_bits(checkout, tmp_path, workers):
-    longer = PARAMS.replace("images: 640", "images: 24000").replace("[320]", "[]")
-    profile = tmp_path / "profile"
-    profile.mkdir()
-    (profile / "config.yaml").write_text(f"cores: {workers}\nkeep-going: true\n")
-    whole = Checkout.create(tmp_path / "whole", longer)
-    whole.repro(SNAKEMAKE_PROFILE=str(profile))
+LONGER = PARAMS.replace("images: 640", "images: 24000").replace("[320]", "[]")
 
-    killed = Checkout.create(tmp_path / "killed", longer)
+
+def profile(folder, workers):
+    """A profile that runs so many jobs at once."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"cores: {workers}\nkeep-going: true\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Mixtures of a run that nobody disturbed, one job at a time."""
+    root = tmp_path_factory.mktemp("whole")
+    whole = Checkout.create(root / "tspace", LONGER)
+    whole.repro("merge", SNAKEMAKE_PROFILE=profile(root / "one", 1))
+    return whole.mixtures()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_in_training_it_resumes_to_the_same_bits(uninterrupted, tmp_path, workers):
+    killed = Checkout.create(tmp_path / "tspace", LONGER)
+    env = {"SNAKEMAKE_PROFILE": profile(tmp_path / "profile", workers)}
     process = subprocess.Popen(
-        ["dvc", "repro"],
+        ["dvc", "repro", "merge"],
         cwd=killed.root,
-        env=environment(SNAKEMAKE_PROFILE=str(profile), TSPACE_CHECKPOINT_SECONDS="0.2"),
+        env=environment(**env, TSPACE_CHECKPOINT_SECONDS="0.2"),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -178,11 +187,10 @@ def test_killed_in_training_it_resumes_to_the_same_bits(checkout, tmp_path, work
     time.sleep(0.5)
     assert list(experts.glob("*/state/checkpoint.pt")), "killed too late to show anything"
     finished = len(list(experts.glob("*/DONE")))
-    ran = killed.repro(SNAKEMAKE_PROFILE=str(profile))
-    assert ran["experts"] == 6 - finished
+    assert killed.repro("merge", **env)["experts"] == 6 - finished
     logs = "".join(log.read_text() for log in experts.glob("*/log.txt"))
     assert "resumes at" in logs
-    assert killed.mixtures() == whole.mixtures()
+    assert killed.mixtures() == uninterrupted
 
 
 def test_a_failed_job_costs_nobody_elses_work(tmp_path):
@@ -190,11 +198,11 @@ def test_a_failed_job_costs_nobody_elses_work(tmp_path):
     checkout = Checkout.create(
         tmp_path / "tspace", PARAMS.replace("learning_rate: 0.001", "learning_rate: 1.0e+30")
     )
-    done = checkout.run("dvc", "repro", check=False)
+    done = checkout.run("dvc", "repro", "train", check=False)
     assert done.returncode
     text = done.stdout + done.stderr
     assert "experts: 1 jobs failed, 5 finished and are kept" in text
     assert "few-state: the loss is no longer finite" in text
     assert "Traceback" not in text
     checkout.edit("learning_rate: 1.0e+30", "learning_rate: 0.001")
-    assert checkout.repro()["experts"] == 1
+    assert checkout.repro("train")["experts"] == 1

@@ -31,6 +31,7 @@ recipes:
   disentangled:
     schedule: {kind: log-snr, states: 4}
     partition: {kind: per-state}
+    training: {experts_per_job: 2}
 """
 
 
@@ -92,9 +93,9 @@ class Checkout:
         assert old in text, old
         path.write_text(text.replace(old, new))
 
-    def repro(self, **env: str) -> dict[str, int]:
+    def repro(self, *stages: str, **env: str) -> dict[str, int]:
         """`dvc repro`: the number of jobs that each fan-out stage really ran."""
-        return jobs_run(self.run("dvc", "repro", **env).stdout)
+        return jobs_run(self.run("dvc", "repro", *stages, **env).stdout)
 
     def mixtures(self) -> dict[str, list[str]]:
         """Digest of each recipe's mixture at each milestone."""
