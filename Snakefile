@@ -21,7 +21,7 @@ def job_command(job):
 
 
 wildcard_constraints:
-    job="[a-z]+-[0-9a-f]+",
+    job="[A-Za-z0-9-]+",
 
 
 localrules:
@@ -44,7 +44,7 @@ for kind in sorted({job["kind"] for job in JOBS.values()}):
                 f"{RUN}/{need}.done" for need in JOBS[wildcards.job]["needs"]
             ],
         output:
-            touch(f"{RUN}/{{job,{kind}-[0-9a-f]+}}.done"),
+            touch(f"{RUN}/{{job,{kind}-[A-Za-z0-9-]+}}.done"),
         log:
             f"{RUN}/{{job}}.log",
         priority: lambda wildcards: JOBS[wildcards.job]["priority"]
@@ -52,6 +52,8 @@ for kind in sorted({job["kind"] for job in JOBS.values()}):
             "envs/tspace.yaml"
         threads: lambda wildcards: JOBS[wildcards.job]["threads"]
         params:
+            # A profile's resource: a command that runs the job elsewhere, such as `srun`.
+            launch=lambda wildcards, resources: resources.get("launch", ""),
             command=lambda wildcards: job_command(wildcards.job),
         shell:
-            "{params.command} > {log} 2>&1"
+            "{params.launch} {params.command} > {log} 2>&1"

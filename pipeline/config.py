@@ -205,6 +205,29 @@ class Independent(Block):
     """Each image with noise of its own, as everywhere."""
 
     method: Literal["independent"] = "independent"
+    # Factor on the noise. Below 1 it is the control for the short noise that `knn-l2` selects.
+    scale: PositiveFloat = 1.0
+
+
+class Assignment(Block):
+    """Linear assignment of the noises of a pass to its images (immiscible diffusion)."""
+
+    method: Literal["assignment"]
+    block: Positive = 256  # images that are solved together exactly
+    sweeps: Positive = 1  # 1 is batch-wise; more approach an assignment of the whole dataset
+    components: Positive | None = None  # cost in so many principal components; null: all pixels
+    refresh: Share = 0.0  # share of the noise's variance that is drawn anew
+    scale: PositiveFloat = 1.0
+
+
+class Nearest(Block):
+    """Each image chooses from some noises (improved immiscible diffusion)."""
+
+    method: Literal["knn-l2", "knn-dot"]
+    candidates: Annotated[int, Field(ge=2, le=65_536)] = 8
+    components: Positive | None = None
+    refresh: Share = 0.0
+    scale: PositiveFloat = 1.0
 
 
 class UniformCurriculum(Block):
@@ -324,7 +347,9 @@ class Recipe(Block):
     schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
     prediction: Literal["eps", "x0", "v"] = "v"
-    pairing: Independent = Independent()
+    pairing: Annotated[Independent | Assignment | Nearest, Field(discriminator="method")] = (
+        Independent()
+    )
     curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
     training: Training = Training()
     sampling: Sampling = Sampling()
@@ -357,7 +382,7 @@ def load(path: Path) -> Params:
     from ruamel.yaml.error import YAMLError
 
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text())
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise UserError(f"{path}: not found; run in the project's folder, or pass --params") from e
     except (YAMLError, UnicodeDecodeError) as e:
@@ -365,7 +390,8 @@ def load(path: Path) -> Params:
         raise UserError(f"{path}: not valid YAML: {where}") from e
     missing = [key for key in SECTIONS if isinstance(raw, dict) and key not in raw]
     if missing:  # DVC tracks them by name, so an empty one must stand there
-        raise UserError(f"{path}: {', '.join(missing)} missing; `{missing[0]}: {{}}` is enough")
+        example = "seed: 0" if missing[0] == "seed" else f"{missing[0]}: {{}}"
+        raise UserError(f"{path}: {', '.join(missing)} missing; `{example}` is enough")
     return resolve(raw, str(path))
 
 

@@ -47,7 +47,7 @@ def code_digest(*modules: str) -> str:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise ValueError(f"no module named {name}")
-        text = Path(spec.origin).read_text()
+        text = Path(spec.origin).read_text(encoding="utf-8")
         tree = ast.parse(text)
         sources[name] = _without_comments(text, tree)
         pending.extend(_imports(tree, name.split(".")[0]))
@@ -61,17 +61,11 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(a.name for a in node.names if a.name.split(".")[0] == package)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            folders = importlib.util.find_spec(node.module).submodule_search_locations or []
             for alias in node.names:  # `from pipeline import noise` names a module, not an object
-                module = f"{node.module}.{alias.name}"
-                found.add(module if _is_module(module) else node.module)
+                is_module = any((Path(folder) / f"{alias.name}.py").exists() for folder in folders)
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
     return found
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent is a module, so `name` is an object in it
-        return False
 
 
 def _without_comments(text: str, tree: ast.Module) -> str:

@@ -9,6 +9,7 @@ here, and torch is not imported.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +27,14 @@ from pipeline.partition import cut
 CODE = {
     "latents": ("pipeline.latents",),
     "features": ("pipeline.features", "pipeline.networks.classifier"),
+    "pairing": ("pipeline.pairing", "pipeline.latents"),
     "expert": ("pipeline.training",),
     "samples": ("pipeline.mixture", "pipeline.sampling"),
     "scores": ("pipeline.scores",),
 }
+
+
+SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Expert:
     last: int  # index of its noisiest state, inclusive
     images: int
     snapshots: dict[int, int]  # milestone of the recipe -> images of this expert
+    pairings: tuple[Job, ...] = ()  # the jobs that pair its images with noise
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,48 @@ def latents(params: Params, data: DatasetFacts) -> list[Job]:
     return jobs
 
 
-def features(params: Params, data: DatasetFacts) -> Job:
-    """The job that makes the feature extractor and the features of the real images."""
+def features(params: Params, data: DatasetFacts, files: Mapping[str, str]) -> Job:
+    """The job that makes the feature extractor and the features of the real images.
+
+    files: the checksums of the extractor's own files, by their key in params.yaml.
+    """
     settings = params.features.model_dump(mode="json")
     spec = {
         "dataset": data.digest,
         "settings": settings,
+        "files": dict(files),
         "seed": params.seed,
         "code": code_of("features"),
     }
     return Job("features", spec, f"{settings['extractor']} features")
+
+
+def pairings(
+    params: Params, data: DatasetFacts, recipe: Recipe, images: int, shards: tuple[str, ...]
+) -> list[Job]:
+    """Jobs that pair the first `images` images of a run; none where the noise is independent.
+
+    A job depends on the method and the passes it covers alone, so recipes and experts share it.
+    """
+    if recipe.pairing.method == "independent":
+        return []
+    # What is done to the noise afterwards does not change who is paired with whom.
+    settings = recipe.pairing.model_dump(mode="json", exclude={"refresh", "scale"})
+    slots = -(-images // data.rows)
+    jobs = []
+    for start in range(0, slots, SLOTS_PER_JOB):
+        spec = {
+            "settings": settings,
+            "slots": [start, start + SLOTS_PER_JOB],
+            "by_class": recipe.network.class_conditional,
+            "noise_key": derive_key(params.seed, "noise"),
+            "dataset": data.digest,
+            "latents": list(shards),
+            "code": code_of("pairing"),
+        }
+        label = f"{settings['method']} passes {start + 1}-{start + SLOTS_PER_JOB}"
+        jobs.append(Job("pairing", spec, label, shards, weight=SLOTS_PER_JOB))
+    return jobs
 
 
 def states_of(recipe: Recipe) -> np.ndarray:
@@ -160,17 +198,20 @@ def _plan_recipe(
     for number, ((first, last), images) in enumerate(zip(intervals, budgets, strict=True)):
         snapshots = {m: max(1, round(images * m / training.images)) for m in milestones}
         spec = _expert_spec(params, recipe, data, plan, first, last, images, snapshots, shards)
+        paired = tuple(pairings(params, data, recipe, images, shards))
+        if paired:
+            spec["pairings"] = [job.name for job in paired]
         label = name if len(intervals) == 1 else f"{name} {_interval_name(first, last)}"
         job = Job(
             "expert",
             spec,
             label,
-            shards,
+            (*shards, *(job.name for job in paired)),
             weight=images,
             threads=training.threads,
             group=f"{name} {number // together}" if together > 1 else "",
         )
-        plan.experts.append(Expert(job, first, last, images, snapshots))
+        plan.experts.append(Expert(job, first, last, images, snapshots, paired))
     return plan
 
 

@@ -41,7 +41,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is either absent, the old one, or complete."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(temporary, "w") as f:
+        with open(temporary, "w", encoding="utf-8") as f:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from pipeline import curriculum as curricula
-from pipeline import noise, objective
+from pipeline import noise, objective, pairing
 from pipeline.ema import EMA
 from pipeline.errors import UserError
 from pipeline.latents import Latents
@@ -51,8 +51,12 @@ class Interrupted(Exception):
 class Draws:
     """The training stream of one expert: rows, noises and states by position."""
 
-    def __init__(self, spec: dict[str, Any], latents: Latents):
+    def __init__(
+        self, spec: dict[str, Any], latents: Latents, pairings: Sequence[pairing.Pairing] = ()
+    ):
         self.latents = latents
+        self.pairing = spec["pairing"]
+        self.pairings = {slot: found for found in pairings for slot in found.slots}
         self.noise_key = spec["noise_key"]
         self.rows_key = noise.derive_key(spec["stream_key"], "rows")
         self.states_key = noise.derive_key(spec["stream_key"], "states")
@@ -93,10 +97,23 @@ class Draws:
 
     def noises(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         """The noise each image is paired with, float32 [n, *shape] on the device."""
+        ids = rows
+        if self.pairings:
+            ids = np.empty_like(rows)
+            for slot in np.unique(slots):
+                mine = slots == slot
+                ids[mine] = self.pairings[int(slot)].noise_ids(int(slot), rows[mine])
         device = self.latents.device
-        ids = torch.from_numpy(rows).to(device)
-        slot = torch.from_numpy(slots).to(device)
-        return noise.normal(self.noise_key, slot, ids, self.latents.shape)
+        slot, row, number = (torch.from_numpy(a).to(device) for a in (slots, rows, ids))
+        return pairing.paired_noise(
+            self.noise_key,
+            slot,
+            row,
+            number,
+            self.latents.shape,
+            refresh=self.pairing.get("refresh", 0.0),
+            scale=self.pairing["scale"],
+        )
 
 
 def _curriculum(spec: dict[str, Any]) -> curricula.Curriculum:
@@ -112,12 +129,15 @@ def train(
     spec: dict[str, Any],
     latents: Latents,
     folder: Path,
+    pairings: Sequence[pairing.Pairing] = (),
     *,
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train the expert of `spec`, from its checkpoint in `folder`/state if there is one.
+
+    pairings: files that together hold the slots the run passes through; none for independent noise.
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot,
     `curve.json` (mean loss over the run) and `record.json` (seconds, images, FLOPs, parameters).
@@ -149,7 +169,7 @@ def train(
     )
     ema = EMA(network, settings["ema_halflife"], EMA_RAMPUP) if settings["ema_halflife"] else None
     weigh = objective.weighting(**settings["weighting"])
-    draws = Draws(spec, latents)
+    draws = Draws(spec, latents, pairings)
     run = _Run(spec, folder, network, optimizer, ema)
     run.resume()
     if run.images:
@@ -205,7 +225,8 @@ def train(
         loss_images += stop_at - start
         run.images = stop_at
 
-        if start // step != stop_at // step or stop_at == budget:
+        ended = stop_at == budget and (loss_images >= step / 2 or not run.curve)
+        if start // step != stop_at // step or ended:
             last_loss = loss_sum.item() / loss_images
             if not np.isfinite(last_loss):
                 raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,12 +101,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
     groups: dict[str, list[Job]] = {}
     for job in missing:
         groups.setdefault(f"{job.kind} {job.group or job.name}", []).append(job)
-    # A group is known to Snakemake by its first entry.
-    ids = {
-        job.name: f"{members[0].kind}-{members[0].name.partition('/')[2]}"
-        for members in groups.values()
-        for job in members
-    }
+    ids = {job.name: _id(members) for members in groups.values() for job in members}
     # The largest first, so that the last workers do not wait for one that started late.
     order = sorted(groups.values(), key=lambda members: -sum(job.weight for job in members))
     plan = {
@@ -162,6 +158,13 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             raise
     if process.returncode:
         raise UserError(_failures(stage, missing, entries, log))
+
+
+def _id(members: list[Job]) -> str:
+    """What Snakemake knows a group by; a cluster shows it, so it says the recipe and states."""
+    kind, _, key = members[0].name.partition("/")
+    label = re.sub("[^A-Za-z0-9]+", "-", members[0].label)[:80]
+    return f"{kind}-{label}{f'-and-{len(members) - 1}-more' if members[1:] else ''}-{key}"
 
 
 def _watch(

@@ -13,6 +13,8 @@ from pipeline.store import Entry, Store, write_json, write_text
 from stages.fanout import Reporter
 from stages.workspace import Workspace
 
+DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
+
 Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], None]
 
 
@@ -106,6 +108,7 @@ def run_expert(
             spec,
             _latents(spec, store),
             entry.path,
+            _pairings(spec, store),
             progress=tell,
             log=reporter.log,
             stop=lambda: asked,
@@ -117,6 +120,72 @@ def run_expert(
         raise SystemExit(1) from e  # not even the other entries of this process are begun
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _pairings(spec: dict[str, Any], store: Store) -> list:
+    from pipeline.pairing import read_pairing
+
+    found = []
+    for name in spec.get("pairings", ()):
+        entry = store.entry(name)
+        expect = {"data": entry.spec()["dataset"], "key": spec["noise_key"]}
+        found.append(read_pairing(entry.file("pairing.arrow"), expect))
+    return found
+
+
+def run_pairing(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline import noise, pairing
+
+    latents = _latents(spec, store)
+    settings = dict(spec["settings"])
+    method, key = settings.pop("method"), spec["noise_key"]
+    count = len(latents)
+
+    def rows(indices: np.ndarray) -> np.ndarray:
+        return latents.gather(indices).flatten(1).cpu().numpy()
+
+    number = settings.pop("components")
+    components = None
+    if number is not None:
+        components = pairing.principal_components(rows, count, number, key=key)
+    labels = latents.labels if spec["by_class"] and method == "assignment" else None
+    slots = {}
+    reporter.unit = "passes"
+    first, last = spec["slots"]
+    for slot in range(first, last):
+        slots[slot] = pairing.pair_slot(
+            method,
+            rows,
+            count,
+            key=key,
+            slot=slot,
+            labels=labels,
+            components=components,
+            **settings,
+        )
+        reporter.progress(slot + 1 - first, last - first)
+    shown = np.arange(min(count, DIAGNOSED_ROWS))
+    ids = pairing.noise_ids(method, slots[first], shown, settings.get("candidates", 0))
+    statistics = pairing.diagnose(
+        rows(shown),
+        noise.normal(key, first, ids, latents.shape),
+        pairing.principal_components(rows, count, min(4, int(np.prod(latents.shape))), key=key),
+        None if latents.labels is None else latents.labels[shown],
+    )
+    pairing.write_pairing(
+        entry.path / "pairing.arrow",
+        slots,
+        method=method,
+        settings=settings,
+        key=key,
+        data=spec["dataset"],
+        statistics=statistics,
+    )
+    write_json(entry.path / "diagnostics.json", statistics)
 
 
 def run_features(
@@ -241,6 +310,7 @@ def run_scores(
 RUNNERS: dict[str, Runner] = {
     "latents": run_latents,
     "features": run_features,
+    "pairing": run_pairing,
     "expert": run_expert,
     "samples": run_samples,
     "scores": run_scores,

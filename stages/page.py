@@ -196,7 +196,7 @@ def _origins(
     workspace: Workspace, facts: DatasetFacts, recipes: dict[str, RecipePlan]
 ) -> dict[tuple[str, int], Origin]:
     params = workspace.params
-    reference = plan.features(params, facts)
+    reference = steps.reference_job(workspace, params, facts)
     found = {}
     for name, recipe in recipes.items():
         for item in steps.milestones_of(workspace, name):
@@ -658,7 +658,7 @@ def _provenance(
     entries = [
         ("dataset", _code(facts.digest)),
         ("latents", _listed(shards)),
-        ("features of the real images", _code(plan.features(params, facts).name)),
+        ("features of the real images", _code(steps.reference_job(workspace, params, facts).name)),
         ("feature extractor", _extractor(reference)),
     ]
     versions = [

@@ -40,7 +40,9 @@ def report(workspace: Workspace) -> None:
             images = samples_of(workspace, name, recipes[name].milestones[-1])
             drawing.save(drawing.grid(images[:GRID], 8), fresh / name / "samples.png")
             pictures[name] = fresh / name / "samples.png"
-        reference = workspace.store.entry(plan.features(workspace.params, facts).name)
+        reference = workspace.store.entry(
+            steps.reference_job(workspace, workspace.params, facts).name
+        )
         summary = {
             "recipes": {
                 name: {k: v for k, v in found.items() if k != "milestones"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import config, plan
 from pipeline.errors import UserError
+from pipeline.identity import file_digest
 from pipeline.store import write_json
 from stages.fanout import fan_out
 from stages.workspace import Workspace
@@ -47,13 +48,38 @@ def encode(workspace: Workspace) -> None:
 def features(workspace: Workspace) -> None:
     """The feature extractor, and the features of the real images."""
     facts = facts_of(workspace)
-    fan_out(workspace, "features", lambda: [plan.features(_fresh(workspace), facts)])
+    fan_out(workspace, "features", lambda: [reference_job(workspace, _fresh(workspace), facts)])
+
+
+def reference_job(
+    workspace: Workspace, params: config.Params, facts: plan.DatasetFacts
+) -> plan.Job:
+    """The features job; UserError if a file that params.yaml names for it is missing."""
+    settings = params.features.model_dump()
+    named = {
+        "module": (settings.get("module") or "").rpartition(":")[0],
+        "weights": settings.get("weights"),
+    }
+    files = {}
+    for key, path in named.items():
+        if path:
+            try:
+                files[key] = file_digest(workspace.root / path)
+            except OSError as e:
+                raise UserError(f"features.{key}: {path}: cannot be read ({e.strerror})") from e
+    return plan.features(params, facts, files)
 
 
 def pair(workspace: Workspace) -> None:
     """For each image the noise it is trained with; nothing to store where it is independent."""
-    facts_of(workspace)
-    fan_out(workspace, "pairings", lambda: [], ("latents",))
+    facts = facts_of(workspace)
+
+    def jobs() -> list[plan.Job]:
+        recipes = plan.experts(_fresh(workspace), facts)
+        experts = [expert for recipe in recipes.values() for expert in recipe.experts]
+        return [job for expert in experts for job in expert.pairings]
+
+    fan_out(workspace, "pairings", jobs, ("latents",))
 
 
 def train(workspace: Workspace) -> None:
@@ -144,7 +170,7 @@ def sample(workspace: Workspace) -> None:
 
 def score_jobs(workspace: Workspace, params: config.Params) -> dict[tuple[str, int], plan.Job]:
     """The scoring job of each recipe and milestone."""
-    reference = plan.features(params, facts_of(workspace))
+    reference = reference_job(workspace, params, facts_of(workspace))
     return {
         (name, images): plan.scores(params, shards, reference, f"{name} at {images:,}")
         for (name, images), shards in sample_jobs(workspace, params).items()
