@@ -21,15 +21,17 @@ noisy end can be read in two ways. As printed, it is the noise estimate of the l
 own* sample of the same z and eps. That tends to eps too, so S1 would measure what S0 measures, and
 would depend on where the schedule happens to end. As in the authors' code, it is the noise estimate
 of a pure-noise state at the *same* x, whose posterior mean is the mean of the dataset. Here it is
-the latter: it asks whether the denoiser still does more than answer the mean, and only this reading
-can give the paper's second bound.
+the latter: it asks whether the denoiser still does more than answer the mean, needs no particular
+end of the schedule, and is what the curves in the authors' code show.
 
 `alpha` and `eta` are choices (the paper's appendix with its own was not at hand), and both bounds
 move with them and with the number of rows: show `sensitivity` beside any bound.
 
-Any number of intervals: the mean similarity within contiguous intervals, maximised by exact
-dynamic programming over the similarity matrix of n nodes, or over any other affinity of nodes, such
-as the cosine of loss gradients.
+Any number of intervals: each node's mean similarity to its own interval, summed over all nodes and
+maximised by exact dynamic programming over the similarity matrix of n nodes, or over any other
+affinity of nodes, such as the cosine of loss gradients. The authors' code lets each interval count
+once instead of each node. That sum is largest for cuts where they change nothing: single nodes, or
+pieces of a region that is all alike, are means of 1 each, and the rest is left in one interval.
 """
 
 import math
@@ -459,30 +461,23 @@ def similarity_matrix(
     return total + total.T + np.eye(nodes)
 
 
-def best_cuts(value: np.ndarray, intervals: int, least: int = 1) -> np.ndarray:
+def best_cuts(value: np.ndarray, intervals: int) -> np.ndarray:
     """The cuts of n nodes into contiguous intervals with the largest total value: int64 [k - 1].
 
-    value [n + 1, n + 1]: value[i, j] of the interval of nodes i .. j - 1 (used where j > i).
-    least: nodes in an interval, at the least. Exact, by dynamic programming. A cut c lies before
-    node c; among equals the cleaner last cut wins.
+    value [n + 1, n + 1]: value[i, j] of the interval of nodes i .. j - 1 (used where j > i). A cut
+    c lies before node c. Exact, by dynamic programming, in k * n^2 steps.
 
-    Raises UserError if there are too few nodes.
+    Raises UserError for more intervals than nodes.
     """
     n = len(value) - 1
-    _require_whole("intervals", intervals, 1)
-    _require_whole("least", least, 1)
-    if intervals * least > n:
-        raise UserError(
-            f"clustering: {intervals} intervals of {least} nodes or more from {n} nodes"
-        )
-    best = np.where(np.arange(n + 1) >= least, value[0], -np.inf)
-    steps = []
-    for _ in range(1, intervals):
+    _require_intervals(intervals, n, "nodes")
+    best, steps = value[0], []
+    for k in range(1, intervals):
         reached, step = np.full(n + 1, -np.inf), np.zeros(n + 1, dtype=np.int64)
-        for j in range(least, n + 1):
-            candidates = best[: j - least + 1] + value[: j - least + 1, j]
-            step[j] = candidates.argmax()
-            reached[j] = candidates[step[j]]
+        for j in range(k + 1, n + 1):
+            candidates = best[k:j] + value[k:j, j]
+            at = int(candidates.argmax())
+            reached[j], step[j] = candidates[at], k + at
         best = reached
         steps.append(step)
     cuts = [n]
@@ -491,27 +486,26 @@ def best_cuts(value: np.ndarray, intervals: int, least: int = 1) -> np.ndarray:
     return np.array(cuts[:0:-1], dtype=np.int64)
 
 
-def mean_affinity(affinity: np.ndarray) -> np.ndarray:
-    """Value of each interval: the mean affinity of all pairs of its nodes. [n + 1, n + 1]."""
+def affinity_values(affinity: np.ndarray) -> np.ndarray:
+    """Value of each interval: its nodes' mean affinities to the interval, summed. [n + 1, n + 1].
+
+    affinity: symmetric [n, n]; the answer is for `best_cuts`.
+    """
     n = len(affinity)
     sums = np.zeros((n + 1, n + 1))
     sums[1:, 1:] = affinity.cumsum(axis=0).cumsum(axis=1)
-    own = np.diag(sums)
+    whole = np.diag(sums)
     length = np.arange(n + 1) - np.arange(n + 1)[:, None]
-    return (own + own[:, None] - sums - sums.T) / np.maximum(length, 1) ** 2
+    return (whole + whole[:, None] - sums - sums.T) / np.maximum(length, 1)
 
 
-def affinity_bounds(
-    log_snr: np.ndarray, affinity: np.ndarray, intervals: int, least: int = 1
-) -> Bounds:
-    """The intervals with the largest sum of mean affinities within them.
+def affinity_bounds(log_snr: np.ndarray, affinity: np.ndarray, intervals: int) -> Bounds:
+    """The intervals whose nodes have the largest mean affinity to their own interval.
 
     log_snr: [T], the schedule; affinity: symmetric [n, n] of the nodes `node_states(T, n)`, larger
-    for nodes that belong together (`similarity_matrix`, or cosines of gradients). As each interval
-    counts once, whatever its length, and a single node has the largest affinity to itself, small
-    intervals can pay; `least` (in nodes) keeps from that.
+    for nodes that belong together (`similarity_matrix`, or cosines of gradients).
 
-    Raises UserError for too many intervals, ValueError for a matrix that is no affinity.
+    Raises UserError for too many intervals or nodes, ValueError for a matrix that is no affinity.
     """
     log_snr = _checked_schedule(log_snr)
     affinity = np.asarray(affinity, dtype=np.float64)
@@ -521,7 +515,7 @@ def affinity_bounds(
         raise ValueError("an affinity must be finite and symmetric")
     n, total = len(affinity), len(log_snr)
     node_states(total, n)
-    cuts = best_cuts(mean_affinity(affinity), intervals, least)
+    cuts = best_cuts(affinity_values(affinity), intervals)
     # Between two nodes, the cut falls where their parts of the time axis meet.
     return _bounds(log_snr, (2 * cuts * total + n) // (2 * n))
 
@@ -532,7 +526,7 @@ def affinity_bounds(
 def uniform_bounds(log_snr: np.ndarray, intervals: int) -> Bounds:
     """Equal parts of the time axis (to one state)."""
     log_snr = _checked_schedule(log_snr)
-    _require_intervals(intervals, len(log_snr))
+    _require_intervals(intervals, len(log_snr), "states")
     return _bounds(log_snr, np.round(np.linspace(0, len(log_snr), intervals + 1)).astype(int)[1:-1])
 
 
@@ -544,7 +538,7 @@ def snr_bounds(log_snr: np.ndarray, intervals: int) -> Bounds:
     """
     log_snr = _checked_schedule(log_snr)
     finite = log_snr[np.isfinite(log_snr)]
-    _require_intervals(intervals, len(finite))
+    _require_intervals(intervals, len(finite), "states with signal")
     sums = np.concatenate([[0.0], np.cumsum(finite)])
     i, j = np.arange(len(sums))[:, None], np.arange(len(sums))
     middle = np.clip((i + j - 1) // 2, 0, len(finite) - 1)
@@ -602,7 +596,7 @@ def _require_whole(name: str, value: int, least: int) -> None:
         raise UserError(f"clustering: {name} must be a whole number from {least} up, not {value!r}")
 
 
-def _require_intervals(intervals: int, states: int) -> None:
+def _require_intervals(intervals: int, most: int, what: str) -> None:
     _require_whole("intervals", intervals, 1)
-    if intervals > states:
-        raise UserError(f"clustering: {intervals} intervals for {states} states")
+    if intervals > most:
+        raise UserError(f"clustering: {intervals} intervals for {most} {what}")

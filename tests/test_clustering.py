@@ -211,7 +211,7 @@ def test_identical_rows_need_one_interval():
 
 def test_sensitivity():
     rows = make_rows(200, 32)
-    etas = (0.01, 0.05)
+    etas = (0.01, 0.02)
     curves = clustering.measure_curves(
         source(rows), 200, schedule.build("linear", 300), key=KEY, draws=1200, etas=etas
     )
@@ -220,11 +220,11 @@ def test_sensitivity():
     settings = [(r["eta"], r["alpha"], r["draws"], r["repeats"]) for r in table]
     assert settings[:2] == [(0.01, 0.8, 300, 4), (0.01, 0.8, 1200, 1)]
     by = {setting[:3]: row for setting, row in zip(settings, table, strict=True)}
-    whole = clustering.two_anchor_bounds(curves, 0.8, 0.05)
-    row = by[0.05, 0.8, 1200]
+    whole = clustering.two_anchor_bounds(curves, 0.8, 0.02)
+    row = by[0.02, 0.8, 1200]
     np.testing.assert_allclose([row["log_snr_1"], row["log_snr_2"]], whole.log_snr)
     np.testing.assert_allclose([row["time_1"], row["time_2"]], whole.first_states / 300)
-    assert row["std_1"] == 0 and by[0.05, 0.8, 300]["std_1"] > 0
+    assert row["std_1"] == 0 and by[0.02, 0.8, 300]["std_1"] > 0
     # A stricter alpha shrinks both outer intervals, a looser eta grows them.
     assert by[0.01, 0.95, 1200]["time_1"] < by[0.01, 0.8, 1200]["time_1"] < row["time_1"]
     assert by[0.01, 0.95, 1200]["time_2"] > by[0.01, 0.8, 1200]["time_2"] > row["time_2"]
@@ -258,21 +258,27 @@ def test_similarity_matrix_equals_brute_force():
     assert found.min() < 0.5
 
 
-@pytest.mark.parametrize("intervals", [1, 2, 3, 4])
-@pytest.mark.parametrize("least", [1, 2])
-def test_best_cuts_equal_exhaustive_search(intervals, least):
+@pytest.mark.parametrize("intervals", [1, 2, 3, 4, 9])
+def test_best_cuts_equal_exhaustive_search(intervals):
+    n = 9
     for seed in range(10):
-        n = 9
         a = np.random.default_rng(seed).random((n, n))
         a = (a + a.T) / 2
         scores = {}
         for cuts in itertools.combinations(range(1, n), intervals - 1):
-            edges = [0, *cuts, n]
-            if min(np.diff(edges)) >= least:
-                scores[cuts] = sum(a[i:j, i:j].mean() for i, j in itertools.pairwise(edges))
-        best = max(scores, key=scores.get)
-        found = clustering.best_cuts(clustering.mean_affinity(a), intervals, least)
-        assert tuple(found) == best
+            parts = [slice(i, j) for i, j in itertools.pairwise([0, *cuts, n])]
+            scores[cuts] = sum(a[p, p].mean(axis=1).sum() for p in parts)
+        found = clustering.best_cuts(clustering.affinity_values(a), intervals)
+        assert tuple(found) == max(scores, key=scores.get)
+
+
+def test_cuts_fall_where_nodes_differ():
+    """Each node counts: no cut in the half that is all alike, though its pieces are means of 1."""
+    change = np.maximum(0, np.arange(40) - 20) / 5.0
+    affinity = np.exp(-np.abs(change[:, None] - change))
+    for intervals in (2, 3, 4):
+        cuts = clustering.best_cuts(clustering.affinity_values(affinity), intervals)
+        assert cuts.min() > 20 and np.diff([*cuts, 40]).min() > 2
 
 
 def test_affinity_bounds_find_blocks():
@@ -294,10 +300,8 @@ def test_affinity_bounds_find_blocks():
 def test_interval_misuse_is_refused():
     log_snr = np.linspace(5, -5, 8)
     eye = np.eye(8)
-    with pytest.raises(UserError, match="9 intervals"):
+    with pytest.raises(UserError, match="9 intervals for 8 nodes"):
         clustering.affinity_bounds(log_snr, eye, 9)
-    with pytest.raises(UserError, match="3 intervals of 3"):
-        clustering.affinity_bounds(log_snr, eye, 3, least=3)
     with pytest.raises(UserError, match="intervals must be a whole"):
         clustering.affinity_bounds(log_snr, eye, 0)
     with pytest.raises(UserError, match="9 nodes for 8 states"):
@@ -306,7 +310,7 @@ def test_interval_misuse_is_refused():
         with pytest.raises(ValueError, match="affinity"):
             clustering.affinity_bounds(log_snr, matrix, 2)
     for bounds in (clustering.uniform_bounds, clustering.snr_bounds):
-        with pytest.raises(UserError, match="9 intervals for 8"):
+        with pytest.raises(UserError, match="9 intervals for 8 states"):
             bounds(log_snr, 9)
         with pytest.raises(ValueError, match="strictly descending"):
             bounds(log_snr[::-1], 2)

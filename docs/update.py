@@ -1,0 +1,60 @@
+"""Writes the README's table and picture from the last `make repro`: `python docs/update.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import machine  # noqa: E402
+from stages.drawing import save  # noqa: E402
+from stages.report import table_rows  # noqa: E402
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def main() -> None:
+    summary = json.loads((ROOT / "results" / "summary.json").read_text())
+    (ROOT / "docs" / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    head, *rows = table_rows(summary["recipes"])
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    floor = summary["reference"]["floor"]
+    samples = next(iter(summary["recipes"].values()))["samples"]
+    lines.append(
+        f"\n{samples:,} samples a recipe against the same number of real images; one half of the "
+        f"real images against the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}. "
+        f"One seed. Measured with `make repro` on {describe(machine())}; numbers in "
+        "[docs/results.json](docs/results.json)."
+    )
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
+    readme.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
+    draw_samples(list(summary["recipes"]))
+
+
+def describe(found: dict) -> str:
+    return f"{found['cores']} cores of {found['processor']}, torch {found['torch']}"
+
+
+def draw_samples(names: list[str]) -> None:
+    """The grids of all recipes side by side, each under its name."""
+    grids = [Image.open(ROOT / "results" / name / "samples.png") for name in names]
+    width, height = sum(g.width + 12 for g in grids), grids[0].height + 24
+    sheet = Image.new("RGB", (width, height), "white")
+    left = 0
+    for name, grid in zip(names, grids, strict=True):
+        ImageDraw.Draw(sheet).text((left + 4, 6), name, fill="black")
+        sheet.paste(grid, (left, 24))
+        left += grid.width + 12
+    save(sheet, ROOT / "docs" / "samples.png")
+
+
+if __name__ == "__main__":
+    main()

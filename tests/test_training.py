@@ -1,0 +1,234 @@
+"""Training of one expert: draws by position, exact resume, pairings, and the mixture of experts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import noise, pairing, training
+from pipeline.errors import UserError
+from pipeline.latents import Latents, write_shard
+from pipeline.mixture import Mixture, describe, draw
+
+ROWS, SIZE = 50, 8
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Ramps of random slope and place: something that can be learnt."""
+    random = np.random.Generator(np.random.PCG64(0))
+    across, down, level = random.uniform(-1, 1, (3, ROWS, 1, 1, 1))
+    axis = np.linspace(-1, 1, SIZE)
+    ramps = 127.5 + 60 * (across * axis + down * axis[:, None] + level)
+    return np.clip(ramps, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def latents(images, tmp_path):
+    paths = []
+    for part, rows in enumerate((slice(0, 30), slice(30, ROWS))):  # two shards
+        paths.append(tmp_path / f"{part}.arrow")
+        labels = np.arange(ROWS)[rows] % 3
+        write_shard(paths[-1], [(images[rows], labels)], (1, SIZE, SIZE), [127.5], 73.9)
+    return Latents(paths)
+
+
+def spec(**changes):
+    training_settings = {
+        "batch": 8,
+        "learning_rate": 0.01,
+        "warmup": 16,
+        "decay": "cosine",
+        "floor": 0.05,
+        "reference_images": None,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.0,
+        "ema_halflife": 100,
+        "weighting": {"kind": "uniform"},
+        "precision": "float32",
+        "threads": 1,
+    }
+    base = {
+        "network": {
+            "kind": "unet",
+            "channels": 8,
+            "multipliers": [1, 2],
+            "blocks": 1,
+            "attention": [],
+            "dropout": 0.0,
+        },
+        "conditioning": "state",
+        "channels": 1,
+        "resolution": SIZE,
+        "classes": 0,
+        "log_snr": [4.0, 0.0, -4.0],
+        "continuous": False,
+        "prediction": "v",
+        "curriculum": {"kind": "uniform"},
+        "pairing": {"method": "independent", "scale": 1.0},
+        "noise_key": 1,
+        "stream_key": 2,
+        "start_key": 3,
+        "images": 212,  # the last batch is short
+        "snapshots": [100, 212],
+        "training": training_settings,
+    }
+    settings = changes.pop("training", {})
+    return base | changes | {"training": training_settings | settings}
+
+
+def weights(folder, images=212):
+    return load_file(folder / f"weights-{images}.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_shards_read_as_one_array_in_the_networks_scale(images, latents):
+    rows = np.array([49, 0, 30, 29])
+    assert np.array_equal(latents.raw(rows), images[rows])
+    expected = (images[rows].astype(np.float32) - 127.5) / 73.9
+    np.testing.assert_allclose(latents.gather(rows).numpy(), expected, rtol=1e-6)
+    assert latents.labels[rows].tolist() == [1, 0, 0, 2]
+
+
+def test_every_pass_visits_each_row_once_and_batches_do_not_matter(latents):
+    draws = training.Draws(spec(), latents)
+    slots, rows = draws.rows(0, 3 * ROWS)
+    for slot in range(3):
+        assert sorted(rows[slots == slot]) == list(range(ROWS))
+    again = training.Draws(spec(), latents)
+    pieces = [again.rows(i, min(i + 7, 3 * ROWS))[1] for i in range(0, 3 * ROWS, 7)]
+    assert np.array_equal(np.concatenate(pieces), rows)
+    assert not np.array_equal(rows[:ROWS], rows[ROWS : 2 * ROWS])
+
+
+def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
+    draws = training.Draws(spec(), latents)
+    assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9))).tolist() == [3, 3, 3]
+    slots, rows = draws.rows(60, 64)
+    expected = noise.normal(1, slots, rows, (1, SIZE, SIZE))
+    assert np.array_equal(draws.noises(slots, rows).numpy(), expected)
+
+
+def test_it_learns_and_keeps_snapshots_curve_and_record(latents, tmp_path):
+    long = spec(images=4000, snapshots=[4000])
+    training.train(long, latents, tmp_path)
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve[-1][0] == 4000 and curve[-1][1] < 0.8 * curve[0][1]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["images"] == 4000 and record["flops"] > 0
+    assert list(record["snapshot_seconds"]) == ["4000"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("stops", [1, 5])
+def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, stops, dropout):
+    wanted = spec()
+    wanted["network"]["dropout"] = dropout
+    (tmp_path / "whole").mkdir()
+    training.train(wanted, latents, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for _ in range(stops):
+        calls = iter([False, True, True])
+        with pytest.raises(training.Interrupted):
+            training.train(wanted, latents, folder, stop=lambda calls=calls: next(calls))
+    said = []
+    training.train(wanted, latents, folder, log=said.append)
+    assert said[0].startswith("resumes at")
+    for images in (100, 212):
+        assert same(weights(folder, images), weights(tmp_path / "whole", images))
+    curves = [(f / "curve.json").read_text() for f in (folder, tmp_path / "whole")]
+    assert curves[0] == curves[1]
+
+
+def test_a_damaged_checkpoint_is_an_error_and_never_a_restart(latents, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        training.train(spec(), latents, tmp_path)
+
+
+def test_a_loss_that_blows_up_is_refused(latents, tmp_path):
+    with pytest.raises(UserError, match="no longer finite"):
+        training.train(spec(training={"learning_rate": 1e30}), latents, tmp_path)
+    assert not list(tmp_path.glob("weights-212*"))
+
+
+def test_paired_noise_is_what_the_pairing_says(latents, tmp_path):
+    random = np.random.Generator(np.random.PCG64(1))
+    slots = {s: random.permutation(ROWS).astype(np.uint8) for s in range(5)}
+    path = tmp_path / "pairing.arrow"
+    settings = {"block": 50, "sweeps": 1}
+    pairing.write_pairing(path, slots, method="assignment", settings=settings, key=1, data="d")
+    wanted = spec(pairing={"method": "assignment", "refresh": 0.0, "scale": 1.0})
+    draws = training.Draws(wanted, latents, [pairing.read_pairing(path)])
+    numbers, rows = draws.rows(ROWS - 3, ROWS + 3)
+    ids = np.array([slots[s][r] for s, r in zip(numbers, rows, strict=True)], np.int64)
+    expected = noise.normal(1, numbers, ids, (1, SIZE, SIZE))
+    assert np.array_equal(draws.noises(numbers, rows).numpy(), expected)
+
+
+def mixture_of(folders_and_states, latents_spec, all_states):
+    experts = [
+        {
+            "entry": str(folder),
+            "file": "weights-212.safetensors",
+            "sha256": "0",
+            "conditioning": conditioning,
+            "first": first,
+            "last": last,
+        }
+        for folder, conditioning, first, last in folders_and_states
+    ]
+    return describe(latents_spec, all_states, experts, [127.5], 73.9)
+
+
+def test_a_mixture_sends_each_state_to_its_owner(latents, tmp_path):
+    states = [4.0, 0.0, -4.0]
+    parts = []
+    for i, state in enumerate(states):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        own = spec(log_snr=[state], conditioning="none", start_key=10 + i)
+        training.train(own, latents, folder)
+        parts.append((folder, "none", i, i))
+    described = mixture_of(parts, own, states)
+    mixture = Mixture(described, lambda e: tmp_path / e["entry"] / e["file"])
+    assert [mixture.owner(s) for s in states] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"no expert for log-SNR 1\.0"):
+        mixture.owner(1.0)
+    x = torch.randn(5, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    answers = [mixture.denoise(x, s) for s in states]
+    assert not torch.allclose(answers[0], answers[1])
+    few, _ = draw(mixture, states, range(2, 5), seed=0, kind="ddim")
+    many, _ = draw(mixture, states, range(0, 9), seed=0, kind="ddim", batch=4)
+    assert few.dtype == np.uint8 and few.shape == (3, 1, SIZE, SIZE)
+    # A sample is its number's; the batch may move it by rounding alone.
+    assert np.abs(few.astype(int) - many[2:5].astype(int)).max() <= 1
+
+
+def test_a_mixtures_identity_is_its_weights_not_where_they_came_from():
+    base = spec()
+    one = mixture_of([("a", "state", 0, 2)], base, base["log_snr"])
+    other = mixture_of([("b", "state", 0, 2)], base, base["log_snr"])
+    assert one["digest"] == other["digest"]
+    changed = mixture_of([("a", "state", 0, 2)], base | {"prediction": "eps"}, base["log_snr"])
+    assert changed["digest"] != one["digest"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(p.read_bytes()[:-7]), lambda p: p.write_text("no")]
+)
+def test_damaged_shards_are_refused_by_name(images, tmp_path, damage):
+    path = tmp_path / "latents.arrow"
+    write_shard(path, [(images, None)], (1, SIZE, SIZE), [0.0], 1.0)
+    damage(path)
+    with pytest.raises(UserError, match=r"latents\.arrow: not a readable shard"):
+        Latents([path])
