@@ -321,7 +321,10 @@ class _Run:
     def _write_weights(self, name: str, weights: dict[str, torch.Tensor], images: int) -> None:
         temporary = self.folder / f".{name}.part"
         kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
-        meta = {"spec": json.dumps(self.spec, sort_keys=True), "images": str(images)}
+        # One key: safetensors writes several in random order, and the file's checksum would differ.
+        # Without the code's digest, equal weights are equal files whatever made them.
+        spec = {key: value for key, value in self.spec.items() if key != "code"}
+        meta = {"tspace": json.dumps({"spec": spec, "images": images}, sort_keys=True)}
         save_file(kept, temporary, metadata=meta)
         os.replace(temporary, self.folder / name)
 
