@@ -3,14 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint clean
+.PHONY: repro test test-cluster lint clean
 .DEFAULT_GOAL := repro
 
 repro: $(BIN)/.ready
 	dvc repro
 
 test: $(BIN)/.ready-test lint
-	pytest -n auto
+	pytest -n auto -m "not cluster"
+
+# Starts a private one-machine SLURM (as root; Debian: apt-get install slurm-wlm munge).
+test-cluster: $(BIN)/.ready-test
+	pytest tests/cluster -v -rs
 
 lint: $(BIN)/.ready-test
 	ruff check .
