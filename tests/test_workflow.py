@@ -146,7 +146,7 @@ def test_old_params_and_an_edit_never_mix_weights(checkout, first_mixtures):
     checkout.run("dvc", "checkout")
 
 
-LONGER = PARAMS.replace("images: 640", "images: 24000").replace("[320]", "[]")
+LONGER = PARAMS.replace("images: 640", "images: 9600").replace("[320]", "[]")
 
 
 def profile(folder, workers):
