@@ -75,7 +75,7 @@ class Checkout:
             env=environment(**env),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         if check and done.returncode:
             raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
