@@ -239,7 +239,8 @@ def _expert_spec(
     curriculum: dict[str, Any] = {"kind": "uniform"}
     if not one_state and recipe.curriculum.kind != "uniform":
         curriculum = recipe.curriculum.model_dump(mode="json")
-        curriculum |= {"axis": [float(v) for v in plan.log_snr], "own": [first, last]}
+        if not plan.continuous:  # a continuous schedule has one expert, and `own` is all of it
+            curriculum |= {"axis": [float(v) for v in plan.log_snr], "own": [first, last]}
     stream = derive_key(params.seed, "expert", *(value.hex() for value in own))
     start = params.seed if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import noise, pairing, training
+from pipeline import config, noise, pairing, plan, training
 from pipeline.errors import UserError
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
@@ -114,6 +114,24 @@ def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
     slots, rows = draws.rows(60, 64)
     expected = noise.normal(1, slots, rows, (1, SIZE, SIZE))
     assert np.array_equal(draws.noises(slots, rows).numpy(), expected)
+
+
+def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
+    raw = {
+        "recipes": {
+            "edm": {
+                "schedule": {"kind": "edm"},
+                "curriculum": {"kind": "edm-lognormal"},
+                "sampling": {"steps": 18},
+            }
+        }
+    }
+    facts = plan.DatasetFacts("d" * 64, ROWS, SIZE, 1, 0, (127.5,), (73.9,))
+    recipe = plan.experts(config.resolve(raw), facts)["edm"]
+    drawn = training.Draws(recipe.experts[0].job.spec, latents).states(0, 4000)
+    # ln sigma ~ N(-1.2, 1.2^2) at sigma_data = 0.5, so log-SNR ~ N(1.01, 2.4^2).
+    assert abs(drawn.mean() - 1.014) < 0.05
+    assert abs(drawn.std() - 2.4) < 0.05
 
 
 def test_it_learns_and_keeps_snapshots_curve_and_record(latents, tmp_path):
