@@ -548,6 +548,52 @@ def snr_bounds(log_snr: np.ndarray, intervals: int) -> Bounds:
     return _bounds(log_snr, best_cuts(-(cleaner + noisier), intervals))
 
 
+# --- a partition and what it rests on -------------------------------------------------------------
+
+ALPHAS = (0.8, 0.85, 0.9, 0.95)
+FACTORS = (0.5, 1.0, 2.0)  # on eta
+
+
+def analyse(
+    rows: RowSource,
+    count: int,
+    log_snr: np.ndarray,
+    *,
+    key: int,
+    intervals: int,
+    method: str,
+    alpha: float,
+    eta: float,
+    draws: int,
+    nodes: int,
+) -> dict[str, Any]:
+    """Bounds of a dataset's time axis with all that a reader needs to judge them, as plain data.
+
+    `bounds` [intervals - 1]; `curves`: S0 and S1 over the axis; `matrix`, `log_snr`: similarities
+    of the nodes; `sensitivity`: how the two-anchor bounds move with alpha, eta and number of draws.
+    method: `two-anchor` or `matrix`. Raises UserError if the bounds do not exist.
+    """
+    log_snr = _checked_schedule(log_snr)
+    etas = tuple(eta * factor for factor in FACTORS)
+    curves = measure_curves(rows, count, log_snr, key=key, draws=draws, etas=etas)
+    nodes = min(nodes, len(log_snr))
+    matrix = similarity_matrix(rows, count, log_snr, key=key, nodes=nodes, eta=eta)
+    if method == "two-anchor":
+        bounds = two_anchor_bounds(curves, alpha, eta)
+    else:
+        bounds = affinity_bounds(log_snr, matrix, intervals)
+    binned = curves.binned(eta)
+    shown = ~np.isnan(binned["s0"])
+    table = sensitivity(curves, sorted({*ALPHAS, alpha}), sorted({draws, max(draws // 10, 1)}))
+    return {
+        "bounds": [float(v) for v in bounds.log_snr],
+        "curves": {name: values[shown].tolist() for name, values in binned.items()},
+        "matrix": np.round(matrix, 4).tolist(),
+        "log_snr": [float(v) for v in log_snr[node_states(len(log_snr), nodes)]],
+        "sensitivity": table,
+    }
+
+
 # --- bounds and schedules -------------------------------------------------------------------------
 
 

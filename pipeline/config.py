@@ -48,13 +48,49 @@ class Data(Block):
     crop: Literal["center", "none"] = "center"
     limit: Positive | None = None  # first images only
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
+    holdout: NonNegative = 0  # last images, kept from training and scoring: a selection set
 
 
-class Latent(Block):
-    """What the networks see: scaled pixels."""
+class Pixels(Block):
+    """The networks see scaled pixels."""
 
     encoder: Literal["pixels"] = "pixels"
-    shard: Positive = 65_536  # images a file
+    flips: bool = False  # every image mirrored as well, as a row of its own
+    shard: Positive = 65_536  # rows a file
+
+
+class Autoencoder(Block):
+    """Latents of a small KL autoencoder that is trained here, on the dataset."""
+
+    encoder: Literal["autoencoder"]
+    channels: Positive = 4  # of the latents
+    downsample: Literal[2, 4, 8, 16] = 4
+    width: Positive = 32  # at the latents' resolution
+    blocks: Positive = 1  # residual blocks a level
+    images: Positive = 150_000  # training budget
+    batch: Positive = 64
+    learning_rate: PositiveFloat = 4e-3
+    kl_weight: NonNegativeFloat = 1e-5
+    sample: bool = False  # train on draws from the encoder's Gaussian, not on its mean
+    flips: bool = False
+    shard: Positive = 65_536
+    threads: Positive = 1
+
+
+class Diffusers(Block):
+    """Latents of a published autoencoder, through the package `diffusers`."""
+
+    encoder: Literal["diffusers"]
+    model: str  # a local folder or a hub id: AutoencoderKL or AutoencoderTiny
+    channels: Positive = 4
+    downsample: Literal[2, 4, 8, 16, 32] = 8
+    sample: bool = False
+    flips: bool = False
+    shard: Positive = 65_536
+    threads: Positive = 1
+
+
+Latent = Pixels | Autoencoder | Diffusers
 
 
 class Classifier(Block):
@@ -108,18 +144,27 @@ class UNet(Block):
     label_dropout: Share = 0.1
 
 
+class MultiDecoder(UNet):
+    """A shared encoder and a decoder for each interval of the partition (Zhang et al. 2024)."""
+
+    kind: Literal["multi-decoder"]
+    decoder_channels: Annotated[list[Positive], Field(min_length=1)]  # base widths, cleanest first
+
+
 class LinearSchedule(Block):
     """DDPM's linear betas, re-spaced to any number of states."""
 
     kind: Literal["linear"]
     states: States = 1000
     shift: Finite = 0.0
+    zero_terminal: bool = False
 
 
 class CosineSchedule(Block):
     kind: Literal["cosine"]
     states: States = 1000
     shift: Finite = 0.0
+    zero_terminal: bool = False
 
 
 class LogSnrSchedule(Block):
@@ -130,6 +175,7 @@ class LogSnrSchedule(Block):
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
     shift: Finite = 0.0
+    zero_terminal: bool = False
 
 
 class EdmSchedule(Block):
@@ -154,12 +200,41 @@ class LogisticSchedule(Block):
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
     shift: Finite = 0.0
+    zero_terminal: bool = False
 
 
 class ExplicitSchedule(Block):
     kind: Literal["explicit"]
     log_snr: Annotated[list[Finite], Field(min_length=1)]
     shift: Finite = 0.0
+    zero_terminal: bool = False
+
+
+class FittedSchedule(Block):
+    """Fitted to the data: node density (-d mmse / d log-SNR)^power between two ends."""
+
+    kind: Literal["fitted"]
+    states: States = 16
+    power: NonNegativeFloat = 0.5
+    source: Literal["spectrum", "pilot"] = "spectrum"  # whose error: a Gaussian's, a short run's
+    pilot_images: Positive = 20_000  # budget of that run
+    log_snr_max: Finite = 9.0
+    log_snr_min: Finite = -9.0
+    shift: Finite = 0.0
+    zero_terminal: bool = False
+
+
+class ElboSchedule(Block):
+    """The states with the least evidence bound. A diagnostic: it samples worse than any other."""
+
+    kind: Literal["elbo"]
+    states: States = 16
+    source: Literal["spectrum", "pilot"] = "spectrum"
+    pilot_images: Positive = 20_000
+    log_snr_max: Finite = 9.0
+    log_snr_min: Finite = -9.0
+    shift: Finite = 0.0
+    zero_terminal: bool = False
 
 
 Schedule = (
@@ -169,6 +244,8 @@ Schedule = (
     | EdmSchedule
     | LogisticSchedule
     | ExplicitSchedule
+    | FittedSchedule
+    | ElboSchedule
 )
 
 
@@ -178,27 +255,71 @@ class SinglePartition(Block):
     kind: Literal["single"] = "single"
 
 
-class PerStatePartition(Block):
+class Cut(Block):
+    """The time axis cut into intervals: an expert each, or a decoder of a multi-decoder network."""
+
+    channels: list[Positive] = []  # base width of each expert, cleanest first; []: network.channels
+
+
+class PerStatePartition(Cut):
     """One expert per state: no time input."""
 
     kind: Literal["per-state"]
 
 
-class UniformPartition(Block):
-    """`experts` intervals with equally many states (to one)."""
+class UniformPartition(Cut):
+    """Intervals with equally many states (to one)."""
 
     kind: Literal["uniform"]
-    experts: Positive
+    intervals: Positive
 
 
-class BoundsPartition(Block):
-    """An expert between each two of these log-SNRs (descending, the ends left out)."""
+class BoundsPartition(Cut):
+    """An interval between each two of these log-SNRs (descending, the ends left out)."""
 
     kind: Literal["bounds"]
     log_snr: Annotated[list[Finite], Field(min_length=1)]
 
 
-Partition = SinglePartition | PerStatePartition | UniformPartition | BoundsPartition
+class SnrPartition(Cut):
+    """Least distance in log-SNR of the states to the middle of their interval (Go et al. 2023)."""
+
+    kind: Literal["snr"]
+    intervals: Positive = 3
+
+
+class OptimalDenoiserPartition(Cut):
+    """Where the dataset's own optimal denoiser changes (Zhang et al. 2024, algorithm 1)."""
+
+    kind: Literal["optimal-denoiser"]
+    intervals: Positive = 3
+    # Two anchors give three intervals; `matrix` any number, from the similarities of all nodes.
+    method: Literal["two-anchor", "matrix"] = "two-anchor"
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
+    eta: PositiveFloat = 2 / 256
+    draws: Positive = 5_000
+    nodes: Annotated[int, Field(ge=2, le=200)] = 40  # of `matrix`
+    rows: Positive = 50_000  # of the dataset, evenly chosen
+
+
+class LearntPartition(Cut):
+    """From a short run of the recipe's network: equal parts of its loss, or alike gradients."""
+
+    kind: Literal["gradient", "loss"]
+    intervals: Positive = 3
+    pilot_images: Positive = 20_000
+    nodes: Annotated[int, Field(ge=2, le=200)] = 40
+
+
+Partition = (
+    SinglePartition
+    | PerStatePartition
+    | UniformPartition
+    | BoundsPartition
+    | SnrPartition
+    | OptimalDenoiserPartition
+    | LearntPartition
+)
 
 
 class Independent(Block):
@@ -216,6 +337,7 @@ class Assignment(Block):
     block: Positive = 256  # images that are solved together exactly
     sweeps: Positive = 1  # 1 is batch-wise; more approach an assignment of the whole dataset
     components: Positive | None = None  # cost in so many principal components; null: all pixels
+    keep: Positive | None = None  # paired noise in so many components, fresh noise in the others
     refresh: Share = 0.0  # share of the noise's variance that is drawn anew
     scale: PositiveFloat = 1.0
 
@@ -226,6 +348,7 @@ class Nearest(Block):
     method: Literal["knn-l2", "knn-dot"]
     candidates: Annotated[int, Field(ge=2, le=65_536)] = 8
     components: Positive | None = None
+    keep: Positive | None = None
     refresh: Share = 0.0
     scale: PositiveFloat = 1.0
 
@@ -286,8 +409,30 @@ class Speed(Block):
     mirror: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
+class IntervalDensity(Block):
+    """Equally much training for every interval of the partition, as in the multi-stage paper."""
+
+    kind: Literal["per-interval"]
+    partition: (
+        Annotated[
+            UniformPartition | BoundsPartition | SnrPartition | OptimalDenoiserPartition,
+            Field(discriminator="kind"),
+        ]
+        | None
+    ) = None  # null: the recipe's own
+    shares: list[PositiveFloat] = []  # of each interval, cleanest first; []: equal
+    correct: bool = False  # importance weights that keep the objective of the uniform density
+
+
 Curriculum = (
-    UniformCurriculum | Clts | StaticDensity | EasyToHard | EdmLognormal | LogitNormal | Speed
+    UniformCurriculum
+    | Clts
+    | StaticDensity
+    | EasyToHard
+    | EdmLognormal
+    | LogitNormal
+    | Speed
+    | IntervalDensity
 )
 
 
@@ -312,6 +457,12 @@ class P2Weighting(Block):
     gamma: NonNegativeFloat = 1.0
 
 
+class UncertaintyWeighting(Block):
+    """EDM2's learned weighting: every noise level contributes alike (Karras et al. 2024)."""
+
+    kind: Literal["uncertainty"]
+
+
 class Training(Block):
     images: Positive = 200_000  # in all, over all experts of the recipe
     batch: Positive = 64
@@ -325,10 +476,14 @@ class Training(Block):
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     weight_decay: NonNegativeFloat = 0.0
     ema_halflife: NonNegative = 10_000  # images of an expert; 0 keeps the last weights
+    budget: Literal["uniform", "curriculum", "by-difficulty"] = "uniform"  # split over experts
     start: Literal["random", "shared-seed"] = "random"
+    parent: str | None = None  # start from the network that this recipe ends with
+    train: Literal["all", "decoders"] = "all"  # of a multi-decoder network with a parent
     milestones: list[Positive] = []  # images in all; the end always is one
     weighting: Annotated[
-        PlainWeighting | MinSnrWeighting | P2Weighting, Field(discriminator="kind")
+        PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting,
+        Field(discriminator="kind"),
     ] = PlainWeighting()
     precision: Literal["float32", "bfloat16"] = "float32"
     experts_per_job: Positive = 1  # small experts trained by one process, one after the other
@@ -342,8 +497,59 @@ class Sampling(Block):
     guidance: NonNegativeFloat = 1.0  # 1: no classifier-free guidance
 
 
+class Decouple(Block):
+    """How the experts of a parent are fine-tuned, for merging (Decouple-then-Merge)."""
+
+    outside: Share = 0.0  # probability that a sample's state is drawn outside the expert's own
+    consistency: NonNegativeFloat = 0.0  # weight of the distance to the frozen parent's answers
+
+
+class Route(Block):
+    """A mixture: every state goes to the expert that owns it."""
+
+    method: Literal["route"] = "route"
+
+
+class AverageMerge(Block):
+    """One network: the mean of the experts' weights."""
+
+    method: Literal["average"]
+
+
+class TaskVectorMerge(Block):
+    """One network: the parent plus weighted differences of the experts from it."""
+
+    method: Literal["task-vector"]
+    weights: list[Finite] | None = None  # of each expert, cleanest first; null: searched
+    images: Positive = 2_048  # of the selection set that the search evaluates on
+    bounds: Annotated[list[Finite], Field(min_length=2, max_length=2)] = [0.0, 1.5]
+    search: Literal["quadratic", "grid", "random"] = "quadratic"
+    levels: Positive = 5  # values of each weight that `grid` tries
+    evaluations: Positive = 20  # of `random`
+
+
+class TiesMerge(Block):
+    """One network: the parent plus the trimmed, sign-elected mean difference (Yadav et al.)."""
+
+    method: Literal["ties"]
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    scale: PositiveFloat = 1.0
+
+
+class SnapshotMerge(Block):
+    """One network: a weighted sum of one run's snapshots, searched (LCSC)."""
+
+    method: Literal["snapshots"]
+    images: Positive = 2_048
+
+
+Merge = Route | AverageMerge | TaskVectorMerge | TiesMerge | SnapshotMerge
+
+
 class Recipe(Block):
-    network: UNet = UNet()
+    seeds: list[NonNegative] = []  # a run for each, as NAME-seed0 ...; []: one with `seed`
+    seed: NonNegative | None = None
+    network: Annotated[UNet | MultiDecoder, Field(discriminator="kind")] = UNet()
     schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
     prediction: Literal["eps", "x0", "v"] = "v"
@@ -352,7 +558,14 @@ class Recipe(Block):
     )
     curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
     training: Training = Training()
+    decouple: Decouple = Decouple()
+    merge: Annotated[Merge, Field(discriminator="method")] = Route()
     sampling: Sampling = Sampling()
+
+    @property
+    def partition_channels(self) -> list[int]:
+        """Base width of each expert's network, cleanest first; empty for network.channels."""
+        return getattr(self.partition, "channels", [])
 
 
 class Params(Block):
@@ -360,7 +573,7 @@ class Params(Block):
 
     seed: NonNegative = 0
     data: Data = Data()
-    latent: Latent = Latent()
+    latent: Annotated[Latent, Field(discriminator="encoder")] = Pixels()
     features: Annotated[Classifier | TorchModule | Inception, Field(discriminator="extractor")] = (
         Classifier()
     )
@@ -434,10 +647,83 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
             found = list(_contradictions(recipe))
             problems.extend(f"{'.'.join(path)}.{key}: {text}" for key, text in found)
             resolved[name] = recipe
+    for name in resolved:
+        problems.extend(
+            f"recipes.{name}.{key}: {text}" for key, text in _strange_parent(name, resolved)
+        )
+    if top is not None and not problems:
+        problems.extend(_without_holdout(top, resolved))
     if problems:
         raise _refusal(source, problems)
+    resolved = _by_seed(resolved)
     assert top is not None
     return top.model_copy(update={"recipes": resolved})
+
+
+def _by_seed(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+    """Every recipe with `seeds` as one recipe a seed; a parent is the one of the same seed."""
+    each: dict[str, Recipe] = {}
+    for name, recipe in recipes.items():
+        parent = recipe.training.parent
+        for seed in recipe.seeds or [recipe.seed]:
+            own = recipe.model_copy(update={"seed": seed, "seeds": []})
+            if parent is not None and recipes[parent].seeds:
+                training = recipe.training.model_copy(update={"parent": f"{parent}-seed{seed}"})
+                own = own.model_copy(update={"training": training})
+            each[f"{name}-seed{seed}" if recipe.seeds else name] = own
+    return each
+
+
+def _strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tuple[str, str]]:
+    """What is wrong with the recipe that a recipe's experts start from."""
+    recipe = recipes[name]
+    parent = recipe.training.parent
+    if parent is None:
+        return
+    if parent not in recipes:
+        yield "training.parent", f"{parent!r} is no recipe; {_nearest(parent, list(recipes))}"
+        return
+    line = [name]
+    while parent is not None and parent in recipes:
+        if parent in line:
+            yield "training.parent", f"{' <- '.join([*line, parent])} goes in a circle"
+            return
+        line.append(parent)
+        parent = recipes[parent].training.parent
+    source = recipes[line[1]]
+    if source.merge.method == "route" and not _one_network(source):
+        yield (
+            "training.parent",
+            f"{line[1]!r} has several experts; a parent is one network (or merges its experts)",
+        )
+    if source.seeds and not set(recipe.seeds or [recipe.seed]) <= set(source.seeds):
+        yield "seeds", f"its parent {line[1]!r} has seeds {source.seeds}; use some of these"
+    plain = {"dropout", "label_dropout", "kind", "decoder_channels"}
+    own, other = (r.network.model_dump(exclude=plain) for r in (recipe, source))
+    differs = [key for key in own if own[key] != other.get(key)]
+    if differs:
+        yield (
+            f"network.{differs[0]}",
+            f"{own[differs[0]]} here, {other.get(differs[0])} in its parent {line[1]!r}",
+        )
+    if recipe.prediction != source.prediction:
+        yield "prediction", f"must be its parent's, {source.prediction}"
+
+
+def _one_network(recipe: Recipe) -> bool:
+    joint = isinstance(recipe.network, MultiDecoder)
+    return joint or isinstance(recipe.partition, SinglePartition)
+
+
+def _without_holdout(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[str]:
+    """Searches that have no images to evaluate on."""
+    for name, recipe in recipes.items():
+        images = getattr(recipe.merge, "images", 0)
+        if getattr(recipe.merge, "weights", None) is None and images > top.data.holdout:
+            yield (
+                f"recipes.{name}.merge.images: the search for its weights needs {images} images "
+                f"that are not trained on, but data.holdout is {top.data.holdout}; raise it"
+            )
 
 
 def merge(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -461,6 +747,17 @@ def merge(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def check_against(params: Params, rows: int, resolution: int, classes: int) -> None:
     """Refuse what is impossible with a dataset of `rows` square images. UserError lists it all."""
     problems = []
+    if params.data.holdout >= rows:
+        problems.append(f"data.holdout: {params.data.holdout} of {rows} images leave none to train")
+    rows -= params.data.holdout
+    downsample = getattr(params.latent, "downsample", 1)
+    if resolution % downsample:
+        problems.append(
+            f"latent.downsample: {resolution} pixels are not a multiple of {downsample}; "
+            "set data.resolution"
+        )
+    pixels, resolution = resolution, max(resolution // downsample, 1)
+    what = "pixels" if downsample == 1 else f"of the {pixels} pixels' latents"
     for name, recipe in params.recipes.items():
         path = f"recipes.{name}"
         if recipe.training.batch > rows:
@@ -472,7 +769,7 @@ def check_against(params: Params, rows: int, resolution: int, classes: int) -> N
         if resolution % factor:
             problems.append(
                 f"{path}.network.multipliers: {len(recipe.network.multipliers)} levels halve the "
-                f"image {len(recipe.network.multipliers) - 1} times, but {resolution} pixels are "
+                f"image {len(recipe.network.multipliers) - 1} times, but {resolution} {what} are "
                 f"not a multiple of {factor}"
             )
         sizes = [resolution // 2**i for i in range(len(recipe.network.multipliers))]
@@ -512,17 +809,25 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "schedule.log_snr", "must be strictly descending (cleanest state first)"
     if isinstance(partition, BoundsPartition) and not _descending(partition.log_snr):
         yield "partition.log_snr", "must be strictly descending (cleanest bound first)"
-    experts = 1
+    experts: int | None = 1
     if isinstance(partition, PerStatePartition):
-        experts = states or 0
+        experts = states
         if states is None:
             yield "partition.kind", "per-state needs a number of states, not `continuous`"
-    if isinstance(partition, UniformPartition):
-        experts = partition.experts
-        if states is not None and experts > states:
-            yield "partition.experts", f"more experts ({experts}) than states ({states})"
-    if isinstance(partition, BoundsPartition):
+        elif getattr(schedule, "zero_terminal", False):
+            experts = states - 1  # nothing is learnt at a state without signal
+    elif isinstance(partition, BoundsPartition):
         experts = len(partition.log_snr) + 1
+    elif not isinstance(partition, SinglePartition):
+        experts = partition.intervals
+        if states is not None and experts > states:
+            yield "partition.intervals", f"more intervals ({experts}) than states ({states})"
+    if getattr(partition, "method", "") == "two-anchor" and partition.intervals != 3:
+        yield "partition.method", "two-anchor gives three intervals; use matrix for others"
+    yield from _strange_networks(recipe, experts)
+    yield from _strange_merge(recipe, experts)
+    if getattr(schedule, "zero_terminal", False) and states is None:
+        yield "schedule.zero_terminal", "needs a number of states, not `continuous`"
     if experts and training.images < experts:
         yield (
             "training.images",
@@ -550,6 +855,56 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
     if recipe.sampling.eta and recipe.sampling.kind != "ddim":
         yield "sampling.eta", f"belongs to kind: ddim, not {recipe.sampling.kind}"
+
+
+def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:
+    joint = isinstance(recipe.network, MultiDecoder)
+    widths = recipe.partition_channels
+    if joint:
+        decoders = len(recipe.network.decoder_channels)
+        if isinstance(recipe.partition, SinglePartition | PerStatePartition):
+            yield (
+                "partition.kind",
+                f"{recipe.partition.kind} gives a multi-decoder network no intervals; "
+                "use uniform, snr, optimal-denoiser or bounds",
+            )
+        elif experts != decoders:
+            yield (
+                "network.decoder_channels",
+                f"{decoders} decoders for the {experts} intervals of the partition",
+            )
+        if widths:
+            yield "partition.channels", "a multi-decoder network has network.decoder_channels"
+    elif widths and experts is not None and len(widths) != experts:
+        yield "partition.channels", f"{len(widths)} widths for {experts} experts"
+    if widths and recipe.training.parent is not None:
+        yield "partition.channels", "a parent's weights fit its own width only; leave it out"
+    if recipe.training.train == "decoders" and not (joint and recipe.training.parent):
+        yield "training.train", "decoders: needs a multi-decoder network and a training.parent"
+    if recipe.decouple != Decouple() and recipe.training.parent is None:
+        yield "decouple", "needs training.parent, the network that is fine-tuned"
+    without = isinstance(recipe.partition, SinglePartition)
+    if without and getattr(recipe.curriculum, "partition", recipe) is None:
+        yield "curriculum.partition", "per-interval needs one, as the recipe's is single"
+
+
+def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:
+    method = recipe.merge.method
+    if method == "snapshots":
+        if not _one_network(recipe) or len(recipe.training.milestones) < 1:
+            yield "merge.method", "snapshots needs one network with training.milestones"
+    elif method != "route":
+        if _one_network(recipe):
+            yield "merge.method", f"{method} needs a partition into several experts"
+        elif recipe.training.parent is None:
+            yield (
+                "merge.method",
+                f"{method} needs training.parent: networks that did not start from the same "
+                "weights have nothing in common that a sum could keep",
+            )
+        weights = getattr(recipe.merge, "weights", None)
+        if weights is not None and experts is not None and len(weights) != experts:
+            yield "merge.weights", f"{len(weights)} weights for {experts} experts"
 
 
 def _descending(values: list[float]) -> bool:

@@ -198,6 +198,8 @@ def build(
                      n noisiest, phases of equal length (arXiv 2403.10348)
       edm-lognormal  mean, std of ln sigma at data of standard deviation 0.5 (arXiv 2206.00364)
       logit-normal   mean, std of logit(t), x_t = (1 - t) z + t eps (arXiv 2403.03206)
+      per-interval   bounds (log-SNRs), shares: each interval's part of the images, uniform inside
+                     (arXiv 2312.09181: equal parts)
       speed          k, tau, mirror: k times the weight for x < tau, in antithetic pairs x and
                      |mirror - x| (arXiv 2405.17403)
 
@@ -325,6 +327,16 @@ def _logit_normal(axis: _Axis, mean: float = 0.0, std: float = 1.0) -> Curriculu
     return _normal_in_log_snr(axis, -2 * mean, 2 * std)
 
 
+def _per_interval(axis: _Axis, bounds: Sequence[float], shares: Sequence[float]) -> Curriculum:
+    _require(len(shares) == len(bounds) + 1, "shares", "must be one for each interval")
+    _require(min(shares) > 0, "shares", "must be positive")
+    interval = (axis.log_snrs[:, None] < np.asarray(bounds, dtype=np.float64)).sum(axis=1)
+    members = np.bincount(interval, minlength=len(shares))
+    _require(members.min() > 0, "bounds", "must leave a state in every interval")
+    p = (np.asarray(shares, dtype=np.float64) / members)[interval]
+    return axis.constant(p / p.sum())
+
+
 def _speed(
     axis: _Axis, k: float = 5.0, tau: float = 0.7, mirror: float | None = None
 ) -> Curriculum:
@@ -362,6 +374,7 @@ _BUILDERS: dict[str, Callable[..., Curriculum]] = {
     "easy-to-hard": _easy_to_hard,
     "edm-lognormal": _edm_lognormal,
     "logit-normal": _logit_normal,
+    "per-interval": _per_interval,
     "speed": _speed,
 }
 KINDS = tuple(_BUILDERS)

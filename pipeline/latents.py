@@ -2,7 +2,8 @@
 
 A shard is one Arrow IPC file with a fixed-size list of values a row and an int32 label (null
 without labels). The file's metadata holds the rows' shape and the shift and scale that bring them
-to zero mean and unit average variance: z = (value - shift) / scale.
+to zero mean and unit average variance: z = (value - shift) / scale. Rows of a Gaussian encoder may
+hold its mean and, behind it, its log-variance.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline import noise
 from pipeline.errors import UserError
 
 RESIDENT_BYTES = 2 << 30  # up to this size the rows live on the device
@@ -26,15 +28,20 @@ def write_shard(
     shape: tuple[int, ...],
     shift: Sequence[float],
     scale: float,
+    variance: bool = False,
 ) -> int:
-    """Write rows (uint8 or float32 [n, *shape]) and labels (int [n] or None); returns the count."""
+    """Write rows (uint8 or float [n, *shape]) and labels (int [n] or None); returns the count.
+
+    variance: the rows are [n, 2 C, H, W], mean and log-variance, for shape (C, H, W).
+    """
     count, writer = 0, None
+    stored = (2 * shape[0], *shape[1:]) if variance else tuple(shape)
     try:
         for values, labels in batches:
-            if values.shape[1:] != tuple(shape):
-                raise ValueError(f"rows of shape {values.shape[1:]}, expected {tuple(shape)}")
+            if values.shape[1:] != stored:
+                raise ValueError(f"rows of shape {values.shape[1:]}, expected {stored}")
             flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
+            column = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(stored)))
             classes = (
                 pa.nulls(len(values), pa.int32())
                 if labels is None
@@ -43,6 +50,7 @@ def write_shard(
             batch = pa.record_batch([column, classes], names=["values", "label"])
             if writer is None:
                 meta = {"shape": list(shape), "shift": list(shift), "scale": scale}
+                meta["variance"] = variance
                 schema = batch.schema.with_metadata({"tspace": json.dumps(meta)})
                 writer = pa.ipc.new_file(path, schema)
             writer.write_batch(batch)
@@ -56,7 +64,8 @@ def write_shard(
 class Latents:
     """Rows of one or several shards as one array, mapped into memory.
 
-    shape: of a row, (C, H, W). `gather` gives scaled rows, `raw` the stored ones.
+    shape: of a row, (C, H, W). `gather` gives scaled rows, `raw` the stored ones. variance: whether
+    rows hold a log-variance as well, and `sample` can draw from their Gaussians.
     """
 
     def __init__(self, paths: Sequence[Path], device: torch.device | str = "cpu"):
@@ -79,11 +88,13 @@ class Latents:
                 values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
                 classes = batch.column(1)
                 labels = None if classes.null_count else classes.to_numpy().astype(np.int64)
-                blocks.append((values.reshape(-1, *meta["shape"]), labels))
+                c, h, w = meta["shape"]
+                blocks.append((values.reshape(-1, c * (1 + meta["variance"]), h, w), labels))
         if meta is None:
             raise ValueError("no shards given")
         self.shape = tuple(meta["shape"])
-        self.scale = float(meta["scale"])
+        self.shift, self.scale = tuple(meta["shift"]), float(meta["scale"])
+        self.variance = bool(meta["variance"])
         self._blocks = [values for values, _ in blocks]
         self._starts = np.cumsum([0, *(len(values) for values in self._blocks)])
         known = [labels for _, labels in blocks]
@@ -98,11 +109,11 @@ class Latents:
         return int(self._starts[-1])
 
     def raw(self, rows: np.ndarray) -> np.ndarray:
-        """Stored rows [n, *shape] by index (int64 [n])."""
+        """Stored rows [n, *shape] by index (int64 [n]); [n, 2 C, H, W] with `variance`."""
         rows = np.asarray(rows)
         if len(self._blocks) == 1:
             return self._blocks[0][rows]
-        out = np.empty((len(rows), *self.shape), self._blocks[0].dtype)
+        out = np.empty((len(rows), *self._blocks[0].shape[1:]), self._blocks[0].dtype)
         block = np.searchsorted(self._starts, rows, side="right") - 1
         for b in np.unique(block):
             mine = block == b
@@ -111,11 +122,28 @@ class Latents:
 
     def gather(self, rows: np.ndarray) -> torch.Tensor:
         """Scaled rows, float32 [n, *shape] on the device, by index (int64 [n])."""
+        return self._scaled(self._values(rows)[:, : self.shape[0]])
+
+    def sample(self, rows: np.ndarray, slots: np.ndarray, key: int) -> torch.Tensor:
+        """Scaled draws from the rows' Gaussians, one for each row and slot; the rows without any.
+
+        rows, slots: int64 [n]. A pure function of its arguments.
+        """
+        if not self.variance:
+            return self.gather(rows)
+        values, channels = self._values(rows).to(torch.float32), self.shape[0]
+        slot, row = (torch.from_numpy(a).to(self.device) for a in (slots, rows))
+        eps = noise.normal(key, slot, row, self.shape)
+        deviation = torch.exp(values[:, channels:] / 2)
+        return self._scaled(values[:, :channels].addcmul(deviation, eps))
+
+    def _values(self, rows: np.ndarray) -> torch.Tensor:
         if self._resident is not None:
-            values = self._resident[torch.from_numpy(rows).to(self.device)]
-        else:
-            values = torch.from_numpy(self.raw(rows)).to(self.device, non_blocking=True)
-        return values.to(torch.float32).sub_(self._shift).div_(self.scale)
+            return self._resident[torch.from_numpy(rows).to(self.device)]
+        return torch.from_numpy(self.raw(rows)).to(self.device, non_blocking=True)
+
+    def _scaled(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(torch.float32, copy=True).sub_(self._shift).div_(self.scale)
 
 
 def to_images(z: torch.Tensor, shift: Sequence[float], scale: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from pipeline import noise, objective, sampling
 from pipeline.errors import UserError
 from pipeline.identity import digest
 from pipeline.latents import to_images
-from pipeline.networks.build import build_network
+from pipeline.networks.build import network_of
 
 LOADED_EXPERTS = 4  # networks kept in memory
 SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
@@ -35,25 +35,40 @@ def describe(
     experts: Sequence[dict[str, Any]],
     shift: Sequence[float],
     scale: float,
+    decoder: dict[str, Any] | None = None,
+    terminal: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A mixture as plain data, with its digest.
 
     spec: any of its experts' spec (what all share is taken from it); log_snr: the recipe's states
     (or the two ends of a continuous schedule); experts: dicts with `entry`, `file`, `sha256`,
-    `conditioning`, `first` and `last` (indices of the states it owns, inclusive), in order.
+    `network`, `conditioning`, `first` and `last` (indices of the states it owns, inclusive), in
+    order. decoder: `entry`, `file` and `sha256` of what turns latents into images; None for pixels.
+    terminal: those of the data's means, the answer at a state without any signal.
     """
-    shared = ("network", "channels", "resolution", "classes", "prediction", "continuous")
+    shared = ("channels", "resolution", "classes", "prediction", "continuous")
     mixture = {key: spec[key] for key in shared}
-    mixture |= {"log_snr": list(log_snr), "shift": list(shift), "scale": scale}
-    identity = [{k: v for k, v in e.items() if k != "entry"} for e in experts]
-    return mixture | {
-        "experts": list(experts),
-        "digest": digest(mixture | {"experts": identity}),
+    mixture |= {"shift": list(shift), "scale": scale}
+    # JSON has no infinity; float() reads the text.
+    mixture["log_snr"] = [v if np.isfinite(v) else str(v) for v in log_snr]
+    parts = {"decoder": decoder, "terminal": terminal, "experts": list(experts)}
+    identity = {
+        "decoder": _without_entry(decoder),
+        "terminal": _without_entry(terminal),
+        "experts": [_without_entry(e) for e in experts],
     }
+    return mixture | parts | {"digest": digest(mixture | identity)}
+
+
+def _without_entry(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    return part and {key: value for key, value in part.items() if key != "entry"}
 
 
 class Mixture:
-    """A mixture ready to denoise. `weights` finds the file of an expert."""
+    """A mixture ready to denoise.
+
+    `weights` finds the file of an expert (of any part with `entry` and `file`).
+    """
 
     def __init__(
         self,
@@ -65,7 +80,8 @@ class Mixture:
         self.device = torch.device(device)
         self._weights = weights
         self._loaded: OrderedDict[int, nn.Module] = OrderedDict()
-        states = np.asarray(description["log_snr"])
+        self._loaded_means: Tensor | None = None
+        states = np.array([float(value) for value in description["log_snr"]])
         experts = description["experts"]
         # Between two experts' nearest states the border is halfway.
         self._borders = [
@@ -93,14 +109,8 @@ class Mixture:
         if index in self._loaded:
             self._loaded.move_to_end(index)
             return self._loaded[index]
-        d, expert = self.description, self.description["experts"][index]
-        network = build_network(
-            d["network"],
-            channels_in=d["channels"],
-            resolution=d["resolution"],
-            classes=d["classes"],
-            conditioning=expert["conditioning"],
-        )
+        expert = self.description["experts"][index]
+        network = network_of(self.description | expert)
         path = self._weights(expert)
         try:
             network.load_state_dict(load_file(path))
@@ -116,10 +126,30 @@ class Mixture:
     @torch.no_grad()
     def denoise(self, x: Tensor, log_snr: float, labels: Tensor | None = None) -> Tensor:
         """E[z | x] at one state: x [N, C, H, W], labels int64 [N] or None; shape of x."""
+        if log_snr == -np.inf:
+            return self._means()[0 if labels is None else labels + 1].expand_as(x)
         network = self.network(self.owner(log_snr))
         given = torch.full((1,), log_snr, device=x.device, dtype=torch.float32)
         output = network(x, given, labels).float()
         return objective.to_x0(self.description["prediction"], output, x, log_snr)
+
+    def _means(self) -> Tensor:
+        """The data's mean, then those of its classes [1 + K, C, H, W], for dropped labels last."""
+        if self._loaded_means is None:
+            found = load_file(self._weights(self.description["terminal"]))["means"]
+            self._loaded_means = torch.cat([found, found[:1]]).to(self.device)
+        return self._loaded_means
+
+    def decode(self, z: Tensor, batch: int = 256) -> np.ndarray:
+        """Images uint8 [N, C, H, W] of scaled latents, `batch` at a time."""
+        d = self.description
+        if d["decoder"] is None:
+            return to_images(z, d["shift"], d["scale"])
+        from pipeline.autoencoder import load_codec
+
+        folder = self._weights(d["decoder"]).parent
+        shift = torch.tensor(d["shift"], device=z.device).reshape(-1, 1, 1)
+        return load_codec(folder, self.device).decode(z * d["scale"] + shift, batch)
 
     def denoiser(
         self, labels: Tensor | None = None, guidance: float = 1.0, batch: int = 256
@@ -129,30 +159,35 @@ class Mixture:
         labels: int64 [N], one a sample, for a class-conditional mixture; guidance as in
         `sampling.guided`.
         """
-        unconditional = None
-        if self.description["classes"]:
-            if labels is None:
-                raise ValueError("a class-conditional mixture needs labels")
-            unconditional = torch.full_like(labels, self.description["classes"])
+        if not self.description["classes"]:
+            return self._in_batches(lambda x, log_snr, rows: self.denoise(x, log_snr), batch)
+        if labels is None:
+            raise ValueError("a class-conditional mixture needs labels")
+        unconditional = torch.full_like(labels, self.description["classes"])
 
-        def answer(x: Tensor, log_snr: float) -> Tensor:
-            parts = []
-            for start in range(0, len(x), batch):
-                rows = slice(start, start + batch)
-                own = None if labels is None else labels[rows]
-                part = self.denoise(x[rows], log_snr, own)
-                if unconditional is not None and guidance != 1.0:
-                    plain = self.denoise(x[rows], log_snr, unconditional[rows])
-                    part = plain + guidance * (part - plain)
-                parts.append(part)
-            return torch.cat(parts)
+        def answer(x: Tensor, log_snr: float, rows: slice) -> Tensor:
+            def both(x: Tensor, log_snr: float) -> tuple[Tensor, Tensor | None]:
+                own = self.denoise(x, log_snr, labels[rows])
+                # At guidance 1 the unconditional answer is not used: half the work.
+                plain = self.denoise(x, log_snr, unconditional[rows]) if guidance != 1 else None
+                return own, plain
 
-        return answer
+            return sampling.guided(both, guidance)(x, log_snr)
+
+        return self._in_batches(answer, batch)
+
+    @staticmethod
+    def _in_batches(answer: Callable[[Tensor, float, slice], Tensor], batch: int):
+        def whole(x: Tensor, log_snr: float) -> Tensor:
+            parts = [slice(start, start + batch) for start in range(0, len(x), batch)]
+            return torch.cat([answer(x[rows], log_snr, rows) for rows in parts])
+
+        return whole
 
 
 def draw(
     mixture: Mixture,
-    states: Sequence[float],
+    states: Sequence[float | str],
     rows: Sequence[int] | np.ndarray,
     *,
     seed: int,
@@ -190,8 +225,8 @@ def draw(
     z = walk(
         mixture.denoiser(classes, guidance, batch),
         noise.normal(key, 0, ids, shape),
-        states,
+        [float(state) for state in states],
         noise=lambda i: noise.normal(key, i, ids, shape),
         callback=tell,
     )
-    return to_images(z, d["shift"], d["scale"]), None if labels is None else np.asarray(labels)
+    return mixture.decode(z, batch), None if labels is None else np.asarray(labels)

@@ -204,6 +204,14 @@ def gaussian_mmse_slope(log_snr: np.ndarray, spectrum: Sequence[float]) -> np.nd
     return total / len(spectrum)
 
 
+def mmse_slope(
+    log_snr: np.ndarray, spectrum: Sequence[float], error_curve: ErrorCurve | None = None
+) -> np.ndarray:
+    """-d mmse / d log_snr at each log-SNR, from the measured curve if there is one."""
+    mmse = _Gaussian(spectrum) if error_curve is None else _Measured(error_curve)
+    return mmse.slope(np.asarray(log_snr, dtype=np.float64))
+
+
 class _Gaussian:
     """mmse from a spectrum."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from pipeline import curriculum as curricula
@@ -25,7 +25,7 @@ from pipeline import noise, objective, pairing
 from pipeline.ema import EMA
 from pipeline.errors import UserError
 from pipeline.latents import Latents
-from pipeline.networks.build import build_network, count_flops, count_parameters
+from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
 
 # How much work a kill may cost. The environment can change it; it never changes a result.
@@ -52,18 +52,32 @@ class Draws:
     """The training stream of one expert: rows, noises and states by position."""
 
     def __init__(
-        self, spec: dict[str, Any], latents: Latents, pairings: Sequence[pairing.Pairing] = ()
+        self,
+        spec: dict[str, Any],
+        latents: Latents,
+        pairings: Sequence[pairing.Pairing] = (),
+        components: pairing.Components | None = None,
     ):
         self.latents = latents
         self.pairing = spec["pairing"]
+        self.basis = None
+        if components is not None:
+            self.basis = torch.from_numpy(components.basis).to(latents.device)
         self.pairings = {slot: found for found in pairings for slot in found.slots}
         self.noise_key = spec["noise_key"]
         self.rows_key = noise.derive_key(spec["stream_key"], "rows")
         self.states_key = noise.derive_key(spec["stream_key"], "states")
         self.drop_key = noise.derive_key(spec["stream_key"], "labels")
+        self.latent_key = noise.derive_key(spec["noise_key"], "latent")
+        self.outside_key = noise.derive_key(spec["stream_key"], "outside")
+        self.outside = spec.get("decouple", {}).get("outside", 0.0)
+        self.axis = np.asarray(spec.get("decouple", {}).get("axis", ()))
+        self.fixed = len(spec["log_snr"]) == 1 and not self.outside
+        self.one_state = float(spec["log_snr"][0])
         self.classes = spec["classes"]
         self.label_dropout = spec["network"].get("label_dropout", 0.0)
         self.budget = spec["images"]
+        self.corrected = spec["curriculum"].get("correct", False)
         self.curriculum = _curriculum(spec)
         self._slot, self._order = -1, np.empty(0, np.int64)
 
@@ -80,12 +94,27 @@ class Draws:
             rows[mine] = self._order[places[mine]]
         return slots, rows
 
-    def states(self, start: int, stop: int) -> np.ndarray:
-        """Log-SNR (float64 [n]) of each image, stratified within the batch."""
+    def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.
+
+        The weight, float64 [n], is None unless the curriculum corrects for its own density.
+        """
         positions = np.arange(start, stop, dtype=np.int64)
         u = noise.uniform(self.states_key, 0, positions)
         strata = curricula.stratified(stop - start, u, self.curriculum.antithetic)
-        return self.curriculum.draw(strata, start / self.budget)[1]
+        index, log_snr = self.curriculum.draw(strata, start / self.budget)
+        weight = None
+        if self.corrected:
+            weight = 1 / (len(self.curriculum) * self.curriculum.probabilities(0.0)[index])
+        if self.outside:
+            v = noise.uniform(self.outside_key, 0, positions, (2,))
+            elsewhere = self.axis[(v[:, 1] * len(self.axis)).astype(np.int64)]
+            log_snr = np.where(v[:, 0] < self.outside, elsewhere, log_snr)
+        return log_snr, weight
+
+    def images(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """The scaled latents, float32 [n, *shape] on the device."""
+        return self.latents.sample(rows, slots, self.latent_key)
 
     def labels(self, start: int, stop: int, rows: np.ndarray) -> torch.Tensor | None:
         """Class of each image, `classes` where it is dropped; None for an unconditional expert."""
@@ -112,6 +141,7 @@ class Draws:
             number,
             self.latents.shape,
             refresh=self.pairing.get("refresh", 0.0),
+            basis=self.basis,
             scale=self.pairing["scale"],
         )
 
@@ -120,6 +150,7 @@ def _curriculum(spec: dict[str, Any]) -> curricula.Curriculum:
     settings = dict(spec["curriculum"])
     kind = settings.pop("kind")
     own = settings.pop("own", None)
+    settings.pop("correct", None)
     axis = np.asarray(settings.pop("axis", spec["log_snr"]))
     built = curricula.build(kind, axis, spec["continuous"], **settings)
     return built if own is None else built.restrict(np.arange(own[0], own[1] + 1))
@@ -131,46 +162,60 @@ def train(
     folder: Path,
     pairings: Sequence[pairing.Pairing] = (),
     *,
+    components: pairing.Components | None = None,
+    parent: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train the expert of `spec`, from its checkpoint in `folder`/state if there is one.
 
-    pairings: files that together hold the slots the run passes through; none for independent noise.
+    pairings: files that together hold the slots the run passes through; none for independent
+    noise. components: those in which the paired noise is kept; None for all. parent: the weights
+    that a spec with `parent` starts from.
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot,
     `curve.json` (mean loss over the run) and `record.json` (seconds, images, FLOPs, parameters).
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
-    is no longer finite.
+    is no longer finite or the parent's weights do not fit.
     """
     settings = spec["training"]
     torch.set_num_threads(settings["threads"])
     device = latents.device
-    network = build_network(
-        spec["network"],
-        channels_in=spec["channels"],
-        resolution=spec["resolution"],
-        classes=spec["classes"],
-        conditioning=spec["conditioning"],
-        seed=spec["start_key"],
-        device=device,
-    )
+    network = network_of(spec, spec["start_key"], device)
+    decoupled = spec.get("decouple", {})
+    guide = None
+    if parent is not None:
+        weights = load_file(parent)
+        try:
+            start_from(network, weights)
+        except ValueError as e:
+            raise UserError(f"{parent}: {e}") from e
+        if decoupled.get("consistency"):
+            guide = network_of(spec, device=device).eval().requires_grad_(False)
+            start_from(guide, weights)
+    if spec.get("train") == "decoders":
+        network.encoder.requires_grad_(False)
     # On a GPU convolutions are fastest channels-last; on a CPU the norms are much slower so.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     network.to(memory_format=layout).train()
+    uncertainty = None
+    if settings["weighting"]["kind"] == "uncertainty":
+        uncertainty = objective.Uncertainty().to(device)
+    trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = make_optimizer(
-        network.parameters(),
+        [*trainable, *(uncertainty.parameters() if uncertainty else ())],
         "adamw" if settings["weight_decay"] else "adam",
         settings["learning_rate"],
         tuple(settings["betas"]),
         settings["weight_decay"],
     )
     ema = EMA(network, settings["ema_halflife"], EMA_RAMPUP) if settings["ema_halflife"] else None
-    weigh = objective.weighting(**settings["weighting"])
-    draws = Draws(spec, latents, pairings)
-    run = _Run(spec, folder, network, optimizer, ema)
+    plain = settings["weighting"]["kind"] in ("uniform", "uncertainty")
+    weigh = objective.weighting(**({"kind": "uniform"} if plain else settings["weighting"]))
+    draws = Draws(spec, latents, pairings, components)
+    run = _Run(spec, folder, network, optimizer, ema, uncertainty)
     run.resume()
     if run.images:
         log(f"resumes at {run.images:,} of {spec['images']:,} images")
@@ -187,25 +232,41 @@ def train(
     while run.images < budget:
         start, stop_at = run.images, min(run.images + batch, budget)
         slots, rows = draws.rows(start, stop_at)
-        z = latents.gather(rows)
+        z = draws.images(slots, rows)
         eps = draws.noises(slots, rows)
-        if len(spec["log_snr"]) == 1:  # one state: its amplitudes are plain numbers
-            log_snr = float(spec["log_snr"][0])
+        correction = None
+        if draws.fixed:  # one state: its amplitudes are plain numbers
+            log_snr: float | torch.Tensor = draws.one_state
         else:
-            values = draws.states(start, stop_at).astype(np.float32)
-            log_snr = torch.from_numpy(values).to(device)
+            values, correction = draws.states(start, stop_at)
+            log_snr = torch.from_numpy(values.astype(np.float32)).to(device)
         x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
         wanted = objective.target(spec["prediction"], z, eps, log_snr)
-        given = log_snr if isinstance(log_snr, torch.Tensor) else None
+        given = log_snr
+        if not isinstance(log_snr, torch.Tensor):
+            conditioned = spec["conditioning"] == "state"
+            given = torch.full((1,), log_snr, device=device) if conditioned else None
         if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
             torch.manual_seed(noise.derive_key(spec["stream_key"], "dropout", start))
+        labels = draws.labels(start, stop_at, rows)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = network(x, given, draws.labels(start, stop_at, rows))
-        if settings["weighting"]["kind"] == "uniform":
+            output = network(x, given, labels)
+            answer = None if guide is None else guide(x, given, labels)
+        if plain and uncertainty is None and correction is None:
             loss = functional.mse_loss(output.float(), wanted)
         else:
             error = objective.squared_error(output, wanted)
-            loss = (error * weigh(log_snr, spec["prediction"])).mean()
+            if not plain:
+                error = error * weigh(log_snr, spec["prediction"])
+            if uncertainty is not None:
+                level = torch.full((1,), log_snr) if draws.fixed else log_snr
+                error = uncertainty.loss(error, level)
+            if correction is not None:
+                error = error * torch.from_numpy(correction.astype(np.float32)).to(device)
+            loss = error.mean()
+        if answer is not None:
+            kept = functional.mse_loss(output.float(), answer.float())
+            loss = loss + decoupled["consistency"] * kept
         loss.backward()
         factor, beta1 = rate_and_momentum(
             settings["decay"],
@@ -253,8 +314,8 @@ def train(
 class _Run:
     """What a run keeps on disk: its checkpoint, snapshots, curve and record."""
 
-    def __init__(self, spec, folder: Path, network, optimizer, ema: EMA | None):
-        self.spec, self.folder = spec, folder
+    def __init__(self, spec, folder: Path, network, optimizer, ema: EMA | None, uncertainty):
+        self.spec, self.folder, self.uncertainty = spec, folder, uncertainty
         self.network, self.optimizer, self.ema = network, optimizer, ema
         self.images = 0
         self.seconds = 0.0  # of earlier processes
@@ -274,6 +335,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            if self.uncertainty is not None:
+                self.uncertainty.load_state_dict(state["uncertainty"])
         except Exception as e:
             raise UserError(
                 f"{self.path}: damaged checkpoint ({e}); delete it to start this expert again"
@@ -293,6 +356,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "uncertainty": None if self.uncertainty is None else self.uncertainty.state_dict(),
             "images": self.images,
             "seconds": self.elapsed,
             "snapshot_seconds": self.snapshot_seconds,
@@ -348,12 +412,16 @@ class _Run:
         return next(self.network.parameters()).device
 
 
-def flops_per_image(spec: dict[str, Any]) -> int:
-    """Forward FLOPs of the spec's network for one image (a multiply-add is two)."""
-    return count_flops(
-        spec["network"],
-        channels_in=spec["channels"],
-        resolution=spec["resolution"],
-        classes=spec["classes"],
-        conditioning=spec["conditioning"],
-    )
+def flops_per_image(spec: dict[str, Any]) -> float:
+    """Mean forward FLOPs of the spec's network for an image that is trained on.
+
+    For a multi-decoder over its run, by how often each interval is drawn.
+    """
+    bounds = spec["network"].get("interval_bounds")
+    if not bounds:
+        return flops_of(spec)
+    curriculum = _curriculum(spec)
+    places = np.searchsorted(-np.asarray(bounds), -curriculum.log_snrs, side="left")
+    shares = np.bincount(places, curriculum.average(), minlength=len(bounds) + 1)
+    levels = [bounds[0], *(bound - 1e-6 for bound in bounds)]  # one in each interval
+    return float(sum(s * flops_of(spec, v) for s, v in zip(shares, levels, strict=True)))

@@ -67,7 +67,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     )
     images, _ = draw(
         mixture,
-        plan.sampling_states(recipe),
+        recipe.sampling_states,
         range(number),
         seed=seed,
         batch=workspace.params.evaluate.batch,

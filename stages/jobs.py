@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import traceback
@@ -59,25 +60,233 @@ def _dataset(workspace: Workspace, digest: str):
     return dataset
 
 
+def run_encoder(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    from pipeline import autoencoder
+
+    rows = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).raw
+    settings = dict(spec["settings"])
+    threads = settings.pop("threads")
+    common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
+    if settings.pop("encoder") == "diffusers":
+        autoencoder.fetch_diffusers(
+            _model(workspace, settings["model"]),
+            entry.path,
+            rows,
+            spec["rows"],
+            log=reporter.log,
+            **common,
+        )
+        codec = autoencoder.load_codec(entry.path)
+        promised = (settings["channels"], *(n // settings["downsample"] for n in spec["shape"][1:]))
+        if codec.shape != promised:
+            raise UserError(
+                f"latent.model: {settings['model']} has latents of shape {codec.shape}, but "
+                f"latent.channels and latent.downsample say {promised}"
+            )
+        return
+
+    def tell(state: autoencoder.Progress) -> None:
+        reporter.progress(state.images, state.total, state.rate, state.loss)
+
+    with _stopping(reporter, autoencoder.Interrupted, entry) as stop:
+        autoencoder.train_autoencoder(
+            rows,
+            spec["rows"],
+            settings=settings,
+            seed=spec["seed"],
+            folder=entry.path,
+            progress=tell,
+            log=reporter.log,
+            stop=stop,
+            **common,
+        )
+
+
+def _mapped(dataset: Any, rows: int, entry: Entry):
+    """The first images as an array mapped into memory: Parquet gives single rows slowly."""
+    from pipeline.latents import Latents, write_shard
+
+    path = entry.state / "images.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = dataset.info
+        parts = ((first, min(first + 4096, rows)) for first in range(0, rows, 4096))
+        batches = ((dataset.images(first, last), None) for first, last in parts)
+        shape = (info.channels, info.resolution, info.resolution)
+        temporary = path.with_suffix(".part")
+        write_shard(temporary, batches, shape, [0.0] * info.channels, 1.0)
+        os.replace(temporary, path)
+    return Latents([path])
+
+
+def _model(workspace: Workspace, model: str) -> str:
+    """A model's folder, relative to the project's, or its name on the hub."""
+    return str(workspace.root / model) if (workspace.root / model).is_dir() else model
+
+
+@contextlib.contextmanager
+def _stopping(reporter: Reporter, interrupted: type[Exception], entry: Entry):
+    """SLURM announces preemption and the time limit by SIGTERM: save, and let it be run again."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield lambda: asked
+    except interrupted as e:
+        text = "interrupted; its checkpoint is kept, and it goes on from there"
+        write_text(entry.path / "error.txt", f"{text}\n")
+        reporter.log(text)
+        raise SystemExit(1) from e  # not even the other entries of this process are begun
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_latents(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
+    import numpy as np
+
     from pipeline.latents import write_shard
 
     dataset = _dataset(workspace, spec["dataset"])
     start, stop = spec["rows"]
+    mirrored = spec.get("flips_after", stop)
     info = dataset.info
+    codec = None
+    if "encoder" in spec:
+        from pipeline.autoencoder import load_codec
+
+        codec = load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
+    variance = spec.get("variance", False)
+
+    def encoded(images: np.ndarray) -> np.ndarray:
+        if codec is None:
+            return images
+        mean, log_variance = codec.encode(images)
+        if variance and log_variance is None:
+            raise UserError("latent.sample: this encoder has no variance; set it to false")
+        rows = np.concatenate([mean, log_variance], 1) if variance else mean
+        return rows.astype(np.float16)
 
     def batches():
-        for first in range(start, stop, 4096):
-            last = min(first + 4096, stop)
-            yield dataset.images(first, last), dataset.labels(first, last)
-            reporter.progress(last - start, stop - start)
+        # The rows behind the last image are the images again, mirrored.
+        for low, high, offset in (
+            (start, min(stop, mirrored), 0),
+            (max(start, mirrored), stop, mirrored),
+        ):
+            for first in range(low - offset, high - offset, 4096):
+                last = min(first + 4096, high - offset)
+                images = dataset.images(first, last)
+                if offset:
+                    images = np.ascontiguousarray(images[..., ::-1])
+                yield encoded(images), dataset.labels(first, last)
+                reporter.progress(last + offset - start, stop - start)
 
-    shape = (info.channels, info.resolution, info.resolution)
+    shape = (info.channels, info.resolution, info.resolution) if codec is None else codec.shape
+    shift, scale = (spec["shift"], spec["scale"]) if codec is None else (codec.shift, codec.scale)
     path = entry.path / ".latents.arrow.part"
-    write_shard(path, batches(), shape, spec["shift"], spec["scale"])
+    write_shard(path, batches(), shape, shift, scale, variance)
     os.replace(path, entry.path / "latents.arrow")
+
+
+def run_spectrum(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline import spectrum
+
+    latents = _latents(spec, store)
+    means = {"means": torch.from_numpy(spectrum.means(latents, spec["classes"]))}
+    path = entry.path / ".means.safetensors.part"
+    save_file(means, path)
+    os.replace(path, entry.path / "means.safetensors")
+    found = {"spectrum": spectrum.spectrum(latents).tolist(), "rows": len(latents)}
+    write_json(entry.path / "analysis.json", found)
+
+
+def run_bounds(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline import clustering
+
+    latents = _latents(spec, store)
+    settings = spec["settings"]
+    count = min(settings["rows"], len(latents))
+    chosen = np.linspace(0, len(latents) - 1, count).astype(np.int64)
+
+    def rows(indices: np.ndarray) -> np.ndarray:
+        return latents.gather(chosen[indices]).flatten(1).cpu().numpy()
+
+    found = clustering.analyse(
+        rows,
+        count,
+        np.asarray(spec["axis"]),
+        key=spec["key"],
+        **{key: value for key, value in settings.items() if key != "rows"},
+    )
+    write_json(entry.path / "analysis.json", found)
+
+
+def run_pilot(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from pipeline import pilot
+    from pipeline.networks.build import network_of
+
+    torch.set_num_threads(spec["threads"])
+    trained = store.entry(spec["expert"])
+    of = trained.spec()
+    network = network_of(of, device=device()).eval()
+    network.load_state_dict(load_file(trained.file(spec["file"])))
+    reporter.unit = "levels"
+    found = pilot.error_curve(
+        network,
+        of,
+        _latents(spec, store),
+        spec["levels"],
+        spec["noise_key"],
+        gradients=spec["gradients"],
+        progress=reporter.progress,
+    )
+    write_json(entry.path / "analysis.json", found)
+
+
+def run_merged(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.selection import merge_experts
+
+    def weights(source: dict[str, str]):
+        return load_file(store.entry(source["entry"]).file(source["file"]))
+
+    reporter.unit = "evaluations"
+    merged, report = merge_experts(
+        spec,
+        weights(spec["parent"]) if "parent" in spec else None,
+        [weights(source) for source in spec["experts"]],
+        _latents(spec, store) if "latents" in spec else None,
+        entry.state / "evaluations.json",
+        reporter.progress,
+    )
+    path = entry.path / ".weights.safetensors.part"
+    save_file(dict(merged), path)
+    os.replace(path, entry.path / "weights.safetensors")
+    write_json(entry.path / "report.json", report)
 
 
 def _latents(spec: dict[str, Any], store: Store):
@@ -91,35 +300,33 @@ def run_expert(
 ) -> None:
     from pipeline.training import Interrupted, Progress, train
 
-    asked = False
-
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        asked = True
-
-    # SLURM announces preemption and the time limit by SIGTERM: save, and let it be run again.
-    before = signal.signal(signal.SIGTERM, ask)
+    parent = spec.get("parent")
 
     def tell(state: Progress) -> None:
         reporter.progress(state.images, state.total, state.rate, state.loss)
 
-    try:
+    with _stopping(reporter, Interrupted, entry) as stop:
         train(
             spec,
             _latents(spec, store),
             entry.path,
             _pairings(spec, store),
+            components=_components(spec, store),
+            parent=parent and store.entry(parent["entry"]).file(parent["file"]),
             progress=tell,
             log=reporter.log,
-            stop=lambda: asked,
+            stop=stop,
         )
-    except Interrupted as e:
-        text = "interrupted; its checkpoint is kept, and it goes on from there"
-        write_text(entry.path / "error.txt", f"{text}\n")
-        reporter.log(text)
-        raise SystemExit(1) from e  # not even the other entries of this process are begun
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def _components(spec: dict[str, Any], store: Store):
+    """The components in which a run keeps its paired noise; None for all."""
+    from pipeline.pairing import read_components
+
+    if not spec["pairing"].get("keep"):
+        return None
+    entry = store.entry(spec["pairings"][0])
+    return read_components(entry.file("components.arrow"), entry.spec()["dataset"])
 
 
 def _pairings(spec: dict[str, Any], store: Store) -> list:
@@ -148,6 +355,10 @@ def run_pairing(
     def rows(indices: np.ndarray) -> np.ndarray:
         return latents.gather(indices).flatten(1).cpu().numpy()
 
+    kept = settings.pop("keep")
+    if kept is not None:
+        basis = pairing.principal_components(rows, count, kept, key=key)
+        pairing.write_components(entry.path / "components.arrow", basis, spec["dataset"])
     number = settings.pop("components")
     components = None
     if number is not None:
@@ -194,18 +405,19 @@ def run_features(
     import numpy as np
     import torch
 
-    from pipeline import features, scores
+    from pipeline import features, fidelity, scores
     from pipeline.networks.classifier import train_classifier
 
     torch.set_num_threads(1)
     dataset = _dataset(workspace, spec["dataset"])
     info = dataset.info
+    labels = dataset.labels(0, info.rows)
     settings = dict(spec["settings"])
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
             dataset.images(0, info.rows),
-            dataset.labels(0, info.rows),
+            labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
             seed=spec["seed"],
@@ -222,8 +434,12 @@ def run_features(
         images = dataset.images(start, min(start + 4096, info.rows))
         found[start : start + len(images)] = extractor.features(images)
     np.save(entry.path / "features.npy", found, allow_pickle=False)
+    if labels is not None:
+        np.save(entry.path / "labels.npy", labels, allow_pickle=False)
+    fidelity.moments(found, extractor.digest).save(entry.path / "reference.safetensors")
     report |= {
         "extractor": extractor.name,
+        "extractor_digest": extractor.digest,
         "dimension": extractor.dimension,
         "floor": scores.floor(found, seed=spec["seed"], allow_few=True),
     }
@@ -287,31 +503,47 @@ def run_scores(
     import torch
 
     from pipeline import scores
+    from pipeline.fidelity import Moments
     from pipeline.latents import Latents
 
     torch.set_num_threads(1)
     reference = store.entry(spec["features"])
     extractor = _extractor(reference, workspace)
+    moments = Moments.load(reference.file("reference.safetensors"))
+    if extractor.digest != moments.extractor:
+        raise UserError(
+            f"extractor {extractor.name}: is not the one of {reference.path} any more (other "
+            "weights or another version); delete that folder and run `dvc repro` again"
+        )
     settings = spec["settings"]
     samples = Latents([store.entry(n).file("samples.arrow") for n in spec["samples"]])
     generated = extractor.features(samples.raw(np.arange(len(samples))))
     real = np.load(reference.file("features.npy"), allow_pickle=False)
+    labelled = "labels.npy" in reference.files()
     result = scores.score(
+        moments,
         real,
-        generated.astype(np.float32),
+        generated,
         seed=settings["seed"],
         neighbours=settings["neighbours"],
         allow_few=settings["allow_few"],
         extractor=extractor.name,
+        real_labels=np.load(reference.file("labels.npy")) if labelled else None,
+        labels=samples.labels,
     )
     write_json(entry.path / "scores.json", result)
 
 
 RUNNERS: dict[str, Runner] = {
+    "encoder": run_encoder,
     "latents": run_latents,
+    "spectrum": run_spectrum,
+    "bounds": run_bounds,
+    "pilot": run_pilot,
     "features": run_features,
     "pairing": run_pairing,
     "expert": run_expert,
+    "merged": run_merged,
     "samples": run_samples,
     "scores": run_scores,
 }

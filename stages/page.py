@@ -509,7 +509,7 @@ def _embedded(path: Path) -> tuple[str, int, int, bool]:
 def _in_words(recipe: RecipePlan) -> str:
     states = "Continuous states" if recipe.continuous else counted(len(recipe.log_snr), "state")
     sampling = recipe.recipe.sampling
-    visited = counted(len(plan.sampling_states(recipe)), "step")
+    visited = counted(len(recipe.sampling_states), "step")
     experts = counted(len(recipe.experts), "expert")
     return f"{states}, {experts}, sampled by {sampling.kind} in {visited}."
 
@@ -522,7 +522,7 @@ def _schedules(recipes: dict[str, RecipePlan], styles: dict[str, int]) -> Html:
             [float(v) for v in recipe.log_snr],
             recipe.continuous,
             [(e.first, e.last) for e in recipe.experts],
-            plan.sampling_states(recipe),
+            recipe.sampling_states,
         )
         for name, recipe in recipes.items()
     ]

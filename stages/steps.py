@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from pipeline import config, plan
@@ -19,7 +22,7 @@ def prepare(workspace: Workspace) -> None:
     from pipeline.dataset import prepare as prepare_dataset
 
     data = workspace.params.data
-    settings = data.model_dump()
+    settings = data.model_dump(exclude={"holdout"})
     settings["path"] = None if data.path is None else workspace.root / data.path
     info = prepare_dataset(workspace.dataset, **settings)
     facts_of(workspace)
@@ -34,15 +37,50 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
     """The prepared dataset, after checking that params.yaml is possible with it."""
     from pipeline.dataset import open_dataset
 
-    facts = plan.facts(open_dataset(workspace.dataset).info)
-    config.check_against(workspace.params, facts.rows, facts.resolution, facts.classes)
-    return facts
+    info = open_dataset(workspace.dataset).info
+    config.check_against(workspace.params, info.rows, info.resolution, len(info.classes or ()))
+    return plan.facts(info, workspace.params.data.holdout, _analysed(workspace))
+
+
+def _analysed(workspace: Workspace) -> dict[str, Any]:
+    """What the stage `analyse` found, by job name; empty before it ran."""
+    folder = workspace.artefacts("analyses")
+    if not (folder / "manifest.json").exists():
+        return {}
+    return {
+        item["name"]: workspace.read_json(folder / Path(item["name"]).name / "analysis.json")
+        for item in workspace.read_json(folder / "manifest.json")["entries"]
+        if "analysis.json" in item["files"]
+    }
 
 
 def encode(workspace: Workspace) -> None:
     """The images as the networks see them, in shards that map into memory."""
     facts = facts_of(workspace)
-    fan_out(workspace, "latents", lambda: plan.latents(_fresh(workspace), facts))
+
+    def jobs() -> list[plan.Job]:
+        params = _fresh(workspace)
+        codec = plan.encoder(params, facts)
+        shards = plan.latents(params, facts) + plan.held_out(params, facts)
+        return [codec, *shards] if codec else shards
+
+    fan_out(workspace, "latents", jobs)
+
+
+def analyse(workspace: Workspace) -> None:
+    """What schedules and partitions are fitted to."""
+    facts = facts_of(workspace)
+    # Where states are fitted, the partitions of these states are the second thing to measure.
+    fan_out(workspace, "analyses", lambda: plan.analyses(_fresh(workspace), facts), ("latents",))
+    found = plan_with(facts, _analysed(workspace))
+    if len(plan.analyses(workspace.params, found)) > len(found.analyses):
+        fan_out(
+            workspace, "analyses", lambda: plan.analyses(_fresh(workspace), found), ("latents",)
+        )
+
+
+def plan_with(facts: plan.DatasetFacts, analyses: dict[str, Any]) -> plan.DatasetFacts:
+    return dataclasses.replace(facts, analyses=analyses)
 
 
 def features(workspace: Workspace) -> None:
@@ -87,8 +125,9 @@ def train(workspace: Workspace) -> None:
     facts = facts_of(workspace)
 
     def jobs() -> list[plan.Job]:
-        recipes = plan.experts(_fresh(workspace), facts)
-        return [expert.job for recipe in recipes.values() for expert in recipe.experts]
+        recipes = plan.experts(_fresh(workspace), facts).values()
+        trained = [expert.job for recipe in recipes for expert in recipe.experts]
+        return trained + [job for recipe in recipes for job in recipe.merged.values()]
 
     fan_out(workspace, "experts", jobs, ("latents", "pairings"))
 
@@ -98,21 +137,21 @@ def merge(workspace: Workspace) -> None:
     from pipeline.mixture import describe
 
     facts = facts_of(workspace)
-    latents = plan.latents(workspace.params, facts)[0].spec
+    shared = _what_mixtures_share(workspace, facts)
+    found = _found(workspace, "experts")
     target = workspace.artefacts("mixtures")
     fresh = target.with_name(f".mixtures.{os.getpid()}")
     fresh.mkdir(parents=True)
     try:
         for name, recipe in plan.experts(workspace.params, facts).items():
+            terminal = shared["terminal"] if recipe.log_snr[-1] == -math.inf else None
             milestones = []
             for milestone in recipe.milestones:
-                experts = [_member(workspace, e, milestone) for e in recipe.experts]
                 mixture = describe(
                     recipe.experts[0].job.spec,
                     [float(v) for v in recipe.log_snr],
-                    experts,
-                    latents["shift"],
-                    latents["scale"],
+                    _members(recipe, milestone, found),
+                    **{**shared, "terminal": terminal},
                 )
                 milestones.append({"images": milestone, "mixture": mixture})
             write_json(fresh / f"{name}.json", {"milestones": milestones})
@@ -123,22 +162,56 @@ def merge(workspace: Workspace) -> None:
     print(f"mixtures: {len(workspace.params.recipes)} recipes")
 
 
-def _member(workspace: Workspace, expert: plan.Expert, milestone: int) -> dict[str, Any]:
-    """An expert as a mixture names it, read from the stage's output and never by a glob."""
-    folder = workspace.artefacts("experts")
-    manifest = workspace.read_json(folder / "manifest.json")["entries"]
-    known = {item["name"]: item["files"] for item in manifest}
-    file = f"weights-{expert.snapshots[milestone]}.safetensors"
-    if expert.job.name not in known:
-        raise UserError(f"{folder}: has no {expert.job.label}; run `dvc repro train`")
-    return {
-        "entry": expert.job.name,
-        "file": file,
-        "sha256": known[expert.job.name][file]["sha256"],
-        "conditioning": expert.job.spec["conditioning"],
-        "first": expert.first,
-        "last": expert.last,
-    }
+def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:
+    """The latents' scale, what decodes them, and the data's means."""
+    codec = plan.encoder(workspace.params, facts)
+    spectrum = plan.spectrum(workspace.params, facts)
+    terminal = _part(spectrum, "means.safetensors", _found(workspace, "analyses"))
+    if codec is None:
+        spec = plan.latents(workspace.params, facts)[0].spec
+        scale = {key: spec[key] for key in ("shift", "scale")}
+        return scale | {"decoder": None, "terminal": terminal}
+    decoder = _part(codec, "encoder.json", _found(workspace, "latents"))
+    about = workspace.read_json(
+        workspace.artefacts("latents") / Path(codec.name).name / "encoder.json"
+    )
+    scale = {key: about[key] for key in ("shift", "scale")}
+    return scale | {"decoder": decoder, "terminal": terminal}
+
+
+def _found(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:
+    """Files of a stage's output by entry, from its manifest and never by a glob."""
+    manifest = workspace.read_json(workspace.artefacts(stage) / "manifest.json")
+    return {item["name"]: item["files"] for item in manifest["entries"]}
+
+
+def _part(job: plan.Job, file: str, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """A file of an entry, as a mixture names it."""
+    if job.name not in found:
+        raise UserError(
+            f"{job.label}: not made yet, or params.yaml or the code changed; run `dvc repro`"
+        )
+    return {"entry": job.name, "file": file, "sha256": found[job.name][file]["sha256"]}
+
+
+def _members(
+    recipe: plan.RecipePlan, milestone: int, found: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The networks of a mixture, and the states that each owns."""
+    networks = recipe.weights(milestone)
+    owners = [(e.first, e.last) for e in recipe.experts]
+    if len(networks) < len(owners):  # they were merged
+        owners = [(owners[0][0], owners[-1][1])]
+    return [
+        {
+            **_part(weights.job, weights.file, found),
+            "network": weights.spec["network"],
+            "conditioning": weights.spec["conditioning"],
+            "first": first,
+            "last": last,
+        }
+        for weights, (first, last) in zip(networks, owners, strict=True)
+    ]
 
 
 def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
@@ -165,7 +238,7 @@ def sample(workspace: Workspace) -> None:
     def jobs() -> list[plan.Job]:
         return [j for part in sample_jobs(workspace, _fresh(workspace)).values() for j in part]
 
-    fan_out(workspace, "samples", jobs, ("experts",))
+    fan_out(workspace, "samples", jobs, ("latents", "analyses", "experts"))
 
 
 def score_jobs(workspace: Workspace, params: config.Params) -> dict[tuple[str, int], plan.Job]:

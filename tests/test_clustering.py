@@ -343,13 +343,16 @@ def test_snr_bounds_equal_exhaustive_search():
 @pytest.mark.parametrize("intervals", [1, 2, 3, 10])
 def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
     log_snr = schedule.build("cosine", 10, zero_terminal=zero_terminal)
-    found = clustering.uniform_bounds(log_snr, intervals)
-    uniform = partition.cut(UniformPartition(kind="uniform", experts=intervals), log_snr, False)
-    assert [first for first, _ in uniform[1:]] == found.first_states.tolist()
+    axis = partition.axis_of(log_snr, False)
+    intervals = min(intervals, len(axis))
+    found = clustering.uniform_bounds(axis, intervals)
+    wanted = UniformPartition(kind="uniform", intervals=intervals)
+    owned = partition.owned(partition.bounds(wanted, axis, dict), axis)
+    assert [first for first, _ in owned[1:]] == found.first_states.tolist()
     assert np.isfinite(found.log_snr).all() and (np.diff(found.log_snr) < 0).all()
     if intervals > 1:
         given = BoundsPartition(kind="bounds", log_snr=found.log_snr.tolist())
-        assert partition.cut(given, log_snr, False) == uniform
+        assert partition.owned(partition.bounds(given, axis, dict), axis) == owned
 
 
 def test_nearest_states():

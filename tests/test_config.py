@@ -100,8 +100,8 @@ BAD = [
     ),
     (
         "recipes.two.partition",
-        {"kind": "uniform", "experts": 9},
-        "recipes.two.partition.experts: more experts (9) than states (8)",
+        {"kind": "uniform", "intervals": 9},
+        "recipes.two.partition.intervals: more intervals (9) than states (8)",
     ),
     (
         "recipes.two.partition",
@@ -160,7 +160,7 @@ def test_refused_in_one_line(where, value, message):
 
 
 def test_all_mistakes_are_told_at_once():
-    params = with_change("recipes.two.partition", {"kind": "uniform", "experts": 9})
+    params = with_change("recipes.two.partition", {"kind": "uniform", "intervals": 9})
     params["recipes"]["one"]["schedule"]["kind"] = "liner"
     params["sede"] = 1
     with pytest.raises(UserError) as caught:
@@ -170,7 +170,7 @@ def test_all_mistakes_are_told_at_once():
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
         "sede",
         "recipes.one.schedule.kind",
-        "recipes.two.partition.experts",
+        "recipes.two.partition.intervals",
     ]
 
 

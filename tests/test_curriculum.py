@@ -34,10 +34,13 @@ def numeric_average(c, steps=500):
 
 
 def every_curriculum():
-    for kind in curriculum.KINDS:
+    for kind in set(curriculum.KINDS) - {"per-interval"}:
         for count in (1, 2, 7, 50):
             yield build(kind, states(count))
         yield build(kind, np.array([9.0, -9.0]), continuous=True, cells=64)
+    thirds = {"bounds": [3.0, -3.0], "shares": [1.0, 1.0, 2.0]}
+    yield build("per-interval", states(50), **thirds)
+    yield build("per-interval", np.array([9.0, -9.0]), continuous=True, cells=64, **thirds)
     yield build("clts", states(50), end_fraction=0.25, lambda_max=0.9)
     yield build("easy-to-hard", states(50), clusters=4, end_fraction=0.5)
     yield build("clts", states(50), end_fraction=0.5).restrict(np.arange(30, 50))
@@ -394,3 +397,11 @@ def test_states_that_are_never_drawn_cannot_be_an_expert():
         c.restrict([8, 9])
     with pytest.raises(UserError, match=r"curriculum\.mean"):
         build("logit-normal", np.array([9.0, -9.0]), True, mean=500.0)
+
+
+def test_intervals_get_their_shares_whatever_their_length():
+    log_snrs = np.array([9.0, 8, 7, 6, 1, 0])
+    p = build("per-interval", log_snrs, bounds=[6.0, 0.5], shares=[1, 2, 1]).probabilities(0.3)
+    assert p == pytest.approx([1 / 16] * 4 + [1 / 2, 1 / 4])
+    with pytest.raises(UserError, match="every interval"):
+        build("per-interval", log_snrs, bounds=[5.0, 4.0], shares=[1, 1, 1])

@@ -307,7 +307,7 @@ def test_one_recipe_without_labels_marks_nothing_as_best(tmp_path):
 def test_many_recipes_with_long_names(tmp_path):
     names = [f"recipe-{'x' * 20}_{i:02}-of-many" for i in range(30)]
     params = HEAD + "".join(
-        f"  {name}: {{partition: {{kind: uniform, experts: {i % 3 + 1}}}}}\n"
+        f"  {name}: {{partition: {{kind: uniform, intervals: {i % 3 + 1}}}}}\n"
         for i, name in enumerate(names)
     )
     page = written(project(tmp_path, params))
@@ -344,7 +344,7 @@ def label_places(source: str) -> list[tuple[str, list[float]]]:
 def test_many_experts_are_limited_and_said_so(tmp_path):
     params = HEAD + (
         "  pairs:\n    schedule: {kind: log-snr, states: 260}\n"
-        "    partition: {kind: uniform, experts: 130}\n"
+        "    partition: {kind: uniform, intervals: 130}\n"
     )
     page = written(project(tmp_path, params))
     check_self_contained(page)

@@ -22,7 +22,7 @@ RAW = {
         },
         "halves": {
             "schedule": {"kind": "log-snr", "states": 8},
-            "partition": {"kind": "uniform", "experts": 2},
+            "partition": {"kind": "uniform", "intervals": 2},
         },
     },
 }
@@ -150,10 +150,10 @@ def test_sampling_visits_states_of_the_schedule_with_both_ends():
         raw["defaults"]["sampling"] = {"steps": 3}
 
     recipe = planned(change)["shared"]
-    states = plan.sampling_states(recipe)
+    states = recipe.sampling_states
     assert states == [recipe.log_snr[0], states[1], recipe.log_snr[-1]]
     assert states[1] in recipe.log_snr
-    assert plan.sampling_states(planned()["shared"]) == list(recipe.log_snr)
+    assert planned()["shared"].sampling_states == list(recipe.log_snr)
 
 
 def test_a_continuous_schedule_is_sampled_on_its_own_spacing():
@@ -161,7 +161,7 @@ def test_a_continuous_schedule_is_sampled_on_its_own_spacing():
         raw["recipes"] = {"edm": {"schedule": {"kind": "edm"}, "sampling": {"steps": 18}}}
 
     recipe = planned(change)["edm"]
-    states = np.array(plan.sampling_states(recipe))
+    states = np.array(recipe.sampling_states)
     assert len(states) == 18 and np.all(np.diff(states) < 0)
     # rho = 7: sigma^(1/7) is uniform.
     steps = np.diff((0.5 * np.exp(-states / 2)) ** (1 / 7))

@@ -110,7 +110,7 @@ def test_every_pass_visits_each_row_once_and_batches_do_not_matter(latents):
 
 def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
     draws = training.Draws(spec(), latents)
-    assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9))).tolist() == [3, 3, 3]
+    assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9)[0])).tolist() == [3, 3, 3]
     slots, rows = draws.rows(60, 64)
     expected = noise.normal(1, slots, rows, (1, SIZE, SIZE))
     assert np.array_equal(draws.noises(slots, rows).numpy(), expected)
@@ -128,7 +128,7 @@ def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
     }
     facts = plan.DatasetFacts("d" * 64, ROWS, SIZE, 1, 0, (127.5,), (73.9,))
     recipe = plan.experts(config.resolve(raw), facts)["edm"]
-    drawn = training.Draws(recipe.experts[0].job.spec, latents).states(0, 4000)
+    drawn, _ = training.Draws(recipe.experts[0].job.spec, latents).states(0, 4000)
     # ln sigma ~ N(-1.2, 1.2^2) at sigma_data = 0.5, so log-SNR ~ N(1.01, 2.4^2).
     assert abs(drawn.mean() - 1.014) < 0.05
     assert abs(drawn.std() - 2.4) < 0.05
@@ -199,6 +199,7 @@ def mixture_of(folders_and_states, latents_spec, all_states):
             "entry": str(folder),
             "file": "weights-212.safetensors",
             "sha256": "0",
+            "network": latents_spec["network"],
             "conditioning": conditioning,
             "first": first,
             "last": last,

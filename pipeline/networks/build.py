@@ -78,6 +78,60 @@ def build_network(
     return network
 
 
+def network_of(
+    spec: Mapping[str, Any], seed: int = 0, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The network of an expert's spec or of a mixture's description (see `build_network`)."""
+    return build_network(spec["network"], seed=seed, device=device, **_shape(spec))
+
+
+def flops_of(spec: Mapping[str, Any], log_snr: float | None = None) -> float:
+    """Forward FLOPs of that network for one image (a multiply-add is two).
+
+    A multi-decoder's are those at `log_snr`, or without one the mean over its intervals, each
+    counted once.
+    """
+    shape = _shape(spec)
+    if spec["network"]["kind"] != "multi-decoder":
+        return count_flops(spec["network"], **shape)
+    bounds = shape["interval_bounds"]
+    if log_snr is not None:
+        own = [sum(log_snr < bound for bound in bounds)]
+    else:
+        own = range(len(bounds) + 1)
+    counts = [count_flops(spec["network"], interval=k, **shape) for k in own]
+    return sum(counts) / len(counts)
+
+
+def _shape(spec: Mapping[str, Any]) -> dict[str, Any]:
+    joint = spec["network"]["kind"] == "multi-decoder"
+    return {
+        "channels_in": spec["channels"],
+        "resolution": spec["resolution"],
+        "classes": spec["classes"],
+        "conditioning": spec["conditioning"],
+        "interval_bounds": spec["network"].get("interval_bounds", []) if joint else None,
+    }
+
+
+def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network the weights of its parent, in place.
+
+    Weights of the same name and shape are copied. Each decoder of a multi-decoder network takes
+    those of the parent's only decoder. A decoder of another width keeps its own start: all it
+    inherits is the encoder. Raises ValueError if the parent's encoder does not fit.
+    """
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            given = weights.get(name)
+            if given is None and name.startswith("decoders."):
+                given = weights.get("decoder." + name.split(".", 2)[2])
+            if given is not None and given.shape == parameter.shape:
+                parameter.copy_(given)
+            elif not name.startswith("decoders."):
+                raise ValueError(f"{name} of the parent does not fit this network")
+
+
 def _read(settings: Mapping[str, Any] | Any, name: str, *default: Any) -> Any:
     if isinstance(settings, Mapping):
         return settings.get(name, *default) if default else settings[name]

@@ -1,0 +1,63 @@
+"""Mean and principal variances of the latents: what schedules are fitted to without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.latents import Latents
+
+ROWS = 20_000  # of the dataset, evenly spaced: a spectrum needs no more
+LARGEST = 4096  # values a row: beyond, the spectrum comes from so many rows' inner products
+BLOCK = 1024
+
+
+def spectrum(latents: Latents) -> np.ndarray:
+    """PCA eigenvalues of the scaled latents, float64, descending: [d], or fewer for long rows.
+
+    Of at most `ROWS` rows. Rows of more than `LARGEST` values would need a covariance of many
+    gigabytes: the eigenvalues are then those of the Gram matrix of `LARGEST` rows, padded with the
+    mean of what they leave, so that their sum is the rows' variance.
+    """
+    d = int(np.prod(latents.shape))
+    long = d > LARGEST
+    count = min(len(latents), LARGEST if long else ROWS)
+    chosen = np.linspace(0, len(latents) - 1, count).astype(np.int64)
+    blocks = [latents.gather(part).flatten(1).cpu().numpy() for part in _parts(chosen)]
+    mean = sum(block.sum(0, dtype=np.float64) for block in blocks) / count
+    centred = [(block - mean).astype(np.float32) for block in blocks]
+    if not long:
+        covariance = np.zeros((d, d))
+        for block in centred:
+            covariance += block.T @ block
+        return np.maximum(np.linalg.eigvalsh(covariance / count)[::-1], 0.0)
+    rows = np.concatenate(centred)
+    kept = np.maximum(np.linalg.eigvalsh((rows @ rows.T).astype(np.float64) / count)[::-1], 0.0)
+    total = float(np.square(rows, dtype=np.float64).sum() / count)
+    rest = max(total - kept.sum(), 0.0) / (d - len(kept))
+    return np.concatenate([kept, np.full(d - len(kept), rest)])
+
+
+def means(latents: Latents, classes: int) -> np.ndarray:
+    """Mean of all rows, then of each class's: float32 [1 + classes, C, H, W].
+
+    A class without a row has the mean of all.
+    """
+    sums = np.zeros((1 + classes, *latents.shape))
+    counts = np.zeros(1 + classes)
+    for part in _parts(np.arange(len(latents))):
+        rows = latents.gather(part).cpu().numpy().astype(np.float64)
+        sums[0] += rows.sum(0)
+        counts[0] += len(rows)
+        if classes:
+            np.add.at(sums, 1 + latents.labels[part], rows)
+            counts[1:] += np.bincount(latents.labels[part], minlength=classes)
+    empty = counts == 0
+    sums[empty], counts[empty] = sums[0], counts[0]
+    return (sums / counts.reshape(-1, 1, 1, 1)).astype(np.float32)
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), BLOCK):
+        yield rows[start : start + BLOCK]
