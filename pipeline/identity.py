@@ -48,10 +48,15 @@ def code_digest(*modules: str) -> str:
         if spec is None or spec.origin is None:
             raise ValueError(f"no module named {name}")
         text = Path(spec.origin).read_text(encoding="utf-8")
-        tree = ast.parse(text)
-        sources[name] = _without_comments(text, tree)
-        pending.extend(_imports(tree, name.split(".")[0]))
+        sources[name], imported = _parsed(text, name.split(".")[0])
+        pending.extend(imported)
     return digest(sources)
+
+
+@functools.cache  # most modules count for several kinds of work
+def _parsed(text: str, package: str) -> tuple[str, frozenset[str]]:
+    tree = ast.parse(text)
+    return _without_comments(text, tree), frozenset(_imports(tree, package))
 
 
 def _imports(tree: ast.Module, package: str) -> set[str]:

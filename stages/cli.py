@@ -47,6 +47,7 @@ def _stage(name: str, text: str) -> None:
 
 _stage("prepare", "Read the raw images into their normal form.")
 _stage("encode", "Turn the images into what the networks see.")
+_stage("analyse", "Measure what schedules and partitions are fitted to.")
 _stage("features", "Make the feature extractor and the features of the real images.")
 _stage("pair", "Pair images with noise.")
 _stage("train", "Train the experts that the store lacks.")
@@ -84,6 +85,55 @@ def report() -> None:
     from stages.workspace import Workspace
 
     write_report(Workspace.here())
+
+
+@main.command()
+@click.option("--recipe", help="This recipe only.")
+@click.option("--all", "everything", is_flag=True, help="A line an expert, alike ones too.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
+    """Show which experts a run would train, why, and what it costs."""
+    from stages.inspection import show_plan
+    from stages.workspace import Workspace
+
+    show_plan(Workspace.here(), recipe, everything, as_json)
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Again every two seconds until all is done.")
+def status(watch: bool) -> None:
+    """Show which jobs are done, run, failed and wait, also of a run in another process."""
+    from stages.inspection import show_status
+    from stages.workspace import Workspace
+
+    show_status(Workspace.here(), watch)
+
+
+@main.command()
+@click.option("--recipe", required=True, help="A finished recipe.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
+def export(recipe: str, out: Path, milestone: int | None) -> None:
+    """Write a recipe's model to a folder that needs neither the store nor params.yaml."""
+    from stages.export import export_recipe
+    from stages.workspace import Workspace
+
+    export_recipe(Workspace.here(), recipe, out, milestone)
+
+
+@main.command()
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    help="The Snakemake profile to check; default: SNAKEMAKE_PROFILE, else profiles/default.",
+)
+@click.option("--node", is_flag=True, help="Also run a one-task job that uses the store.")
+def doctor(profile: Path | None, node: bool) -> None:
+    """Check this installation, the store and, with a SLURM profile, the cluster."""
+    from stages.doctor import examine
+    from stages.workspace import Workspace
+
+    sys.exit(examine(Workspace.here(), profile, node))
 
 
 @main.command()

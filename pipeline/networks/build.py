@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.networks.multi_decoder import MultiDecoderUNet
 from pipeline.networks.unet import Attention, Decoder, Encoder, UNet, check_size, initialise
@@ -49,7 +50,7 @@ def build_network(
         raise ValueError(f"attention: no level has resolution {unknown[0]}; there are {sides}")
     shape = {"attends": [side in attention for side in sides], "dropout": dropout}
 
-    with torch.device("meta"):
+    with torch.device(device), _Undrawn():
         encoder = Encoder(
             channels_in,
             channels,
@@ -73,9 +74,21 @@ def build_network(
             decoders = [decoder(own) for own in _read(settings, "decoder_channels")]
             network = MultiDecoderUNet(encoder, decoders, interval_bounds)
     if torch.device(device).type != "meta":
-        network.to_empty(device=device)
         initialise(network, seed)
     return network
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the weights that torch's modules draw for themselves.
+
+    Building on `meta` would, too, but filling such a network imports torch's compiler: seconds, in
+    every process that trains.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def network_of(
@@ -169,29 +182,32 @@ def count_flops(
         interval_bounds=interval_bounds,
         device="meta",
     )
-    options = {}
+    decoder = getattr(network, "decoder", None)
     if isinstance(network, MultiDecoderUNet):
         if interval is None:
             raise ValueError("a multi-decoder has a FLOP count for each interval; name one")
-        options["interval"] = interval
+        decoder = network.decoders[interval]
+    encoder = network.encoder
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    x = torch.empty(batch, channels_in, height, width, device="meta")
-    log_snr = torch.empty(batch, device="meta")
+    levels = len(encoder.levels)
+    # Modules by the level whose size their output has. Nothing is called: on `meta` that would
+    # import torch's compiler, seconds in every process that trains.
+    parts = [(0, encoder.input), (levels - 1, encoder.middle), (0, decoder.output)]
+    parts += list(enumerate(encoder.levels)) + list(enumerate(encoder.downs, start=1))
+    parts += [(levels - 1 - level, blocks) for level, blocks in enumerate(decoder.levels)]
+    total = sum(_products(part, (height >> level) * (width >> level)) for level, part in parts)
+    # One state and no class: the embedding is one row whatever the batch.
+    rows = 1 if conditioning == "none" else batch
+    embedding = [encoder.embedding, encoder.film, decoder.film]
+    return batch * total + rows * sum(_products(part, 1) for part in embedding)
+
+
+def _products(part: nn.Module, pixels: int) -> int:
+    """FLOPs of a part's convolutions, matrix products and attention for so many output pixels."""
     total = 0
-
-    # By hooks: torch's own counter takes seconds to import, in every training process.
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += 2 * output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += 2 * output.numel() * module.in_features
+    for module in part.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            total += 2 * pixels * module.weight.numel()
         elif isinstance(module, Attention):  # scores and their use, each a matrix product
-            n, c, h, w = output.shape
-            total += 4 * n * c * (h * w) ** 2
-
-    for module in network.modules():
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        network(x, log_snr, **options)
+            total += 4 * module.project.in_features * pixels**2
     return total

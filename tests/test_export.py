@@ -1,0 +1,206 @@
+"""`tspace export` of a really trained recipe: loads, draws the same samples, finds damage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.exported import load_exported
+from stages import steps
+from stages.drawing import draw_from
+from stages.export import _copy_files, export_recipe
+from tests.test_inspection import edited, make, small_workspace
+
+PARAMS = """\
+seed: 0
+data: {source: digits, limit: 80}
+latent: {encoder: pixels}
+features: {extractor: classifier, images: 100, dimension: 8, channels: 8}
+evaluate: {samples: 16, batch: 8}
+defaults:
+  network: {kind: unet, channels: 8, multipliers: [1], blocks: 1}
+  training: {images: 64, batch: 16, milestones: [32]}
+recipes:
+  apart:
+    schedule: {kind: log-snr, states: 3}
+    partition: {kind: per-state}
+    sampling: {kind: ddim, eta: 0.5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workspace = small_workspace(tmp_path_factory.mktemp("export") / "tspace", PARAMS)
+    facts = steps.facts_of(workspace)
+    assert all(make(workspace, plan.analyses(workspace.params, facts)))
+    steps.analyse(workspace)
+    recipes = plan.experts(workspace.params, steps.facts_of(workspace))
+    assert all(make(workspace, [expert.job for expert in recipes["apart"].experts]))
+    steps.train(workspace)
+    steps.merge(workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+    folder = finished.root.parent / "model"
+    export_recipe(finished, "apart", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def drawn(workspace, folder, number, seed):
+    """Samples of `tspace sample`, read back from its pictures."""
+    draw_from(workspace, "apart", number, seed, folder)
+    return np.stack([np.asarray(Image.open(p))[None] for p in sorted(folder.iterdir())])
+
+
+def test_it_draws_the_bits_of_tspace_sample(finished, copy, tmp_path):
+    # Away from the store: nothing but the folder is read.
+    images, classes = load_exported(copy).draw(range(20), seed=3)
+    assert classes is None
+    assert np.array_equal(images, drawn(finished, tmp_path / "own", 20, 3))
+    assert not np.array_equal(images, load_exported(copy).draw(range(20), seed=4)[0])
+
+
+def test_the_example_runs(finished, copy, tmp_path):
+    root = Path(__file__).parent.parent
+    out = tmp_path / "samples.png"
+    done = subprocess.run(
+        [sys.executable, copy / "sample.py", "-n", "5", "--seed", "3", "--out", out],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    sheet = np.asarray(Image.open(out))
+    cells = [sheet[r : r + 8, c : c + 8] for r in (0, 8, 16) for c in (0, 8)]
+    assert np.array_equal(np.stack(cells[:5])[:, None], drawn(finished, tmp_path / "own", 5, 3))
+    assert (cells[5] == 255).all()
+
+
+def test_the_folder_tells_what_it_is(exported):
+    model = json.loads((exported / "model.json").read_text())
+    assert (model["recipe"], model["images"]) == ("apart", 64)
+    assert sorted(f["states"] for f in model["files"].values()) == [[[1, 1]], [[2, 2]], [[3, 3]]]
+    for known in model["files"].values():
+        data = (exported / known["path"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == known["sha256"]
+    named = {"model.json", "sample.py", "README.md", "experts"}
+    assert {p.name for p in exported.iterdir()} == named
+    readme = (exported / "README.md").read_text()
+    assert "`experts/state-2.safetensors`" in readme and "{" not in readme
+
+
+def test_an_earlier_milestone(finished, tmp_path):
+    export_recipe(finished, "apart", tmp_path / "early", 32)
+    early = load_exported(tmp_path / "early")
+    assert early.images == 32
+    mixture = steps.milestones_of(finished, "apart")[0]["mixture"]
+    assert early.mixture.description == mixture
+    with pytest.raises(UserError, match=r"--milestone 33: .* one of: 32, 64"):
+        export_recipe(finished, "apart", tmp_path / "none", 33)
+    assert not (tmp_path / "none").exists()
+
+
+def test_damage_is_found(copy):
+    path = copy / "experts" / "state-2.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"state-2\.safetensors: damaged"):
+        load_exported(copy)
+    path.unlink()
+    with pytest.raises(UserError, match=r"state-2\.safetensors: missing"):
+        load_exported(copy)
+    (copy / "model.json").write_text('{"format": 1')
+    with pytest.raises(UserError, match=r"model\.json: damaged"):
+        load_exported(copy)
+    (copy / "model.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="not a model of this version"):
+        load_exported(copy)
+    (copy / "model.json").unlink()
+    with pytest.raises(UserError, match=r"model\.json: missing"):
+        load_exported(copy)
+
+
+def test_nothing_is_overwritten(finished, copy, tmp_path):
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match="not an empty folder"):
+        export_recipe(finished, "apart", copy)
+    assert sorted(copy.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    export_recipe(finished, "apart", tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.json").exists()
+
+
+def test_changed_params_are_refused(finished, tmp_path):
+    path = finished.root / "params.yaml"
+    try:
+        changed = edited(finished, "batch: 16", "batch: 32")
+        with pytest.raises(UserError, match="changed since it was trained"):
+            export_recipe(changed, "apart", tmp_path / "out")
+    finally:
+        path.write_text(PARAMS)
+    with pytest.raises(UserError, match="no such recipe; one of: apart"):
+        export_recipe(finished, "other", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_member_is_copied_and_equal_experts_once(finished, tmp_path):
+    """A decoder's two files, the data's means, and two experts of the same bits."""
+
+    def entry(kind, **files):
+        made = finished.store.plan(kind, {"files": sorted(files)})
+        for name, data in files.items():
+            (made.path / name.replace("__", ".")).write_bytes(data)
+        made.finish()
+        return made.name
+
+    codec = entry("encoder", encoder__json=b"{}", encoder__safetensors=b"abc", other__txt=b"no")
+    means = entry("spectrum", means__safetensors=b"means")
+    experts = [
+        {"entry": entry("expert", w__safetensors=b"same", **{tag: b""}), "first": i, "last": i}
+        for i, tag in enumerate(("a__txt", "b__txt"))
+    ]
+    mixture = {
+        "channels": 1,
+        "decoder": {"entry": codec, "file": "encoder.json"},
+        "terminal": {"entry": means, "file": "means.safetensors"},
+        "experts": [{**e, "file": "w.safetensors"} for e in experts],
+    }
+    files = _copy_files(finished, mixture, tmp_path)
+    copied = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.*")}
+    assert copied == {
+        "decoder/encoder.json": b"{}",
+        "decoder/encoder.safetensors": b"abc",
+        "terminal/means.safetensors": b"means",
+        "experts/state-1.safetensors": b"same",
+    }
+    assert {files[f"{e['entry']}/w.safetensors"]["path"] for e in experts} == {
+        "experts/state-1.safetensors"
+    }
+    assert (
+        _copy_files(finished, {**mixture, "decoder": None}, tmp_path / ".").keys() <= files.keys()
+    )

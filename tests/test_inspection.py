@@ -1,0 +1,360 @@
+"""`tspace plan` and `tspace status` on a small real store: really trained, interrupted, failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import plan
+from pipeline.errors import UserError
+from stages import inspection, steps
+from stages.fanout import Reporter
+from stages.jobs import run_job
+from stages.workspace import Workspace
+
+PARAMS = """\
+seed: 0
+data: {source: digits, limit: 80}
+latent: {encoder: pixels}
+features: {extractor: classifier, images: 100, dimension: 8, channels: 8}
+evaluate: {samples: 16, batch: 8}
+defaults:
+  network: {kind: unet, channels: 8, multipliers: [1], blocks: 1}
+  training: {images: 96, batch: 16, milestones: [48]}
+recipes:
+  one:
+    schedule: {kind: log-snr, states: 4}
+    training: {learning_rate: 0.002}
+  apart:
+    schedule: {kind: log-snr, states: 4}
+    partition: {kind: per-state}
+    training: {experts_per_job: 2}
+"""
+
+
+def small_workspace(root: Path, params: str = PARAMS) -> Workspace:
+    """A prepared and encoded workspace below `root`, without a Snakemake."""
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text(params)
+    workspace = Workspace(root)
+    steps.prepare(workspace)
+    facts = steps.facts_of(workspace)
+    make(workspace, plan.latents(workspace.params, facts))
+    steps.encode(workspace)
+    return workspace
+
+
+def make(workspace: Workspace, jobs: list[plan.Job]) -> list[bool]:
+    """Run jobs here, in this process."""
+    entries = [workspace.store.plan(job.kind, job.spec) for job in jobs]
+    return [run_job(workspace, workspace.store, entry.name) for entry in entries]
+
+
+def experts_of(workspace: Workspace, recipe: str) -> list[plan.Job]:
+    recipes = plan.experts(workspace.params, steps.facts_of(workspace))
+    return [expert.job for expert in recipes[recipe].experts]
+
+
+def edited(workspace: Workspace, old: str, new: str) -> Workspace:
+    """The same store and outputs with other params."""
+    path = workspace.root / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return Workspace(workspace.root)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both recipes trained; the four experts of `apart` and that of `one`."""
+    workspace = small_workspace(tmp_path_factory.mktemp("inspection") / "tspace")
+    assert all(make(workspace, experts_of(workspace, "one") + experts_of(workspace, "apart")))
+    return workspace
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+
+
+@pytest.fixture
+def restored(trained):
+    yield trained
+    (trained.root / "params.yaml").write_text(PARAMS)
+
+
+def by_label(workspace, **options):
+    return {row.label: row for row in inspection.plan_rows(workspace, **options)[0]}
+
+
+def test_what_must_run_first_is_said(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    with pytest.raises(UserError, match="dvc repro encode"):
+        inspection.plan_rows(Workspace(tmp_path))
+    steps.prepare(Workspace(tmp_path))
+    with pytest.raises(UserError, match="dvc repro encode"):
+        inspection.plan_rows(Workspace(tmp_path))
+
+
+def test_all_cached_costs_nothing(trained):
+    rows, totals = inspection.plan_rows(trained)
+    assert [row.status for row in rows] == ["cached"] * 5
+    assert totals["experts"] == 5
+    for key in (
+        "experts_left",
+        "jobs",
+        "images",
+        "flops",
+        "seconds",
+        "weights_bytes",
+        "latents_jobs",
+    ):
+        assert totals[key] == 0, key
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("rate: 0.002", "rate: 0.003", "training.learning_rate: 0.002 -> 0.003"),
+        ("seed: 0", "seed: 1", "seed changed"),
+        ("[48]", "[32]", "snapshots: [48, 96] -> [32, 96]"),
+        ("images: 96", "images: 128", "images: 96 -> 128"),
+        ("channels: 8, multipliers", "channels: 16, multipliers", "network.channels: 8 -> 16"),
+        (
+            "one:\n    schedule: {kind: log-snr, states: 4}",
+            "one:\n    schedule: {kind: log-snr, states: 3}",
+            "states: 4 (log-SNR 9 to -9) -> 3 (log-SNR 9 to -9)",
+        ),
+    ],
+)
+def test_an_edit_is_named(restored, old, new, why):
+    row = by_label(edited(restored, old, new), only="one")["one"]
+    assert (row.status, row.why) == ("trains", why)
+
+
+def test_changed_inputs_and_code_are_named_in_words(trained):
+    job = experts_of(trained, "one")[0]
+    reasons = inspection.Reasons(inspection.finished_experts(trained))
+    of = lambda **changes: reasons.of({**job.spec, **changes}, "one")  # noqa: E731
+    assert of(code="other") == "code of training changed"
+    assert of(latents=["latents/other"]).startswith("the latents changed")
+    assert of(pairings=["pairing/other"]).startswith("the noises paired")
+    assert of(parent={"entry": "expert/a", "file": "b"}) == "its parent expert changed"
+    settings = {**job.spec["training"], "batch": 32}
+    both = of(training=settings, code="other").split("; ")
+    assert sorted(both) == ["code of training changed", "training.batch: 16 -> 32"]
+
+
+def test_a_state_nobody_trained_is_new(restored):
+    rows = inspection.plan_rows(
+        edited(restored, "states: 4}\n    partition", "states: 5}\n    partition"), "apart"
+    )[0]
+    # Of five states from 9 to -9 the two ends are states of four as well, with other budgets.
+    assert [row.why == "new" for row in rows] == [False, True, True, True, False]
+    assert rows[0].why.startswith("images: 24 -> ")
+
+
+def test_nearest_is_the_one_with_fewest_other_settings(trained):
+    """Against counting by hand over all, on random settings."""
+    draw = np.random.default_rng(0)
+    base = experts_of(trained, "one")[0].spec
+
+    def random_spec():
+        settings = {f"s{i}": int(draw.integers(3)) for i in range(6)}
+        return base | {"training": settings, "images": int(draw.integers(2))}
+
+    specs = [random_spec() for _ in range(60)]
+    finished = [inspection.Finished(s, {}, "", float(i)) for i, s in enumerate(specs)]
+    reasons = inspection.Reasons(finished)
+    for _ in range(40):
+        wanted = random_spec()
+        least = min(
+            sum(s["training"][k] != v for k, v in wanted["training"].items())
+            + (s["images"] != wanted["images"])
+            for s in specs
+        )
+        told = reasons.of(wanted, "x")
+        assert len([t for t in told.split("; ") if t]) == least
+
+
+def test_costs_are_those_of_finished_experts(restored):
+    record = trained_record(restored)
+    changed = edited(restored, "rate: 0.002", "rate: 0.003")
+    rows, totals = inspection.plan_rows(changed, "one")
+    assert totals["images"] == 96 and totals["jobs"] == 1
+    assert totals["flops"] == record["flops"]
+    assert totals["weights_bytes"] == 2 * 4 * record["parameters"]
+    assert rows[0].seconds_left == pytest.approx(record["seconds"], rel=1e-9)
+    assert totals["seconds_critical"] == totals["seconds"] == rows[0].seconds_left
+
+
+def trained_record(workspace):
+    name = experts_of(workspace, "one")[0].name
+    return workspace.store.entry(name).load_json("record.json")
+
+
+def test_costs_are_counted_where_nothing_was_measured(trained):
+    job = experts_of(trained, "one")[0]
+    record = trained_record(trained)
+    cost = inspection.Costs([]).of(job.spec)
+    assert cost.flops * record["images"] == pytest.approx(record["flops"])
+    assert cost.parameters == record["parameters"]
+    assert cost.seconds is None
+
+
+def test_jobs_of_a_group_count_once_and_one_after_the_other(restored):
+    rows, totals = inspection.plan_rows(edited(restored, "seed: 0", "seed: 7"), "apart")
+    assert totals["experts_left"] == 4 and totals["jobs"] == 2
+    pairs = [rows[0].seconds_left + rows[1].seconds_left]
+    pairs += [rows[2].seconds_left + rows[3].seconds_left]
+    assert totals["seconds_critical"] == pytest.approx(max(pairs))
+    assert totals["seconds"] == pytest.approx(sum(pairs))
+
+
+def test_critical_path_is_the_longest_chain():
+    """Against trying every chain."""
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        names = [f"e{i}" for i in range(9)]
+        seconds = {n: float(draw.integers(1, 10)) for n in names}
+        needs = {
+            n: [m for m in names[:i] if draw.random() < 0.3] + ["latents/done"]
+            for i, n in enumerate(names)
+        }
+
+        def longest(name, seconds=seconds, needs=needs):
+            return seconds[name] + max((longest(m) for m in needs[name] if m in seconds), default=0)
+
+        found = inspection.critical_seconds(seconds, {n: n for n in names}, needs)
+        assert found == max(longest(n) for n in names)
+
+
+def test_long_chains_do_not_overflow():
+    names = [str(i) for i in range(5000)]
+    needs = {n: names[i - 1 : i] for i, n in enumerate(names)}
+    assert (
+        inspection.critical_seconds(dict.fromkeys(names, 1.0), {n: n for n in names}, needs) == 5e3
+    )
+
+
+def test_interrupted_running_and_failed(tmp_path, capsys):
+    """The three live states, each brought about for real."""
+    from pipeline import training
+    from stages.jobs import _latents
+
+    workspace = small_workspace(tmp_path / "tspace")
+    one, apart = experts_of(workspace, "one")[0], experts_of(workspace, "apart")
+    entry = workspace.store.plan("expert", one.spec)
+    asked = iter([False] * 4 + [True] * 9)  # asked twice a batch at most
+    with pytest.raises(training.Interrupted):
+        training.train(
+            one.spec, _latents(one.spec, workspace.store), entry.path, stop=lambda: next(asked)
+        )
+    checkpoint = entry.state / "checkpoint.pt"
+    images = torch.load(checkpoint, weights_only=True)["images"]
+    assert 0 < images < 96
+    assert inspection.checkpoint_images(checkpoint) == images
+    row = by_label(workspace)["one"]
+    assert (row.status, row.images_left) == ("resumes", 96 - images)
+    assert row.why == f"at {images} images"
+
+    bad = dataclasses.replace(apart[1], spec={**apart[1].spec, "prediction": "nonsense"})
+    assert make(workspace, [bad]) == [False]
+    found = inspection.look(workspace, "experts", bad.name)
+    assert found.status == "failed" and "nonsense" in found.error
+    assert Path(found.log).exists()
+
+    entry = workspace.store.plan("expert", apart[0].spec)
+    with entry.lease("123"):
+        Reporter(entry).progress(12, 24, 5.0, 0.5)
+        row = by_label(workspace)["apart state 1"]
+        assert (row.status, row.images_left) == ("running", 12)
+        before = listing(workspace.root)
+        inspection.show_status(workspace, watch=False)
+        text = capsys.readouterr().out
+        assert listing(workspace.root) == before
+    assert (
+        f"apart state 1: 50%  5 images/s  loss 0.5000  on {socket.gethostname()} (job 123)" in text
+    )
+    line = next(line.split() for line in text.splitlines() if line.startswith("experts"))
+    assert line == ["experts", "5", "0", "1", "0", "4"]
+    assert "1 expert of the waiting ones go on" in text
+    assert by_label(workspace)["apart state 1"].status == "trains"
+
+
+def listing(root):
+    return sorted(str(p) for p in root.rglob("*"))
+
+
+def test_a_damaged_checkpoint_tells_no_number(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"not a checkpoint")
+    assert inspection.checkpoint_images(path) == 0
+
+
+def test_a_checked_out_output_counts_as_cached(trained, tmp_path):
+    """A clone that pulled has its experts in the output and an empty store."""
+    import shutil
+
+    steps.train(trained)
+    clone = tmp_path / "clone"
+    shutil.copytree(trained.root, clone, ignore=shutil.ignore_patterns("store"))
+    rows, _ = inspection.plan_rows(Workspace(clone))
+    assert {row.status for row in rows} == {"cached"}
+    changed = edited(Workspace(clone), "rate: 0.002", "rate: 0.003")
+    assert by_label(changed)["one"].why == "training.learning_rate: 0.002 -> 0.003"
+    assert not (clone / "store").exists()
+
+
+def test_alike_experts_share_a_line(restored, capsys):
+    changed = edited(restored, "seed: 0", "seed: 7")
+    inspection.show_plan(changed, None, everything=False, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("apart") for line in lines) == 1
+    assert any("4 experts, states 1-4" in line and "seed changed" in line for line in lines)
+    inspection.show_plan(changed, None, everything=True, as_json=False)
+    assert sum(line.startswith("apart") for line in capsys.readouterr().out.splitlines()) == 4
+    inspection.show_plan(changed, "apart", everything=False, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert [e["why"] for e in shown["experts"]] == ["seed changed"] * 4
+    assert shown["totals"]["experts_left"] == 4
+
+
+def test_an_unknown_recipe_names_the_known_ones(trained):
+    with pytest.raises(UserError, match="no such recipe; one of: one, apart"):
+        inspection.plan_rows(trained, "two")
+
+
+def test_neither_needs_torch_where_the_networks_are_known(trained):
+    code = (
+        "import sys; from pathlib import Path; from stages import inspection as i;"
+        "from stages.workspace import Workspace; w = Workspace(Path(sys.argv[1]));"
+        "i.show_plan(w, None, False, False); i.show_status(w, False);"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TSPACE_STORE"}
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code, str(trained.root)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_thousand_experts_are_compared_with_a_thousand_quickly(trained):
+    base = experts_of(trained, "one")[0].spec
+    specs = [base | {"log_snr": [float(i)], "conditioning": "none"} for i in range(1000)]
+    finished = [inspection.Finished(s, {}, "", 0.0) for s in specs]
+    started = time.process_time()
+    reasons = inspection.Reasons(finished)
+    told = {reasons.of(s | {"code": "other"}, "") for s in specs}
+    assert told == {"code of training changed"}
+    assert time.process_time() - started < 5
