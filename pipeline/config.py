@@ -119,6 +119,19 @@ class Inception(Block):
     weights: str | None = None  # a local file; null lets torch-fidelity download its own
 
 
+class Consistency(Block):
+    """How alike recipes' or seeds' outputs are from the same noise."""
+
+    recipes: list[str]  # two or more; a name with `seeds` stands for all of its runs
+    samples: Annotated[int, Field(ge=2)] = 256
+    # Noise levels at which estimates from the same noisy images are compared.
+    states: Annotated[int, Field(ge=2)] = 9
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of the confidence intervals
+    resamples: Positive = 1_000  # of the bootstrap
+    similarity: Annotated[float, Field(gt=-1, lt=1)] | None = None  # cosine of alike; null: fitted
+    nearest: Annotated[int, Field(ge=2)] = 50_000  # training images that copies are looked for in
+
+
 class Evaluate(Block):
     """How samples are scored."""
 
@@ -128,6 +141,7 @@ class Evaluate(Block):
     batch: Positive = 250  # samples at once; part of the results' identity only to the last bit
     neighbours: Positive = 3  # k of precision, recall, density and coverage
     allow_few: bool = False  # score fewer samples than feature dimensions
+    consistency: Consistency | None = None  # null: not measured
 
 
 # --- the blocks of a recipe
@@ -653,11 +667,39 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
         )
     if top is not None and not problems:
         problems.extend(_without_holdout(top, resolved))
+    compared: list[str] = []
+    if top is not None and top.evaluate.consistency is not None and len(resolved) == len(recipes):
+        compared = _compared(top.evaluate.consistency.recipes, resolved, problems)
     if problems:
         raise _refusal(source, problems)
-    resolved = _by_seed(resolved)
     assert top is not None
-    return top.model_copy(update={"recipes": resolved})
+    evaluate = top.evaluate
+    if evaluate.consistency is not None:
+        block = evaluate.consistency.model_copy(update={"recipes": compared})
+        evaluate = evaluate.model_copy(update={"consistency": block})
+    return top.model_copy(update={"recipes": _by_seed(resolved), "evaluate": evaluate})
+
+
+def _runs(name: str, recipe: Recipe) -> list[str]:
+    return [f"{name}-seed{seed}" for seed in recipe.seeds] or [name]
+
+
+def _compared(names: list[str], recipes: dict[str, Recipe], problems: list[str]) -> list[str]:
+    """The runs that `evaluate.consistency.recipes` stands for, each once."""
+    path = "evaluate.consistency.recipes"
+    runs = {name: _runs(name, recipe) for name, recipe in recipes.items()}
+    known = {**{run: [run] for own in runs.values() for run in own}, **runs}
+    before = len(problems)
+    for i, name in enumerate(names):
+        if name not in known:
+            problems.append(f"{path}.{i}: {name!r} is no recipe; {_nearest(name, list(known))}")
+    found = list(dict.fromkeys(run for name in names for run in known.get(name, [])))
+    if len(problems) == before and len(found) < 2:
+        problems.append(
+            f"{path}: two or more models can be compared, {', '.join(found) or 'none'} given; name "
+            "another recipe, or give this one `seeds`"
+        )
+    return found
 
 
 def _by_seed(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
@@ -665,12 +707,12 @@ def _by_seed(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
     each: dict[str, Recipe] = {}
     for name, recipe in recipes.items():
         parent = recipe.training.parent
-        for seed in recipe.seeds or [recipe.seed]:
+        for run, seed in zip(_runs(name, recipe), recipe.seeds or [recipe.seed], strict=True):
             own = recipe.model_copy(update={"seed": seed, "seeds": []})
             if parent is not None and recipes[parent].seeds:
                 training = recipe.training.model_copy(update={"parent": f"{parent}-seed{seed}"})
                 own = own.model_copy(update={"training": training})
-            each[f"{name}-seed{seed}" if recipe.seeds else name] = own
+            each[run] = own
     return each
 
 
@@ -782,6 +824,12 @@ def check_against(params: Params, rows: int, resolution: int, classes: int) -> N
             problems.append(
                 f"{path}.network.class_conditional: the dataset has no labels; set it to false"
             )
+    compared = params.evaluate.consistency
+    if compared is not None and compared.samples > rows:
+        problems.append(
+            f"evaluate.consistency.samples: {compared.samples} noisy images need as many real "
+            f"ones, there are {rows}; lower it"
+        )
     if params.evaluate.samples > rows and not params.evaluate.allow_few:
         problems.append(
             f"evaluate.samples: {params.evaluate.samples} samples against {rows} real images: "

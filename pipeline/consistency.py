@@ -5,16 +5,23 @@ and z': 1 for identical outputs, 0 for unrelated ones (for zero-mean outputs of 
 correlation of A(z) and B(z)). Compare runs with the same sampler, steps, averaging and pairing,
 but never the same initial weights or order of the data.
 
-Two models that memorise also agree, so report `nearest_neighbours` or `generalisation` beside it.
+Two models that memorise also agree, so report `nearest_neighbours` beside it. `compare` does all of
+this for two models' `Outputs`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from pipeline import noise
+
+UNRELATED = 0.99  # quantile of unrelated images' similarity above which two images are alike
+COPIES = 0.05  # quantile of real images' distances below which a sample may be a copy
 
 
 class Estimate(NamedTuple):
@@ -23,6 +30,93 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model answers to noises 0 .. N - 1, and to noisy images made of them.
+
+    images: its samples, uint8 [N, C, H, W]; features: theirs, [N, d]; nearest: each one's distance
+    to the nearest training image [N], a root mean square per pixel; estimates: by log-SNR, its
+    estimates of the clean image [N, ...].
+    """
+
+    images: np.ndarray
+    features: np.ndarray
+    nearest: np.ndarray
+    estimates: Mapping[float, np.ndarray]
+
+
+def compare(
+    a: Outputs,
+    b: Outputs,
+    log_snrs: Sequence[float],
+    real_features: np.ndarray,
+    real_nearest: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    similarity: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How alike two models' outputs are, as plain data.
+
+    log_snrs: where estimates are compared, if both models have them (else the level is `skipped`).
+    real_features [M, d]: of the training images; real_nearest: distances of some of them to the
+    nearest other one. similarity: cosine above which two images count as alike; None for the one
+    that 1 % of the pairs of different training images exceed.
+
+    * `overall`: C of the samples; `null`: the same with every sample given another's partner;
+    * `by_state`: C of the estimates of the clean image from the same noisy images;
+    * `features`: share of the pairs that are alike, by the cosine of their features around the
+      training images' mean, and the same with the partners of `null`;
+    * `nearest`: distances of both models' samples to the training images, with the share that is
+      `closer` than all but 5 % of the training images are to each other.
+
+    Raises ValueError if all samples, or all estimates at one level, are equal.
+    """
+    options = {"level": level, "resamples": resamples, "seed": seed}
+    others = _other_partners(len(a.images), noise.derive_key(seed, "consistency partners"))
+    shared = [v for v in log_snrs if v in a.estimates and v in b.estimates]
+    curve = [consistency(a.estimates[v], b.estimates[v], **options) for v in shared]
+    centre = real_features.mean(axis=0, dtype=np.float64)
+    if similarity is None:
+        similarity = unrelated_similarity(real_features - centre, seed=seed)
+    ours, theirs = a.features - centre, b.features - centre
+    alike = reproducibility(ours, theirs, similarity, level=level)
+    by_chance = reproducibility(ours, theirs[others], similarity, level=level)
+    return {
+        "overall": consistency(a.images, b.images, **options)._asdict(),
+        "null": consistency(a.images, b.images[others], **options)._asdict(),
+        "by_state": {
+            "log_snr": shared,
+            **{key: [getattr(e, key) for e in curve] for key in Estimate._fields},
+            "skipped": [v for v in log_snrs if v not in shared],
+        },
+        "features": {
+            **alike._asdict(),
+            "null": by_chance.value,
+            "similarity": similarity,
+        },
+        "nearest": {
+            "a": _distances(a.nearest, real_nearest),
+            "b": _distances(b.nearest, real_nearest),
+            "real": _distances(real_nearest, real_nearest),
+        },
+    }
+
+
+def _other_partners(n: int, key: int) -> np.ndarray:
+    """A random permutation of range(n) that is one cycle, so that no row keeps its own place."""
+    order = noise.permutation(key, 0, n)
+    partners = np.empty(n, np.int64)
+    partners[order] = np.roll(order, 1)
+    return partners
+
+
+def _distances(distances: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    closer = distances < np.quantile(real, COPIES)
+    return {"median": float(np.median(distances)), "closer": float(closer.mean())}
 
 
 def consistency(
@@ -63,38 +157,22 @@ def consistency(
     return Estimate(float(value), float(low), float(high))
 
 
-def consistency_by_state(
-    denoise_a: Callable[..., Any],
-    denoise_b: Callable[..., Any],
+def clean_estimates(
+    denoise: Callable[..., Any],
     images: Any,
-    noise: Any,
-    log_snrs: Sequence[float] | np.ndarray,
-    *,
-    batch: int = 256,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> list[Estimate]:
-    """C of two denoisers' clean-image estimates at each state, on the same noisy images.
+    eps: Any,
+    log_snrs: Sequence[float],
+) -> np.ndarray:
+    """A denoiser's estimates of the clean image at each state, float32 [len(log_snrs), N, ...].
 
-    images, noise: torch tensors [N, C, H, W] on one device; the noisy image of a state is
-    alpha * images + sigma * noise. Where the curve drops, the two models part.
+    images, eps: torch tensors [N, ...] on one device; the noisy image of a state is
+    alpha * images + sigma * eps. Where C of two models' estimates drops, the models part.
     """
-    import torch
-
-    estimates = []
-    with torch.no_grad():
-        for log_snr in map(float, log_snrs):
-            alpha = math.sqrt(_sigmoid(log_snr))
-            sigma = math.sqrt(_sigmoid(-log_snr))
-            outputs: tuple[list, list] = ([], [])
-            for z, eps in zip(images.split(batch), noise.split(batch), strict=True):
-                x = alpha * z + sigma * eps
-                for denoise, out in zip((denoise_a, denoise_b), outputs, strict=True):
-                    out.append(denoise(x, log_snr).float().cpu())
-            a, b = (torch.cat(out).numpy() for out in outputs)
-            estimates.append(consistency(a, b, level=level, resamples=resamples, seed=seed))
-    return estimates
+    out = np.empty((len(log_snrs), *images.shape), np.float32)
+    for i, log_snr in enumerate(map(float, log_snrs)):
+        alpha, sigma = math.sqrt(_sigmoid(log_snr)), math.sqrt(_sigmoid(-log_snr))
+        out[i] = denoise(alpha * images + sigma * eps, log_snr).detach().float().cpu().numpy()
+    return out
 
 
 def reproducibility(
@@ -111,32 +189,40 @@ def reproducibility(
     return _share((a * b).sum(axis=1) > threshold, level)
 
 
-def generalisation(
-    features: np.ndarray,
-    training_features: np.ndarray,
-    threshold: float = 0.6,
-    *,
-    level: float = 0.95,
-    block: int = 1024,
-) -> Estimate:
-    """Share of samples not similar to any training image: the GL score beside `reproducibility`.
+def unrelated_similarity(
+    features: np.ndarray, quantile: float = UNRELATED, *, pairs: int = 100_000, seed: int = 0
+) -> float:
+    """This quantile of the cosine similarity of features [M, d] of different images, M >= 2.
 
-    features [N, d], training_features [M, d]; a sample repeats an image if the cosine similarity
-    of their features exceeds `threshold`.
+    Over about `pairs` pairs, fixed by `seed`. With features around their mean it makes a threshold
+    for `reproducibility` that suits any extractor.
     """
-    distances, _ = nearest_neighbours(
-        _unit_rows(features), _unit_rows(training_features), block=block
-    )
-    return _share(1 - distances**2 / 2 <= threshold, level)
+    features = _unit_rows(features)
+    n = len(features)
+    rounds = min(max(1, pairs // n), n - 1)
+    key = noise.derive_key(seed, "unrelated images")
+    # Steps along one random cycle: never a row with itself, nor a pair twice in one direction.
+    order = noise.permutation(key, 0, n)[: max(2, pairs)]
+    found = [
+        np.einsum("nd,nd->n", features[order], features[np.roll(order, step)])
+        for step in range(1, rounds + 1)
+    ]
+    return float(np.quantile(found, quantile))
 
 
 def nearest_neighbours(
-    samples: np.ndarray, training: np.ndarray, *, block: int = 1024
+    samples: np.ndarray,
+    training: np.ndarray,
+    *,
+    own: np.ndarray | None = None,
+    block: int = 1024,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Euclidean distance [N] of each sample to its nearest training image, and its row (int64 [N]).
 
     samples [N, ...], training [M, ...]. Exact, in float64, `block` x `block` distances at a time;
     the distance returned is that of the difference, so that a copy is at distance zero.
+    own: int64 [N], the row of `training` that each sample itself is, which is passed over; -1 for
+    none. The distance to nothing is infinite.
     """
     samples, training = np.asarray(samples), np.asarray(training)
     if samples.shape[1:] != training.shape[1:] or not len(training):
@@ -152,14 +238,46 @@ def nearest_neighbours(
         for offset in range(0, len(training), block):
             t = _rows(training[offset : offset + block]) - middle
             squared = _squares(t) - 2 * (s - middle) @ t.T
+            if own is not None:
+                itself = own[first : first + block] - offset
+                here = np.flatnonzero((itself >= 0) & (itself < len(t)))
+                squared[here, itself[here]] = np.inf
             here = squared.argmin(axis=1)
             values = squared[np.arange(len(s)), here]
             closer = values < least
             least = np.where(closer, values, least)
             row = np.where(closer, here + offset, row)
         nearest[first : first + block] = row
-        distances[first : first + block] = np.sqrt(_squares(s - _rows(training[row])))
+        exact = np.sqrt(_squares(s - _rows(training[row])))
+        distances[first : first + block] = np.where(np.isinf(least), np.inf, exact)
     return distances, nearest
+
+
+def evenly(count: int, rows: int) -> np.ndarray:
+    """`count` of the rows 0 .. `rows` - 1, evenly spread: int64 [count], ascending."""
+    if not 0 < count <= rows:
+        raise ValueError(f"cannot choose {count} of {rows} rows")
+    return np.arange(count, dtype=np.int64) * rows // count
+
+
+def nearest_of_blocks(
+    samples: np.ndarray,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    own: np.ndarray,
+) -> np.ndarray:
+    """Root mean square difference per pixel [N] of each sample to its nearest training image.
+
+    samples [N, ...]; blocks: pairs of training images' rows (int64 [m], ascending) and the images
+    [m, ...], so that not all need be in memory; a row may come more than once, e.g. mirrored.
+    own: the row that each sample itself is, which is passed over; -1 for none.
+    """
+    nearest = np.full(len(samples), np.inf)
+    for rows, images in blocks:
+        place = np.searchsorted(rows, own)
+        here = (place < len(rows)) & (rows[np.minimum(place, len(rows) - 1)] == own)
+        distances, _ = nearest_neighbours(samples, images, own=np.where(here, place, -1))
+        nearest = np.minimum(nearest, distances)
+    return nearest / math.sqrt(math.prod(samples.shape[1:]))
 
 
 def _share(hits: np.ndarray, level: float) -> Estimate:

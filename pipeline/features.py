@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.identity import canonical_json, digest
+from pipeline.identity import canonical_json, code_digest, digest
 from pipeline.networks.classifier import Classifier
 
 # Name and feature layer at torch-fidelity, and number of features.
@@ -38,8 +38,9 @@ _EXACT = {"enabled": True, "deterministic": True, "allow_tf32": False}
 class Extractor:
     """Computes features with `module`, in batches and without gradients.
 
-    name: what it is; dimension: number of features d; digest: hash of all that determines the
-    features (network, weights), for `fidelity.FeatureStatistics`.
+    name: what it is; version: of the code that computes; identity: its settings; dimension: number
+    of features d; digest: hash of all that determines the features (these and the weights), for
+    `fidelity.Moments`.
     `compute` takes uint8 images [n, C, H, W] on `device` and returns floats [n, d].
     """
 
@@ -48,15 +49,16 @@ class Extractor:
         module: nn.Module,
         *,
         name: str,
+        version: str,
         dimension: int,
-        identity: Any,
+        identity: Any = None,
         compute: Callable[[Tensor], Tensor] | None = None,
         device: str | torch.device = "cpu",
         batch: int = 256,
     ) -> None:
         self.name = name
         self.dimension = dimension
-        self.digest = digest([identity, _weights_digest(module)])
+        self.digest = digest([name, version, identity, _weights_digest(module)])
         self._module = module.to(device).eval()
         self._compute = compute or module
         self._device = device
@@ -110,8 +112,9 @@ def classifier_extractor(
     return Extractor(
         module,
         name="classifier",
+        version=code_digest("pipeline.networks.classifier"),
         dimension=module.settings["dimension"],
-        identity=["classifier", module.settings],
+        identity=module.settings,
         compute=compute,
         device=device,
         batch=batch,
@@ -217,8 +220,8 @@ def module_extractor(
     return Extractor(
         module,
         name=f"module {class_name}",
+        version=hashlib.sha256(text).hexdigest(),
         dimension=dimension,
-        identity=["module", class_name, hashlib.sha256(text).hexdigest()],
         device=device,
         batch=batch,
     )
@@ -231,11 +234,18 @@ def torch_fidelity_extractor(
     device: str | torch.device = "cpu",
     batch: int = 64,
 ) -> Extractor:
-    """`inception` (2048 features, the port of the TensorFlow network and of its resizing to 299
-    pixels that published FIDs use) or `dinov2` (ViT-L/14, 1024 features), by torch-fidelity.
+    """`inception` (2048 features, the port of the TensorFlow network that published FIDs use) or
+    `dinov2` (ViT-L/14, 1024 features), by torch-fidelity.
 
-    Grey images are repeated in the three channels. `weights` is a local file in torch-fidelity's
-    format; None lets torch-fidelity download its own.
+    The networks get the uint8 images as they are and do the rest themselves, in float32 and without
+    rounding: bilinear resizing as in TensorFlow 1 (corners not aligned, no antialiasing) to 299
+    pixels and (x - 128) / 128 for `inception`; the same resizing to 224 pixels and ImageNet's mean
+    and deviation for `dinov2`. The FD-DINOv2 of Stein et al. 2023 resizes by bicubic filtering, so
+    its published values are not comparable with these. Grey images are repeated in the three
+    channels.
+
+    `weights` is a local file in torch-fidelity's format (a state of the network that `torch.load`
+    reads, `inception` only); None lets torch-fidelity download its own.
 
     Raises:
         UserError: torch-fidelity is missing, or cannot load these weights.
@@ -244,6 +254,7 @@ def torch_fidelity_extractor(
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"{weights}: no such file; it is the weights of extractor {name}")
     try:
+        from torch_fidelity import __version__
         from torch_fidelity.utils import create_feature_extractor
     except (ImportError, RuntimeError) as error:
         raise UserError(
@@ -279,8 +290,9 @@ def torch_fidelity_extractor(
     return Extractor(
         module,
         name=name,
+        version=f"torch-fidelity {__version__}",
         dimension=dimension,
-        identity=["torch-fidelity", known, layer],
+        identity=[known, layer],
         compute=compute,
         device=device,
         batch=batch,

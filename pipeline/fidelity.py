@@ -11,20 +11,26 @@ sides; put them beside the score.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from scipy.linalg import lapack
 
 from pipeline.errors import UserError
+from pipeline.identity import canonical_json
 
-# Distances and kernels between two sets are computed in blocks of rows of about this size.
+# Features are summed in blocks of rows of about this size.
 _BLOCK_BYTES = 128 * 2**20
+# Distances and kernels between two sets are used up while they are in the processor's cache.
+_CACHE_BYTES = 2 * 2**20
 
 Result = TypeVar("Result")
 
@@ -50,6 +56,46 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """Unbiased covariance [d, d]."""
         return self.root @ self.root.T
+
+    def save(self, path: str | Path) -> None:
+        """Writes mean, covariance (for other tools) and root as safetensors, float64.
+
+        The same moments give the same bytes.
+        """
+        path = Path(path)
+        tensors = {"mean": self.mean, "covariance": self.covariance, "root": self.root}
+        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        about = {"count": self.count, "extractor": self.extractor, "checksum": _checksum(tensors)}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            # One key only: the order of several is not fixed.
+            save_file(tensors, temporary, metadata={"tspace": canonical_json(about)})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Reads what `save` wrote, to the bit.
+
+        Raises:
+            UserError: the file is missing, damaged, or not one of these.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                about = json.loads(file.metadata()["tspace"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _checksum(tensors) != about["checksum"]:
+                raise ValueError("its checksum does not match")
+            return cls(about["count"], tensors["mean"], tensors["root"], about["extractor"])
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; recompute the feature moments") from None
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: not feature moments, or damaged ({error}); delete and recompute it"
+            ) from error
 
 
 class FeatureStatistics:
@@ -79,7 +125,7 @@ class FeatureStatistics:
         """
         if features.ndim != 2 or features.shape[1] != self.dimension:
             raise ValueError(f"features must be [n, {self.dimension}], not {list(features.shape)}")
-        for rows in _blocks(len(features), self.dimension):
+        for rows in _blocks(len(features), self.dimension, _BLOCK_BYTES):
             block = _checked(features[rows], "features")
             mean = block.mean(axis=0)
             centred = block - mean
@@ -115,50 +161,6 @@ class FeatureStatistics:
         _require_two(self.count)
         covariance = self.scatter / (self.count - 1)
         return Moments(self.count, self.mean.copy(), _root(covariance, self.count), self.extractor)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an npz file; the same statistics give the same bytes."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    count=np.int64(self.count),
-                    mean=self.mean,
-                    scatter=self.scatter,
-                    extractor=np.str_(self.extractor),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FeatureStatistics:
-        """Reads what `save` wrote; the checksums in the file are checked.
-
-        Raises:
-            UserError: the file is missing, damaged, or not one of these.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                count, mean, scatter = int(file["count"]), file["mean"], file["scatter"]
-                extractor = str(file["extractor"])
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; recompute the feature statistics") from None
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path}: not feature statistics, or damaged ({error}); delete and recompute it"
-            ) from error
-        if mean.ndim != 1 or scatter.shape != mean.shape * 2 or count < 0:
-            raise UserError(f"{path}: inconsistent feature statistics; delete and recompute it")
-        statistics = cls(len(mean), extractor)
-        statistics.count = count
-        statistics.mean = mean.astype(np.float64)
-        statistics.scatter = scatter.astype(np.float64)
-        return statistics
 
 
 def moments(features: np.ndarray, extractor: str = "") -> Moments:
@@ -263,10 +265,11 @@ def half_split_bias(
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """Line `value + slope / N` through the Frechet distances `values` of `sizes` generated images
-    each."""
+    """Line `value + slope / N` through the mean Frechet distances `values` of `sizes` generated
+    images each; `error` is the standard error of `value`."""
 
     value: float
+    error: float
     slope: float
     sizes: tuple[int, ...]
     values: tuple[float, ...]
@@ -278,41 +281,48 @@ def frechet_extrapolated(
     generated: np.ndarray,
     *,
     seed: int,
-    points: int = 15,
+    points: int = 10,
     smallest: int | None = None,
     allow_few: bool = False,
 ) -> Extrapolation:
     """Frechet distance extrapolated to infinitely many generated images (Chong and Forsyth 2020,
     "FID infinity").
 
-    Scores `points` random subsets of `generated` [n, d], of sizes evenly spaced from `smallest`
-    (default n / 10, but more than d) to n, and fits a line in 1 / size. What the reference's own
-    size adds to the score stays in it.
+    Fits a line in 1 / N to the distances at N = n, n / 2, n / 3, ... (at most `points` of them, no
+    smaller than `smallest`, by default 4 d), each of them the mean over a random cut of `generated`
+    [n, d] into that many disjoint sets. Unlike with single subsets, as in the paper, all images
+    have the same weight in every mean: no noise is added by the choice of subsets, and to first
+    order the result moves with the images as the distance of all of them does. That gives its
+    standard error (see `frechet_interval`). What the reference's own size adds to the score stays
+    in it.
 
     Raises:
-        UserError: too few samples.
+        UserError: fewer than 2 `smallest` images.
     """
     generated = _checked(generated, "generated features")
     count, dimension = generated.shape
-    if smallest is None:
-        smallest = max(count // 10, 2 if allow_few else dimension + 1)
-    if smallest >= count:
+    smallest = 4 * dimension if smallest is None else smallest
+    if count < 2 * smallest:
         raise UserError(
-            f"extrapolating the Frechet distance needs more than {smallest} generated images, "
+            f"extrapolating the Frechet distance needs at least {2 * smallest} generated images, "
             f"there are {count}"
         )
     random = _generator(seed)
-    sizes = np.unique(np.linspace(smallest, count, points).round().astype(int))
-    values = []
-    for size in sizes:
-        subset = generated[random.permutation(count)[:size]]
-        fitted = moments(subset, reference.extractor)
-        values.append(frechet_distance(reference, fitted, allow_few=allow_few).value)
-    slope, value = np.polyfit(1 / sizes, values, 1)
+    sizes, values = [], []
+    for parts in range(1, min(points, count // smallest) + 1):
+        size = count // parts
+        rows = random.permutation(count)[: size * parts].reshape(parts, size)
+        fitted = [moments(generated[part], reference.extractor) for part in rows]
+        found = [frechet_distance(reference, each, allow_few=allow_few).value for each in fitted]
+        sizes.append(size)
+        values.append(float(np.mean(found)))
+    slope, value = np.polyfit(1 / np.array(sizes), values, 1)
+    contribution = _contributions(reference, moments(generated, reference.extractor), generated)
     return Extrapolation(
         value=float(value),
+        error=float(contribution.std() / np.sqrt(count)),
         slope=float(slope),
-        sizes=tuple(map(int, sizes)),
+        sizes=tuple(sizes),
         values=tuple(values),
         reference_samples=reference.count,
     )
@@ -346,7 +356,8 @@ def frechet_interval(
     images: image x contributes 2 (m2 - m1).(x - m2) + (x - m2)^T (1 - T) (x - m2), where T is the
     optimal transport map of the generated Gaussian to the reference, and only the mean contribution
     is resampled. The interval tells how much the score would move with other images of the same
-    number; it says nothing about its bias.
+    number; it says nothing about its bias. Where that bias is most of the score, it is too wide
+    rather than too narrow.
 
     Raises:
         UserError: as `frechet_distance`; NaN or infinity in the features.
@@ -354,19 +365,25 @@ def frechet_interval(
     generated = _checked(generated, "generated features")
     fitted = moments(generated, reference.extractor)
     value = frechet_distance(reference, fitted, allow_few=allow_few).value
-    left, singular, _ = np.linalg.svd(reference.root.T @ fitted.root, full_matrices=False)
-    keep = singular > singular.max(initial=0) * np.finfo(float).eps * len(fitted.mean)
-    transport = reference.root @ (left[:, keep] / np.sqrt(singular[keep]))
-    centred = generated - fitted.mean
-    contribution = 2 * centred @ (fitted.mean - reference.mean)
-    contribution += np.sum(centred**2, axis=1) - np.sum((centred @ transport) ** 2, axis=1)
-    contribution -= contribution.mean()
+    contribution = _contributions(reference, fitted, generated)
     random = _generator(seed)
     count = len(generated)
     shifts = [contribution[random.integers(count, size=count)].mean() for _ in range(resamples)]
     tail = 50 * (1 - confidence)
     low, high = value + np.percentile(shifts, [tail, 100 - tail])
     return Interval(value, max(float(low), 0.0), float(high), confidence, count)
+
+
+def _contributions(reference: Moments, fitted: Moments, generated: np.ndarray) -> np.ndarray:
+    """[n], mean 0: what each image of `generated` [n, d], whose moments are `fitted`, adds to the
+    Frechet distance to first order (formula at `frechet_interval`)."""
+    left, singular, _ = np.linalg.svd(reference.root.T @ fitted.root, full_matrices=False)
+    keep = singular > singular.max(initial=0) * np.finfo(float).eps * len(fitted.mean)
+    transport = reference.root @ (left[:, keep] / np.sqrt(singular[keep]))
+    centred = generated - fitted.mean
+    contribution = 2 * centred @ (fitted.mean - reference.mean)
+    contribution += np.sum(centred**2, axis=1) - np.sum((centred @ transport) ** 2, axis=1)
+    return contribution - contribution.mean()
 
 
 @dataclass(frozen=True)
@@ -426,11 +443,11 @@ def kernel_distance(
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    # A column of ones puts the + 1 into the product, which saves a pass over the kernel.
+    left = np.column_stack([x / x.shape[1], np.ones(len(x))])
+    right = np.column_stack([y, np.ones(len(y))]).T
     total = 0.0
-    for rows in _blocks(len(x), len(y)):
-        kernel = x[rows] @ y.T
-        kernel /= x.shape[1]
-        kernel += 1
+    for kernel, _ in _products(left, right):
         total += np.vdot(kernel * kernel, kernel)
     return total
 
@@ -486,8 +503,7 @@ def manifold_scores(
     covered = np.zeros(len(real), dtype=bool)
     recalled = np.zeros(len(real), dtype=bool)
     precise = np.zeros(len(fake), dtype=bool)
-    for rows in _blocks(len(real), len(fake)):
-        distances = _squared_distances(real[rows], fake)
+    for distances, rows in _products(*_distance_factors(real, fake)):
         in_real = distances <= real_reach[rows, None]
         balls += np.count_nonzero(in_real)
         covered[rows] = in_real.any(axis=1)
@@ -507,19 +523,20 @@ def manifold_scores(
 def _neighbour_distances(x: np.ndarray, neighbours: int) -> np.ndarray:
     """Squared distance of each row to its `neighbours`-th nearest other row."""
     result = np.empty(len(x))
-    for rows in _blocks(len(x), len(x)):
-        distances = _squared_distances(x[rows], x)
+    for distances, rows in _products(*_distance_factors(x, x)):
         own = np.arange(rows.start, rows.stop)
         distances[own - rows.start, own] = np.inf
-        result[rows] = np.partition(distances, neighbours - 1, axis=1)[:, neighbours - 1]
+        distances.partition(neighbours - 1, axis=1)
+        result[rows] = distances[:, neighbours - 1]
     return result
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    distances = x @ (-2 * y.T)
-    distances += np.sum(x * x, axis=1)[:, None]
-    distances += np.sum(y * y, axis=1)
-    return distances
+def _distance_factors(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[n, d + 2] and [d + 2, m], whose product is the squared distances |x|^2 + |y|^2 - 2 x.y."""
+    ones = np.ones((len(x), 1)), np.ones((len(y), 1))
+    left = np.hstack([x, np.sum(x * x, axis=1, keepdims=True), ones[0]])
+    right = np.hstack([-2 * y, ones[1], np.sum(y * y, axis=1, keepdims=True)])
+    return left, np.ascontiguousarray(right.T)
 
 
 def per_class(
@@ -529,23 +546,19 @@ def per_class(
     generated: np.ndarray,
     generated_labels: np.ndarray,
 ) -> dict[int, Result]:
-    """`score(reference, generated)` of each class by itself, in the order of the labels.
+    """`score(reference, generated)` of each class that the reference has, in the order of labels.
+
+    There may be no generated features of a class.
 
     Raises:
-        UserError: a class that only one of the sets has.
         ValueError: not one label for each sample.
     """
     if len(reference) != len(reference_labels) or len(generated) != len(generated_labels):
         raise ValueError("features and labels differ in number")
-    classes = np.unique(np.concatenate([reference_labels, generated_labels]))
-    scores = {}
-    for label in classes.tolist():
-        real, fake = reference_labels == label, generated_labels == label
-        for name, chosen in (("reference", real), ("generated", fake)):
-            if not chosen.any():
-                raise UserError(f"scores by class: class {label} has no {name} images")
-        scores[label] = score(reference[real], generated[fake])
-    return scores
+    return {
+        label: score(reference[reference_labels == label], generated[generated_labels == label])
+        for label in np.unique(reference_labels).tolist()
+    }
 
 
 def _root(covariance: np.ndarray, count: int) -> np.ndarray:
@@ -561,9 +574,29 @@ def _root(covariance: np.ndarray, count: int) -> np.ndarray:
     return root
 
 
-def _blocks(rows: int, columns: int) -> list[slice]:
-    step = max(1, _BLOCK_BYTES // (8 * columns))
+def _blocks(rows: int, columns: int, size: int) -> list[slice]:
+    step = max(1, size // (8 * columns))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.data)
+    return total.hexdigest()
+
+
+def _products(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
+    """`left @ right` in blocks of rows, each with its rows and gone when the next one is asked for.
+
+    They share one array, as giving such arrays back and asking for them again takes as long as
+    filling them.
+    """
+    blocks = _blocks(len(left), right.shape[1], _CACHE_BYTES)
+    space = np.empty((blocks[0].stop, right.shape[1]))
+    for rows in blocks:
+        yield np.matmul(left[rows], right, out=space[: rows.stop - rows.start]), rows
 
 
 def _generator(seed: int) -> np.random.Generator:

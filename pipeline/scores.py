@@ -7,38 +7,58 @@ from typing import Any
 import numpy as np
 
 from pipeline import fidelity
+from pipeline.fidelity import Moments
 
 KERNEL_SUBSETS = 50
 KERNEL_SUBSET_SIZE = 1000
+CONFIDENCE = 0.95
+# Extrapolating takes dozens of distances, each of them O(d^3): above this, minutes.
+EXTRAPOLATED_DIMENSION = 256
+# Of a class, on both sides: with 50, a share has a standard error of up to 0.07.
+LEAST_OF_CLASS = 50
 
 
 def score(
-    reference: np.ndarray,
+    reference: Moments,
+    real: np.ndarray,
     generated: np.ndarray,
     *,
     seed: int,
     neighbours: int,
     allow_few: bool,
     extractor: str,
-) -> dict[str, float | int | str]:
-    """Scores of generated against reference features, float [n, d] each.
+    real_labels: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Scores of generated against real features, float [n, d] each.
+
+    reference: the moments of `real`; its `extractor` is the digest of the extractor of both, which
+    `extractor` names. real_labels, labels: int [n] of real and generated, None if unknown.
 
     Both sides of the Frechet distance are what they are: all real images against all samples given.
-    UserError when there are too few samples (see `fidelity`).
+    Scores at other numbers of images (`samples`, `reference_samples`) are not comparable.
+    `per_class` has FID, precision and recall of each class by itself. What cannot be measured here
+    is None, and `left_out` says why. UserError when there are too few samples for the others (see
+    `fidelity`).
     """
-    real, fake = fidelity.moments(reference, extractor), fidelity.moments(generated, extractor)
-    distance = fidelity.frechet_distance(real, fake, allow_few=allow_few)
-    smaller = min(len(reference), len(generated))
+    if reference.count != len(real):
+        raise ValueError(f"moments of {reference.count} images, features of {len(real)}")
+    fitted = fidelity.moments(generated, reference.extractor)
+    distance = fidelity.frechet_distance(reference, fitted, allow_few=allow_few)
     kernel = fidelity.kernel_distance(
-        reference,
+        real,
         generated,
         seed=seed,
         subsets=KERNEL_SUBSETS,
-        subset_size=min(KERNEL_SUBSET_SIZE, smaller),
+        subset_size=min(KERNEL_SUBSET_SIZE, len(real), len(generated)),
     )
-    manifold = fidelity.manifold_scores(reference, generated, neighbours=neighbours)
+    manifold = fidelity.manifold_scores(real, generated, neighbours=neighbours)
+    left_out: dict[str, str] = {}
     return {
         "fid": distance.value,
+        **_interval(reference, generated, seed, left_out),
+        **_extrapolation(reference, generated, seed, left_out),
+        **_bias(real, len(generated), seed, allow_few, left_out),
         "kid": kernel.mean,
         "kid_std": kernel.std,
         "precision": manifold.precision,
@@ -46,12 +66,93 @@ def score(
         "density": manifold.density,
         "coverage": manifold.coverage,
         "samples": len(generated),
-        "reference_samples": len(reference),
+        "reference_samples": len(real),
+        "dimension": reference.dimension,
         "extractor": extractor,
+        "extractor_digest": reference.extractor,
+        "per_class": _per_class(real, real_labels, generated, labels, neighbours, left_out),
+        "left_out": left_out,
     }
 
 
-def floor(reference: np.ndarray, *, seed: int, allow_few: bool) -> dict[str, Any]:
+def floor(real: np.ndarray, *, seed: int, allow_few: bool) -> dict[str, Any]:
     """What a perfect generator would score: one half of the real images against the other."""
-    split = fidelity.half_split_bias(reference, seed=seed, allow_few=allow_few)
+    split = fidelity.half_split_bias(real, seed=seed, allow_few=allow_few)
     return {"fid": split.value, "samples": split.samples}
+
+
+def _interval(
+    reference: Moments, generated: np.ndarray, seed: int, left_out: dict[str, str]
+) -> dict[str, Any]:
+    low_high = None
+    if min(reference.count, len(generated)) > reference.dimension:
+        found = fidelity.frechet_interval(reference, generated, seed=seed, confidence=CONFIDENCE)
+        low_high = [found.low, found.high]
+    else:
+        left_out["fid_interval"] = f"needs more than {reference.dimension} images on both sides"
+    return {"fid_interval": low_high, "fid_interval_confidence": CONFIDENCE}
+
+
+def _extrapolation(
+    reference: Moments, generated: np.ndarray, seed: int, left_out: dict[str, str]
+) -> dict[str, Any]:
+    dimension = reference.dimension
+    if dimension > EXTRAPOLATED_DIMENSION:
+        reason = f"takes minutes above {EXTRAPOLATED_DIMENSION} features, there are {dimension}"
+    elif reference.count <= dimension or len(generated) < 8 * dimension:
+        reason = f"needs {8 * dimension} samples, and more than {dimension} real images"
+    else:
+        found = fidelity.frechet_extrapolated(reference, generated, seed=seed)
+        return {"fid_infinity": found.value, "fid_infinity_error": found.error}
+    left_out["fid_infinity"] = reason
+    return {"fid_infinity": None, "fid_infinity_error": None}
+
+
+def _bias(
+    real: np.ndarray, count: int, seed: int, allow_few: bool, left_out: dict[str, str]
+) -> dict[str, Any]:
+    """Score of two disjoint sets of real images, of as many images as were generated if possible.
+
+    What a perfect generator scores at that number of images on both sides.
+    """
+    size = min(count, len(real) // 2)
+    if size <= real.shape[1] and not allow_few:
+        left_out["fid_bias"] = f"needs more than {2 * real.shape[1]} real images"
+        return {"fid_bias": None, "fid_bias_samples": None}
+    split = fidelity.half_split_bias(real, seed=seed, samples=size, allow_few=allow_few)
+    return {"fid_bias": split.value, "fid_bias_samples": size}
+
+
+def _per_class(
+    real: np.ndarray,
+    real_labels: np.ndarray | None,
+    generated: np.ndarray,
+    labels: np.ndarray | None,
+    neighbours: int,
+    left_out: dict[str, str],
+) -> dict[str, dict[str, Any]] | None:
+    if real_labels is None or labels is None:
+        side = "real images" if real_labels is None else "samples"
+        left_out["per_class"] = f"the {side} have no labels"
+        return None
+
+    least = max(LEAST_OF_CLASS, neighbours + 1)
+    least_for_distance = max(LEAST_OF_CLASS, real.shape[1] + 1)
+
+    def one(mine: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+        found = dict.fromkeys(("fid", "precision", "recall"))
+        found |= {"samples": len(theirs), "reference_samples": len(mine)}
+        smaller = min(len(mine), len(theirs))
+        if smaller >= least_for_distance:
+            pair = fidelity.moments(mine), fidelity.moments(theirs)
+            found["fid"] = fidelity.frechet_distance(*pair).value
+        if smaller >= least:
+            manifold = fidelity.manifold_scores(mine, theirs, neighbours=neighbours)
+            found |= {"precision": manifold.precision, "recall": manifold.recall}
+        return found
+
+    scores = fidelity.per_class(one, real, real_labels, generated, labels)
+    for key, needed in (("fid", least_for_distance), ("precision", least), ("recall", least)):
+        if any(found[key] is None for found in scores.values()):
+            left_out[f"per_class.{key}"] = f"needs {needed} images of a class on both sides"
+    return {str(label): found for label, found in scores.items()}

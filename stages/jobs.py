@@ -15,6 +15,7 @@ from stages.fanout import Reporter
 from stages.workspace import Workspace
 
 DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
+COMPARED_FEATURES = 10_000  # real images whose similarity is what unrelated images have
 
 Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], None]
 
@@ -410,13 +411,13 @@ def run_features(
 
     torch.set_num_threads(1)
     dataset = _dataset(workspace, spec["dataset"])
-    info = dataset.info
-    labels = dataset.labels(0, info.rows)
+    info, rows = dataset.info, spec["rows"]
+    labels = dataset.labels(0, rows)
     settings = dict(spec["settings"])
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
-            dataset.images(0, info.rows),
+            dataset.images(0, rows),
             labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
@@ -429,9 +430,9 @@ def run_features(
         extractor = features.classifier_extractor(module, device=device())
     else:
         extractor = _other_extractor(spec["settings"], workspace)
-    found = np.empty((info.rows, extractor.dimension), np.float32)
-    for start in range(0, info.rows, 4096):
-        images = dataset.images(start, min(start + 4096, info.rows))
+    found = np.empty((rows, extractor.dimension), np.float32)
+    for start in range(0, rows, 4096):
+        images = dataset.images(start, min(start + 4096, rows))
         found[start : start + len(images)] = extractor.features(images)
     np.save(entry.path / "features.npy", found, allow_pickle=False)
     if labels is not None:
@@ -460,12 +461,24 @@ def _other_extractor(settings: dict[str, Any], workspace: Workspace):
 
 
 def _extractor(reference: Entry, workspace: Workspace):
+    """The extractor of a features entry, and the moments that it found of the real images."""
     from pipeline import features
+    from pipeline.fidelity import Moments
 
     settings = reference.spec()["settings"]
     if settings["extractor"] == "classifier":
-        return features.load_extractor(reference.file("extractor.safetensors"), device=device())
-    return _other_extractor(settings, workspace)
+        extractor = features.load_extractor(
+            reference.file("extractor.safetensors"), device=device()
+        )
+    else:
+        extractor = _other_extractor(settings, workspace)
+    moments = Moments.load(reference.file("reference.safetensors"))
+    if extractor.digest != moments.extractor:
+        raise UserError(
+            f"extractor {extractor.name}: is not the one of {reference.path} any more (other "
+            "weights or another version); delete that folder and run `dvc repro` again"
+        )
+    return extractor, moments
 
 
 def run_samples(
@@ -496,6 +509,43 @@ def run_samples(
     os.replace(path, entry.path / "samples.arrow")
 
 
+def run_reconstructions(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+
+    from pipeline.autoencoder import load_codec
+    from pipeline.latents import write_shard
+
+    torch.set_num_threads(1)
+    dataset = _dataset(workspace, spec["dataset"])
+    codec = load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
+    chosen = chosen_rows(spec)
+
+    def batches():
+        for start in range(0, spec["rows"], 4096):
+            stop = min(start + 4096, spec["rows"])
+            mine = chosen[(chosen >= start) & (chosen < stop)] - start
+            if len(mine):
+                mean, _ = codec.encode(dataset.images(start, stop)[mine])
+                labels = dataset.labels(start, stop)
+                decoded = codec.decode(torch.from_numpy(mean))
+                yield decoded, None if labels is None else labels[mine]
+            reporter.progress(stop, spec["rows"])
+
+    path = entry.path / ".samples.arrow.part"
+    shape = codec.image_shape
+    write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
+    os.replace(path, entry.path / "samples.arrow")
+
+
+def chosen_rows(spec: dict[str, Any]):
+    """The images that are reconstructed: evenly over the dataset."""
+    import numpy as np
+
+    return np.arange(spec["count"], dtype=np.int64) * spec["rows"] // spec["count"]
+
+
 def run_scores(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
@@ -503,18 +553,11 @@ def run_scores(
     import torch
 
     from pipeline import scores
-    from pipeline.fidelity import Moments
     from pipeline.latents import Latents
 
     torch.set_num_threads(1)
     reference = store.entry(spec["features"])
-    extractor = _extractor(reference, workspace)
-    moments = Moments.load(reference.file("reference.safetensors"))
-    if extractor.digest != moments.extractor:
-        raise UserError(
-            f"extractor {extractor.name}: is not the one of {reference.path} any more (other "
-            "weights or another version); delete that folder and run `dvc repro` again"
-        )
+    extractor, moments = _extractor(reference, workspace)
     settings = spec["settings"]
     samples = Latents([store.entry(n).file("samples.arrow") for n in spec["samples"]])
     generated = extractor.features(samples.raw(np.arange(len(samples))))
@@ -534,6 +577,122 @@ def run_scores(
     write_json(entry.path / "scores.json", result)
 
 
+def run_outputs(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+    import torch
+
+    from pipeline import consistency, noise
+    from pipeline.mixture import Mixture, draw
+
+    torch.set_num_threads(spec["threads"])
+    extractor, _ = _extractor(store.entry(spec["features"]), workspace)
+    mixture = Mixture(
+        spec["mixture"], lambda e: store.entry(e["entry"]).file(e["file"]), device=device()
+    )
+    count, seed, asked = spec["samples"], spec["seed"], [own for _, own in spec["levels"]]
+    total = len(spec["states"]) + len(asked)
+    reporter.unit = "states"
+    # Without noise in its steps: the samples are functions of their starting noise alone.
+    images, _ = draw(
+        mixture,
+        spec["states"],
+        range(count),
+        seed=seed,
+        kind="ddim",
+        guidance=spec["guidance"],
+        batch=spec["batch"],
+        progress=lambda done, _: reporter.progress(done, total),
+    )
+    latents = _latents(spec, store)
+    rows = consistency.evenly(count, spec["rows"])
+    labels = None
+    if spec["mixture"]["classes"]:
+        labels = torch.as_tensor(latents.labels[rows], device=mixture.device)
+    ids = torch.arange(count, device=mixture.device)
+    estimates = consistency.clean_estimates(
+        mixture.denoiser(labels, batch=spec["batch"]),
+        latents.gather(rows),
+        noise.normal(noise.derive_key(seed, "consistency"), 0, ids, latents.shape),
+        asked,
+    )
+    nearest, real = _nearest_training(spec, _dataset(workspace, spec["dataset"]), images)
+    for name, values in (
+        ("images", images),
+        ("features", extractor.features(images)),
+        ("estimates", estimates),
+        ("nearest", nearest),
+        ("real-nearest", real),
+    ):
+        np.save(entry.path / f"{name}.npy", values, allow_pickle=False)
+    reporter.progress(total, total)
+
+
+def _nearest_training(spec: dict[str, Any], dataset: Any, images: Any):
+    """Distances of samples to the nearest training image, and of as many of these to each other."""
+    import numpy as np
+
+    from pipeline import consistency
+
+    searched = consistency.evenly(spec["nearest"], spec["rows"])
+    chosen = searched[consistency.evenly(min(len(images), len(searched)), len(searched))]
+
+    def blocks(rows: np.ndarray):
+        for start in range(0, spec["rows"], 4096):
+            stop = min(start + 4096, spec["rows"])
+            mine = rows[(rows >= start) & (rows < stop)]
+            if len(mine):
+                yield mine, dataset.images(start, stop)[mine - start]
+
+    def with_mirrored():
+        for rows, found in blocks(searched):
+            yield rows, found
+            if spec["flips"]:
+                yield rows, found[..., ::-1]
+
+    real = np.concatenate([found for _, found in blocks(chosen)])
+    distances = consistency.nearest_of_blocks(
+        np.concatenate([images, real]),
+        with_mirrored(),
+        np.concatenate([np.full(len(images), -1), chosen]),
+    )
+    return distances[: len(images)], distances[len(images) :]
+
+
+def run_consistency(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline import consistency
+
+    def load(of: Entry, name: str) -> np.ndarray:
+        return np.load(of.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+
+    def outputs(of: Entry) -> consistency.Outputs:
+        levels = [level for level, _ in of.spec()["levels"]]
+        images, features, nearest, estimates = (
+            load(of, name) for name in ("images", "features", "nearest", "estimates")
+        )
+        by_level = dict(zip(levels, estimates, strict=True))
+        return consistency.Outputs(images, features, nearest, by_level)
+
+    a, b = (store.entry(name) for name in spec["outputs"])
+    real = load(store.entry(spec["features"]), "features")
+    real = real[consistency.evenly(min(COMPARED_FEATURES, len(real)), len(real))]
+    found = consistency.compare(
+        outputs(a),
+        outputs(b),
+        spec["levels"],
+        real,
+        load(a, "real-nearest"),
+        seed=spec["seed"],
+        **spec["settings"],
+    )
+    write_json(entry.path / "comparison.json", found)
+
+
 RUNNERS: dict[str, Runner] = {
     "encoder": run_encoder,
     "latents": run_latents,
@@ -545,5 +704,8 @@ RUNNERS: dict[str, Runner] = {
     "expert": run_expert,
     "merged": run_merged,
     "samples": run_samples,
+    "reconstructions": run_reconstructions,
     "scores": run_scores,
+    "outputs": run_outputs,
+    "consistency": run_consistency,
 }

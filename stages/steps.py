@@ -16,6 +16,8 @@ from pipeline.store import write_json
 from stages.fanout import fan_out
 from stages.workspace import Workspace
 
+SHOWN_RECONSTRUCTIONS = 16
+
 
 def prepare(workspace: Workspace) -> None:
     """The raw images in their one normal form."""
@@ -72,15 +74,11 @@ def analyse(workspace: Workspace) -> None:
     facts = facts_of(workspace)
     # Where states are fitted, the partitions of these states are the second thing to measure.
     fan_out(workspace, "analyses", lambda: plan.analyses(_fresh(workspace), facts), ("latents",))
-    found = plan_with(facts, _analysed(workspace))
+    found = dataclasses.replace(facts, analyses=_analysed(workspace))
     if len(plan.analyses(workspace.params, found)) > len(found.analyses):
         fan_out(
             workspace, "analyses", lambda: plan.analyses(_fresh(workspace), found), ("latents",)
         )
-
-
-def plan_with(facts: plan.DatasetFacts, analyses: dict[str, Any]) -> plan.DatasetFacts:
-    return dataclasses.replace(facts, analyses=analyses)
 
 
 def features(workspace: Workspace) -> None:
@@ -236,7 +234,10 @@ def sample(workspace: Workspace) -> None:
     """Samples of every recipe at every milestone."""
 
     def jobs() -> list[plan.Job]:
-        return [j for part in sample_jobs(workspace, _fresh(workspace)).values() for j in part]
+        params = _fresh(workspace)
+        drawn = [j for part in sample_jobs(workspace, params).values() for j in part]
+        decoded = plan.reconstructions(params, facts_of(workspace))
+        return [*drawn, decoded] if decoded else drawn
 
     fan_out(workspace, "samples", jobs, ("latents", "analyses", "experts"))
 
@@ -254,9 +255,50 @@ def evaluate(workspace: Workspace) -> None:
     """Scores of every recipe at every milestone."""
 
     def jobs() -> list[plan.Job]:
-        return list(score_jobs(workspace, _fresh(workspace)).values())
+        params = _fresh(workspace)
+        found = list(score_jobs(workspace, params).values())
+        decoded = reconstruction_jobs(workspace, params)
+        return [*found, decoded[1]] if decoded else found
 
     fan_out(workspace, "scores", jobs, ("samples", "features"))
+
+
+def reconstruction_jobs(
+    workspace: Workspace, params: config.Params
+) -> tuple[plan.Job, plan.Job] | None:
+    """The job that reconstructs images, and the one that scores them; None for pixels."""
+    facts = facts_of(workspace)
+    decoded = plan.reconstructions(params, facts)
+    if decoded is None:
+        return None
+    reference = reference_job(workspace, params, facts)
+    return decoded, plan.scores(params, [decoded], reference, "reconstructions")
+
+
+def reconstruction(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any] | None:
+    """Some images, what the encoder makes of them, and the scores of all its reconstructions.
+
+    A dict with `originals` and `images`, uint8 [n, C, H, W], and `scores`; None for pixels.
+    """
+    import numpy as np
+
+    from pipeline.dataset import open_dataset
+    from pipeline.latents import Latents
+    from stages.jobs import chosen_rows
+
+    jobs = reconstruction_jobs(workspace, workspace.params)
+    if jobs is None:
+        return None
+    decoded, scored = (workspace.store.entry(job.name) for job in jobs)
+    shard = Latents([decoded.file("samples.arrow")])
+    shown = min(SHOWN_RECONSTRUCTIONS, len(shard))
+    dataset = open_dataset(workspace.dataset)
+    rows = chosen_rows(jobs[0].spec)[:shown]
+    return {
+        "originals": np.concatenate([dataset.images(r, r + 1) for r in rows]),
+        "images": shard.raw(np.arange(shown)),
+        "scores": scored.load_json("scores.json"),
+    }
 
 
 def _fresh(workspace: Workspace) -> config.Params:

@@ -1,6 +1,6 @@
 import gzip
-import importlib.util
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -310,10 +310,25 @@ class TestModule:
             features.module_extractor(f"{file}:Sums", weights)
 
 
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """torch-fidelity's network and a file with its weights, which are drawn: the real ones are
+    a download."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        patch.setattr(module, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return network, path
+
+
 class TestTorchFidelity:
-    def test_missing_package(self):
-        if importlib.util.find_spec("torch_fidelity"):
-            pytest.skip("torch-fidelity is installed")
+    def test_missing_package(self, monkeypatch):
+        # What Python does for a module that is not there.
+        monkeypatch.setitem(sys.modules, "torch_fidelity", None)
         for name in ("inception", "dinov2"):
             with pytest.raises(UserError, match=r"pip install 'tspace\[fid\]'"):
                 features.torch_fidelity_extractor(name)
@@ -323,28 +338,75 @@ class TestTorchFidelity:
             features.torch_fidelity_extractor("inception", weights="none.pth")
 
     @pytest.mark.slow
-    def test_inception_with_local_weights(self, tmp_path, monkeypatch):
-        module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-        # The network itself, with weights that it draws: the real ones are a download.
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "load_state_dict_from_url", lambda *a, **k: {})
-            patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
-            network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-        path = tmp_path / "inception.pth"
-        torch.save(network.state_dict(), path)
+    def test_inception_with_local_weights(self, inception):
+        network, path = inception
         extractor = features.torch_fidelity_extractor("inception", weights=path, batch=2)
         grey = noise(1, 3, 1, 16, 16)
         got = extractor.features(grey)
         assert got.shape == (3, 2048)
         rgb = np.repeat(grey, 3, axis=1)
         np.testing.assert_array_equal(extractor.features(rgb), got)
+        # Batches of other sizes may add in another order.
         with torch.no_grad():
             np.testing.assert_allclose(network(torch.from_numpy(rgb))[0], got, rtol=1e-4, atol=1e-5)
         with pytest.raises(UserError, match="1 or 3 channels"):
             extractor.features(noise(1, 2, 2, 16, 16))
+        again = features.torch_fidelity_extractor("inception", weights=path)
+        assert again.digest == extractor.digest
+
+    @pytest.mark.slow
+    def test_equals_the_features_that_torch_fidelity_scores(self, inception):
+        from torch_fidelity import utils
+
+        class Images(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(images)
+
+            def __getitem__(self, index):
+                return torch.from_numpy(images[index])
+
+        images = noise(2, 6, 3, 20, 20)
+        settings = {"cuda": False, "verbose": False, "cache": False}
+        known = utils.create_feature_extractor(
+            "inception-v3-compat",
+            ["2048"],
+            feature_extractor_weights_path=str(inception[1]),
+            **settings,
+        )
+        expected = utils.extract_featuresdict_from_input_id(
+            1, known, input1=Images(), batch_size=3, **settings
+        )
+        extractor = features.torch_fidelity_extractor("inception", inception[1], batch=3)
+        np.testing.assert_array_equal(extractor.features(images), expected["2048"])
+
+    def test_input_of_inception(self, inception):
+        # Bilinear as in TensorFlow 1: pixel i of the result is at i * (size / 299), not at
+        # (i + 1/2) * (size / 299) - 1/2, and what lies beyond the last pixel repeats it.
+        extractor = features.torch_fidelity_extractor("inception", weights=inception[1])
+        seen = []
+        hook = extractor._module.Conv2d_1a_3x3.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0])
+        )
+        images = noise(4, 1, 1, 7, 7)
+        extractor.features(images)
+        hook.remove()
+        where = np.arange(299) * (7 / 299)
+        low = where.astype(int)
+        high, weight = np.minimum(low + 1, 6), where - low
+        picture = images[0, 0].astype(np.float64)
+        rows = picture[low] * (1 - weight)[:, None] + picture[high] * weight[:, None]
+        resized = rows[:, low] * (1 - weight) + rows[:, high] * weight
+        expected = np.broadcast_to((resized - 128) / 128, (1, 3, 299, 299))
+        np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+
+    def test_unusable_weights(self, tmp_path):
+        pytest.importorskip("torch_fidelity")
+        path = tmp_path / "weights.pth"
         path.write_bytes(b"nothing")
         with pytest.raises(UserError, match="cannot load its weights"):
             features.torch_fidelity_extractor("inception", weights=path)
+        with pytest.raises(UserError, match=r"dinov2: torch-fidelity cannot load .* from a file"):
+            features.torch_fidelity_extractor("dinov2", weights=path)
 
 
 def test_saved_weights_are_plain(trained, tmp_path):

@@ -1,12 +1,12 @@
-import zipfile
-
 import numpy as np
 import pytest
 import scipy.linalg
+from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.fidelity import (
     FeatureStatistics,
+    Moments,
     frechet_distance,
     frechet_extrapolated,
     frechet_interval,
@@ -216,40 +216,6 @@ class TestFeatureStatistics:
         expected = np.cov(x.astype(np.float64).T)
         np.testing.assert_allclose(moments(x).covariance, expected, rtol=1e-12, atol=1e-14)
 
-    def test_save_and_load(self, tmp_path):
-        statistics = FeatureStatistics(10, "some-extractor")
-        statistics.add(correlated(1, 50, 10))
-        first, second = tmp_path / "a.npz", tmp_path / "b.npz"
-        statistics.save(first)
-        loaded = FeatureStatistics.load(first)
-        loaded.save(second)
-        assert first.read_bytes() == second.read_bytes()
-        assert (loaded.count, loaded.extractor) == (50, "some-extractor")
-        np.testing.assert_array_equal(loaded.scatter, statistics.scatter)
-        loaded.add(correlated(2, 5, 10))
-        assert loaded.finish().count == 55
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
-
-    def test_damaged_files(self, tmp_path):
-        path = tmp_path / "statistics.npz"
-        with pytest.raises(UserError, match="no such file"):
-            FeatureStatistics.load(path)
-        statistics = FeatureStatistics(10)
-        statistics.add(correlated(1, 50, 10))
-        statistics.save(path)
-        whole = path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            inside = archive.getinfo("scatter.npy").header_offset + 300
-        flipped = bytearray(whole)
-        flipped[inside] ^= 1
-        for damaged in (b"", whole[:-40], whole[: len(whole) // 2], b"text", bytes(flipped)):
-            path.write_bytes(damaged)
-            with pytest.raises(UserError, match=r"statistics\.npz"):
-                FeatureStatistics.load(path)
-        np.savez(path, other=np.zeros(3))
-        with pytest.raises(UserError, match=r"statistics\.npz"):
-            FeatureStatistics.load(path)
-
     def test_mixing_extractors_or_dimensions(self):
         with pytest.raises(UserError, match="different extractors"):
             FeatureStatistics(3, "a").merge(FeatureStatistics(3, "b"))
@@ -257,6 +223,45 @@ class TestFeatureStatistics:
             FeatureStatistics(3).merge(FeatureStatistics(4))
         with pytest.raises(ValueError, match=r"\[n, 3\]"):
             FeatureStatistics(3).add(np.zeros((2, 4)))
+
+
+class TestSavedMoments:
+    @pytest.mark.parametrize("count", [300, 10])  # full rank, and fewer than dimensions
+    def test_equal_to_recomputation(self, tmp_path, count):
+        x, y = correlated(1, count, 24), correlated(2, 200, 24)
+        first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+        moments(x, "some-extractor").save(first)
+        loaded = Moments.load(first)
+        again = moments(x, "some-extractor")
+        assert (loaded.count, loaded.extractor) == (count, "some-extractor")
+        np.testing.assert_array_equal(loaded.mean, again.mean)
+        np.testing.assert_array_equal(loaded.root, again.root)
+        fitted = moments(y, "some-extractor")
+        distances = [frechet_distance(m, fitted, allow_few=True) for m in (loaded, again)]
+        assert distances[0] == distances[1]
+        loaded.save(second)
+        assert first.read_bytes() == second.read_bytes()
+        stored = load_file(first)
+        assert all(value.dtype == np.float64 for value in stored.values())
+        np.testing.assert_allclose(stored["mean"], x.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(stored["covariance"], np.cov(x.T), rtol=0, atol=1e-13)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+    def test_damaged_files(self, tmp_path):
+        path = tmp_path / "moments.safetensors"
+        with pytest.raises(UserError, match="no such file"):
+            Moments.load(path)
+        moments(correlated(1, 50, 10)).save(path)
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[-3] ^= 1
+        for damaged in (b"", whole[:-40], whole[: len(whole) // 2], b"text" * 9, bytes(flipped)):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"moments\.safetensors: not feature moments"):
+                Moments.load(path)
+        save_file({"other": np.zeros(3)}, path)
+        with pytest.raises(UserError, match=r"moments\.safetensors"):
+            Moments.load(path)
 
 
 class TestBias:
@@ -290,18 +295,57 @@ class TestBias:
         for seed in range(5):
             y = random(seed).standard_normal((1000, dimension)) + 0.5
             result = frechet_extrapolated(reference, y, seed=seed)
-            assert result.sizes[0] == 100
-            assert result.sizes[-1] == 1000
-            assert len(result.values) == 15
+            assert result.sizes == (1000, 500, 333, 250, 200, 166, 142, 125, 111, 100)
             whole = frechet_distance(reference, moments(y)).value
-            assert result.values[-1] == pytest.approx(whole, rel=1e-12)
-            finite.append(result.values[-1] - true)
+            assert result.values[0] == pytest.approx(whole, rel=1e-12)
+            finite.append(result.values[0] - true)
             infinite.append(result.value - true)
         assert np.mean(finite) > 0.15
         assert abs(np.mean(infinite)) < 0.08
         assert frechet_extrapolated(reference, y, seed=4) == result
-        with pytest.raises(UserError, match="more than 25"):
-            frechet_extrapolated(reference, y[:25], seed=0)
+        with pytest.raises(UserError, match="at least 192"):
+            frechet_extrapolated(reference, y[:191], seed=0)
+
+    def test_extrapolation_is_the_line_through_the_scores_of_disjoint_sets(self):
+        x, y = correlated(1, 500, 5), correlated(2, 60, 5)
+        result = frechet_extrapolated(moments(x), y, seed=3, points=3)
+        draws = random(3)
+        values = []
+        for parts in (1, 2, 3):
+            sets = np.split(y[draws.permutation(60)], parts)
+            values.append(np.mean([sqrtm_distance(x, z) for z in sets]))
+        assert result.sizes == (60, 30, 20)
+        np.testing.assert_allclose(result.values, values, rtol=1e-9)
+        # The normal equations of values = value + slope * parts / 60.
+        sums = np.array([[3, 6 / 60], [6 / 60, 14 / 3600]])
+        right = [sum(values), np.dot([1, 2, 3], values) / 60]
+        expected = np.linalg.solve(sums, right)
+        np.testing.assert_allclose([result.value, result.slope], expected, rtol=1e-9)
+
+    @pytest.mark.parametrize("shift", [0.2, 0.0])  # a visible difference, and none at all
+    def test_standard_error_matches_repeated_sampling(self, shift):
+        dimension, count = 12, 400
+        reference = moments(with_moments(np.zeros(dimension), np.eye(dimension), 5000))
+        draws = random(7).standard_normal((40, count, dimension)) + shift
+        results = [frechet_extrapolated(reference, y, seed=1) for y in draws]
+        values = [r.value for r in results]
+        true = shift**2 * dimension
+        assert np.mean([r.error for r in results]) == pytest.approx(np.std(values), rel=0.3)
+        inside = [abs(r.value - true) < 1.96 * r.error for r in results]
+        assert np.mean(inside) >= 0.8
+
+    def test_interval_is_the_bootstrap_refitted_to_every_resample(self):
+        # Refitting shifts all resampled scores up by the same bias; centred, they must agree.
+        reference, x = moments(correlated(1, 5000, 6)), correlated(2, 500, 6) * 1.2 + 0.3
+        draws = random(5)
+        refitted = [
+            frechet_distance(reference, moments(x[draws.integers(500, size=500)])).value
+            for _ in range(800)
+        ]
+        interval = frechet_interval(reference, x, seed=1, resamples=4000)
+        expected = np.percentile(refitted, [2.5, 97.5]) - np.mean(refitted)
+        got = np.array([interval.low, interval.high]) - interval.value
+        np.testing.assert_allclose(got, expected, rtol=0.12)
 
     def test_interval_matches_repeated_sampling(self):
         dimension, count = 12, 400
@@ -360,7 +404,7 @@ class TestKernelDistance:
         first = kernel_distance(x, y, seed=1, subsets=5, subset_size=100)
         assert kernel_distance(x, y, seed=1, subsets=5, subset_size=100) == first
         assert kernel_distance(x, y, seed=2, subsets=5, subset_size=100) != first
-        monkeypatch.setattr("pipeline.fidelity._BLOCK_BYTES", 8 * 100 * 7)
+        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 100 * 7)
         blocked = kernel_distance(x, y, seed=1, subsets=5, subset_size=100)
         assert blocked.mean == pytest.approx(first.mean, rel=1e-11)
 
@@ -405,7 +449,7 @@ class TestManifoldScores:
     def test_blocks(self, monkeypatch):
         x, y = correlated(1, 300, 6), correlated(2, 200, 6)
         whole = manifold_scores(x, y)
-        monkeypatch.setattr("pipeline.fidelity._BLOCK_BYTES", 8 * 300 * 11)
+        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 300 * 11)
         assert manifold_scores(x, y) == whole
 
     def test_same_distribution(self):
@@ -427,7 +471,7 @@ class TestManifoldScores:
     def test_copies_of_duplicates_count(self, monkeypatch):
         # Balls of radius 0: only exact copies are in them. Blocks of one row within a set and of
         # several between sets are computed by different kernels, whose rounding differs.
-        monkeypatch.setattr("pipeline.fidelity._BLOCK_BYTES", 8 * 100)
+        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 100)
         x = np.repeat(correlated(1, 23, 301) * 100, 5, axis=0)
         result = manifold_scores(x, x[::5].repeat(2, axis=0), neighbours=1)
         assert (result.precision, result.recall, result.coverage) == (1, 1, 1)
@@ -483,9 +527,9 @@ class TestPerClass:
         assert list(scores) == [0, 1, 2]
         assert scores[1] == frechet_distance(moments(x[1::3]), moments(y[1::3]))
 
-    def test_missing_class(self):
+    def test_class_without_samples(self):
         x = correlated(1, 30, 3)
-        with pytest.raises(UserError, match="class 2 has no generated"):
-            per_class(lambda a, b: 0, x, np.arange(30) % 3, x, np.arange(30) % 2)
+        sizes = per_class(lambda a, b: (len(a), len(b)), x, np.arange(30) % 3, x, np.arange(30) % 2)
+        assert sizes == {0: (10, 15), 1: (10, 15), 2: (10, 0)}
         with pytest.raises(ValueError, match="differ in number"):
             per_class(lambda a, b: 0, x, np.arange(29), x, np.arange(30))
