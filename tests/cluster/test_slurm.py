@@ -1,257 +1,285 @@
-"""`dvc repro` on a real SLURM, which is started here on this machine.
+"""`dvc repro` on a real SLURM, which is started here on this machine: always the same bits.
 
-The tests share one checkout that runs on SLURM, and one that never does and says what is right.
+The tests share one SLURM. Each disturbs the training in its own copy of a checkout that has the
+latents.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
 import os
+import random
+import re
 import shutil
 import signal
-import subprocess
-import tempfile
+import threading
 import time
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.workflow import PARAMS, ROOT, Checkout, environment, jobs_run
+from tests.cluster.private_slurm import (
+    PROFILE,
+    Job,
+    Site,
+    Slurm,
+    command_line,
+    half_trained,
+    starts,
+    wait_for,
+    why_not,
+)
+from tests.workflow import ROOT, Checkout, jobs_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("workflow")]
 
-HERE = Path(__file__).parent
-INSTALL = "apt-get install --no-install-recommends slurm-wlm munge"
-NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scancel", "scontrol")
-PROFILE = str(HERE / "profile")
-COMMON = PARAMS[: PARAMS.index("recipes:")]
-
-# Sixteen experts in two jobs, and eight with a job each.
-WHOLE = f"""\
-{COMMON}recipes:
-  disentangled:
-    schedule: {{kind: log-snr, states: 16}}
-    partition: {{kind: per-state}}
-    training: {{experts_per_job: 8}}
-  eight:
-    schedule: {{kind: log-snr, states: 8}}
-    partition: {{kind: per-state}}
-"""
-
-LONG = "training: {images: 6000, milestones: []}"
-CANCELLED = f"""\
-  cancelled:
-    schedule: {{kind: log-snr, states: 3}}
-    {LONG}
-"""
-REQUEUED = f"""\
-  requeued:
-    schedule: {{kind: log-snr, states: 4}}
-    {LONG}
-"""
-# More jobs than the node has CPUs: some are still pending when the driver is killed.
-ORPHANED = f"""\
-  orphaned:
-    schedule: {{kind: log-snr, states: 5}}
-    partition: {{kind: per-state}}
-    {LONG}
-"""
-STEPS = """\
-  steps:
-    schedule: {kind: log-snr, states: 3}
+# Sixteen experts in two jobs.
+PARAMS = """\
+seed: 0
+data: {source: digits, limit: 200}
+latent: {encoder: pixels}
+features: {extractor: classifier, images: 1000, dimension: 8, channels: 8}
+evaluate: {samples: 64}
+defaults:
+  network: {kind: unet, channels: 8, multipliers: [1, 2], blocks: 1}
+  training: {images: 3840, batch: 16, milestones: []}
+recipes:
+  sixteen:
+    schedule: {kind: log-snr, states: 16}
     partition: {kind: per-state}
+    training: {experts_per_job: 8}
 """
-
-
-def recipes(*texts: str) -> str:
-    return f"{COMMON}recipes:\n{''.join(texts)}"
-
-
-@dataclass
-class Cluster:
-    """A running SLURM, and the checkout that uses it."""
-
-    root: Path
-    checkout: Checkout
-    drivers: list[subprocess.Popen] = field(default_factory=list)
-
-    def environment(self, **extra: str) -> dict[str, str]:
-        found = environment()
-        path = f"{self.root / 'bin'}{os.pathsep}{found['PATH']}"
-        settings = {"SNAKEMAKE_PROFILE": PROFILE, "TSPACE_CHECKPOINT_SECONDS": "0.2"}
-        return {
-            **found,
-            **settings,
-            "PATH": path,
-            "SLURM_CONF": str(self.root / "slurm.conf"),
-            **extra,
-        }
-
-    def command(self, *command: str, **env: str) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.checkout.root,
-            env=self.environment(**env),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def start(self, *command: str) -> subprocess.Popen:
-        """A command in a session of its own."""
-        driver = subprocess.Popen(
-            command,
-            cwd=self.checkout.root,
-            env=self.environment(),
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.drivers.append(driver)
-        return driver
-
-    def experts(self, recipe: str) -> list[Path]:
-        """Folders of a recipe's experts, from the plan that Snakemake runs."""
-        try:
-            plan = json.loads((self.checkout.root / ".tspace/runs/experts/plan.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return []
-        return [
-            self.checkout.root / "store" / name
-            for job in plan["jobs"].values()
-            for name in job["names"]
-            if job["label"].split()[0] == recipe
-        ]
-
-    def job_of(self, recipe: str, driver: subprocess.Popen) -> str:
-        """Number of the SLURM job that trains a recipe's only expert, once it has a checkpoint."""
-        deadline = time.monotonic() + 180
-        while True:
-            for expert in self.experts(recipe):
-                if (expert / "state" / "checkpoint.pt").exists():
-                    return json.loads((expert / "lease").read_text())["job"]
-            assert driver.poll() is None, driver.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    path = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
-    missing = [name for name in NEEDED if not shutil.which(name, path=path)]
-    if missing or os.geteuid() != 0:
-        why = f"{', '.join(missing)} not found: {INSTALL}" if missing else "not root"
+def slurm():
+    if why := why_not():
         text = f"THE SLURM TESTS DID NOT RUN: {why}"
         warnings.warn(text, stacklevel=1)
         pytest.skip(text)
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets need a short path
-    try:
-        subprocess.run([HERE / "slurm" / "start.sh", root], check=True, timeout=120)
-        checkout = Checkout.create(tmp_path_factory.mktemp("slurm") / "tspace", WHOLE)
-        cluster = Cluster(root, checkout)
-        yield cluster
-        for driver in cluster.drivers:  # of a test that was interrupted
-            if driver.poll() is None:
-                os.killpg(driver.pid, signal.SIGKILL)
-    finally:
-        subprocess.run([HERE / "slurm" / "stop.sh", root], check=False, timeout=120)
-        shutil.rmtree(root)
+    with Slurm.started() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory, cluster):
-    """A checkout whose jobs run on this machine with the default profile."""
-    return Checkout.create(tmp_path_factory.mktemp("here") / "tspace", WHOLE)
+def whole(slurm, tmp_path_factory):
+    """A checkout in which `dvc repro` runs on SLURM, while the others are made."""
+    site = Site(slurm, Checkout.create(tmp_path_factory.mktemp("whole") / "tspace", PARAMS))
+    site.start("dvc", "repro")
+    yield site
+    site.close()
+
+
+def workers(folder: Path, number: int) -> str:
+    """The default profile with a number of workers."""
+    text = (ROOT / "profiles" / "default" / "config.yaml").read_text()
+    assert "cores: all" in text
+    (folder / "config.yaml").write_text(text.replace("cores: all", f"cores: {number}"))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(here):
-    """Mixtures of the recipes that are disturbed on SLURM."""
-    (here.root / "params.yaml").write_text(recipes(CANCELLED, REQUEUED, ORPHANED, STEPS))
-    here.repro("merge")
-    return here.mixtures()
+def untrained(whole, tmp_path_factory):
+    """A checkout that has the latents, and no experts."""
+    checkout = Checkout.create(tmp_path_factory.mktemp("untrained") / "tspace", PARAMS)
+    assert checkout.repro("pair") == {"latents": 1, "analyses": 1}
+    return checkout
 
 
-def test_the_whole_pipeline_gives_the_same_bits(cluster, here):
-    here.repro()
-    output = cluster.command("dvc", "repro")
+def copy(checkout: Checkout, root: Path) -> Checkout:
+    shutil.copytree(checkout.root, root, symlinks=True)
+    return Checkout(root)
+
+
+@pytest.fixture(scope="module")
+def mixtures(untrained, tmp_path_factory):
+    """What is right: the mixtures that one worker makes with the default profile."""
+    folder = tmp_path_factory.mktemp("one")
+    checkout = copy(untrained, folder / "tspace")
+    assert checkout.repro("merge", SNAKEMAKE_PROFILE=workers(folder, 1)) == {"experts": 16}
+    return checkout.mixtures()
+
+
+@pytest.fixture
+def site(slurm, untrained, tmp_path):
+    site = Site(slurm, copy(untrained, tmp_path / "tspace"))
+    yield site
+    site.close()
+
+
+def test_two_workers_give_the_bits_of_one(untrained, mixtures, tmp_path):
+    checkout = copy(untrained, tmp_path / "tspace")
+    assert checkout.repro("merge", SNAKEMAKE_PROFILE=workers(tmp_path, 2)) == {"experts": 16}
+    assert checkout.mixtures() == mixtures
+
+
+def test_jobs_cancelled_killed_and_requeued_at_random(site, mixtures, capsys):
+    seed = int(os.environ.get("TSPACE_TEST_SEED") or time.time())
+    with capsys.disabled():
+        print(f"\nTSPACE_TEST_SEED={seed} repeats these moments and victims", flush=True)
+    dice = random.Random(seed)
+    site.checkout.edit("experts_per_job: 8", "experts_per_job: 6")
+
+    def cancel(job: Job) -> None:
+        site.slurm.run("scancel", job.number)
+
+    def kill(job: Job) -> None:
+        site.slurm.signal(job.number, signal.SIGKILL)
+
+    def requeue(job: Job) -> None:
+        site.slurm.run("scontrol", "requeue", job.number)
+
+    driver = site.start("dvc", "repro", "merge")
+    hits = []
+    for strike in dice.sample([cancel, kill, requeue], 3):
+        wait_for(lambda: site.expert_jobs("RUNNING"), alive=lambda: driver.poll() is None)
+        time.sleep(dice.uniform(0, 5))  # the random moment
+        # A job that was struck runs again, so there is always one that still runs.
+        running = wait_for(lambda: site.expert_jobs("RUNNING"), alive=lambda: driver.poll() is None)
+        victim = dice.choice(sorted(running, key=lambda job: job.number))
+        strike(victim)
+        hits += running[victim]
+    status, output = site.finish(driver)
+    if status:  # one job was struck more often than it is tried
+        output += site.repro("merge")
+    assert site.checkout.mixtures() == mixtures, output
+    for expert in site.experts():
+        assert 1 <= starts(expert) <= 1 + hits.count(expert)
+        assert (expert / "log.txt").read_text().count(" finished\n") == 1
+
+
+def test_the_whole_pipeline_gives_the_same_bits(whole, mixtures):
+    status, output = whole.finish(whole.drivers[0])
+    assert status == 0, output
     assert jobs_run(output) == {
         "latents": 1,
+        "analyses": 1,
         "features": 1,
-        "experts": 24,
-        "samples": 4,
-        "scores": 4,
+        "experts": 16,
+        "samples": 1,
+        "scores": 1,
     }
-    assert cluster.checkout.mixtures() == here.mixtures()
-    for name, recipe in here.summary()["recipes"].items():
-        found = cluster.checkout.summary()["recipes"][name]
-        assert [found[key] for key in ("fid", "kid")] == [recipe[key] for key in ("fid", "kid")]
-    jobs = cluster.command("squeue", "--noheader", "--states=all", "--format=%T %k")
-    trained = [line for line in jobs.splitlines() if "rule_expert" in line]
-    assert len(trained) == 10
-    assert all(line.startswith("COMPLETED") for line in jobs.splitlines())
-    # What a user sees in squeue says the recipe and the state.
-    assert sum("eight-state-3-" in line for line in trained) == 1
-    assert sum("disentangled-state-9-and-7-more" in line for line in trained) == 1
+    assert whole.checkout.mixtures() == mixtures
+    assert whole.checkout.summary()["recipes"]["sixteen"]["fid"] >= 0
+    # What a user sees in squeue says the recipe and the states.
+    comments = sorted(job.comment for job in whole.expert_jobs("COMPLETED"))
+    assert len(comments) == 2
+    assert "sixteen-state-1-and-7-more" in comments[0]
+    assert "sixteen-state-9-and-7-more" in comments[1]
+    for profile in (PROFILE, str(ROOT / "profiles" / "default")):
+        assert "Running stage" not in whole.repro(SNAKEMAKE_PROFILE=profile)
 
 
-@pytest.mark.parametrize("profile", [PROFILE, str(ROOT / "profiles" / "default")])
-def test_neither_a_second_run_nor_another_profile_runs_anything(cluster, profile):
-    assert "Running stage" not in cluster.command("dvc", "repro", SNAKEMAKE_PROFILE=profile)
+def test_a_failed_node_costs_only_what_ran_on_it(site, mixtures):
+    driver = site.start("dvc", "repro", "merge")
+
+    def lost() -> tuple[Job, list[Path]] | None:
+        """The job on n2, stopped in the middle of an expert."""
+        for job, experts in site.expert_jobs("RUNNING").items():
+            if job.node == "n2" and half_trained(experts):
+                site.slurm.signal(job.number, signal.SIGSTOP)
+                if half_trained(experts):
+                    return job, experts
+                site.slurm.signal(job.number, signal.SIGCONT)
+        return None
+
+    job, experts = wait_for(lost, alive=lambda: driver.poll() is None)
+    (cut,) = half_trained(experts)
+    assert {other.node for other in site.expert_jobs()} == {"n1", "n2"}
+    site.slurm.cut_power("n2")
+    wait_for(lambda: site.slurm.node_state("n2").startswith("down"))
+    site.slurm.switch_on("n2")
+    status, output = site.finish(driver)
+    assert status == 0, output
+    assert site.checkout.mixtures() == mixtures
+    assert {expert: starts(expert) for expert in site.experts()} == {
+        expert: 2 if expert == cut else 1 for expert in site.experts()
+    }
+    assert "resumes at" in (cut / "log.txt").read_text()
+    assert site.slurm.state(job.number) == "COMPLETED"
 
 
-def test_cancelled_and_requeued_jobs_resume_to_the_same_bits(cluster, undisturbed):
-    (cluster.checkout.root / "params.yaml").write_text(recipes(CANCELLED, REQUEUED))
-    driver = cluster.start("dvc", "repro", "merge")
-    stopped = {}
-    for recipe, command in (("cancelled", ["scancel"]), ("requeued", ["scontrol", "requeue"])):
-        stopped[recipe] = cluster.job_of(recipe, driver)
-        cluster.command(*command, stopped[recipe])
-    output = driver.communicate(timeout=600)[0]
-    assert driver.returncode == 0, output
-    for recipe in stopped:
-        (expert,) = cluster.experts(recipe)
-        log = (expert / "log.txt").read_text()
-        assert "resumes at" in log
-        assert log.count(" finished\n") == 1
-    states = cluster.command("squeue", "--noheader", "--states=all", "--format=%i %T")
-    assert f"{stopped['cancelled']} CANCELLED" in states
-    assert f"{stopped['requeued']} COMPLETED" in states
-    mixtures = cluster.checkout.mixtures()
-    assert mixtures == {name: undisturbed[name] for name in mixtures}
-    assert set(mixtures) == set(stopped)
+def test_a_driver_in_a_job_is_killed_stopped_and_submitted_again(site, mixtures):
+    """Jobs that it leaves behind go on, and no expert is trained twice."""
+    command = ("dvc repro merge", PROFILE, "--job-name=tspace", "--cpus-per-task=1", "--mem=4G")
+    first = site.submit(*command)
+    orphans = wait_for(lambda: training(site), alive=lambda: site.slurm.active(first))
+    with slowed(site, orphans):
+        site.slurm.signal(first, signal.SIGKILL)
+        wait_for(lambda: not site.slurm.active(first))
+
+        second = site.submit(*command)
+        wait_for(
+            lambda: site.expert_jobs("PENDING", "RUNNING").keys() - orphans.keys(),
+            alive=lambda: site.slurm.active(second),
+        )
+        site.slurm.run("scancel", second)
+        wait_for(lambda: not site.slurm.active(second))
+
+        third = site.submit(*command)
+        wait_for(
+            lambda: any(trainer(site, job) for job in site.expert_jobs("RUNNING").keys() - orphans),
+            alive=lambda: site.slurm.active(third),
+        )
+        for job in orphans:
+            assert site.slurm.state(job.number) == "RUNNING"
+    wait_for(lambda: not site.slurm.active(third))
+    assert site.slurm.state(third) == "COMPLETED", (site.root / "driver.log").read_text()
+    assert site.checkout.mixtures() == mixtures
+    assert [starts(expert) for expert in site.experts()] == [1] * 16
 
 
-def test_a_killed_driver_leaves_jobs_that_the_next_one_waits_for(cluster, undisturbed):
-    (cluster.checkout.root / "params.yaml").write_text(recipes(ORPHANED))
-    driver = cluster.start("dvc", "repro", "merge")
-    cluster.job_of("orphaned", driver)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.communicate()
-    experts = cluster.experts("orphaned")
-    assert len(experts) == 5
-    queued = cluster.command("squeue", "--noheader", "--states=running,pending", "--format=%T")
-    assert {"RUNNING", "PENDING"} <= set(queued.split())
-    cluster.command("dvc", "repro", "merge")
-    for expert in experts:
-        log = (expert / "log.txt").read_text()
-        assert log.count("started by process") == log.count(" finished\n") == 1
-    assert cluster.checkout.mixtures()["orphaned"] == undisturbed["orphaned"]
+def training(site: Site) -> dict[Job, list[Path]]:
+    """The jobs that run, once one of them is in the middle of an expert."""
+    running = site.expert_jobs("RUNNING")
+    return running if any(map(half_trained, running.values())) else {}
 
 
-def test_one_allocation_runs_jobs_as_steps(cluster, undisturbed):
-    (cluster.checkout.root / "params.yaml").write_text(recipes(STEPS))
-    where = ["--ntasks=1", "--cpus-per-task=3", "--mem=4000", "--output=.tspace/driver.log"]
-    cluster.command(
-        *("sbatch", "--wait", *where, "--wrap", "dvc repro merge"),
-        SNAKEMAKE_PROFILE=str(ROOT / "profiles" / "slurm-node"),
+@contextlib.contextmanager
+def slowed(site: Site, jobs: dict[Job, list[Path]]) -> Iterator[None]:
+    """Makes jobs slow: they stand still, and their leases stay alive."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1):
+            for expert in itertools.chain.from_iterable(jobs.values()):
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(expert / "lease")
+
+    for job in jobs:
+        site.slurm.signal(job.number, signal.SIGSTOP)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for job in jobs:
+            site.slurm.signal(job.number, signal.SIGCONT)
+
+
+def trainer(site: Site, job: Job) -> list[int]:
+    """The processes of a job that train, or wait for others that do."""
+    return [
+        pid
+        for pid in site.slurm.processes("SLURM_JOB_ID", job.number)
+        if "/tspace job " in command_line(pid)
+    ]
+
+
+def test_one_allocation_runs_jobs_as_steps(site, mixtures):
+    site.submit(
+        *("dvc repro merge", "profiles/slurm-node", "--wait"),
+        *("--ntasks=1", "--cpus-per-task=2", "--mem=4G"),
     )
-    assert jobs_run((cluster.checkout.root / ".tspace/driver.log").read_text()) == {"experts": 3}
-    assert cluster.checkout.mixtures()["steps"] == undisturbed["steps"]
-    log = (cluster.checkout.root / ".tspace/runs/experts/snakemake.log").read_text()
-    assert log.count("launch=srun") >= 3
+    assert jobs_run((site.root / "driver.log").read_text()) == {"experts": 16}
+    assert site.checkout.mixtures() == mixtures
+    log = (site.root / ".tspace/runs/experts/snakemake.log").read_text()
+    launched = re.findall(r"rule expert:.*?launch=(srun [^,\n]*)", log, re.DOTALL)
+    assert len(launched) == 2
+    assert all("--cpus-per-task=1" in launch for launch in launched)
+    assert not site.expert_jobs()

@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
-# Cancels all jobs of the SLURM below ROOT and stops its daemons, and no others.
+# Ends the SLURM below ROOT with all its jobs and whatever they left behind, and nothing else.
 root=${1:?usage: stop.sh ROOT}
-. "$root/env.sh"
-scancel --user root 2>/dev/null
-for _ in $(seq 100); do
-  [ -z "$(squeue --noheader --states running,completing,pending 2>/dev/null)" ] && break
+
+belongs() { # whether a process was started by a test or a job, or is a slurmstepd
+  local environment=/proc/$1/environ
+  grep -qsazE "=$root(/|$)" "$environment" || return 1
+  grep -qsazE '^(TSPACE_TEST_SLURM|SLURM_JOB_ID)=' "$environment" ||
+    grep -qsa '^slurmstepd: ' "/proc/$1/cmdline"
+}
+
+for file in "$root"/run/slurmctld.pid "$root"/run/slurmd.*.pid "$root"/run/munged.pid; do
+  pid=$(cat "$file" 2>/dev/null) && kill -KILL "$pid" 2>/dev/null
+done
+for _ in $(seq 50); do
+  left=
+  for folder in /proc/[0-9]*; do
+    pid=${folder#/proc/}
+    if belongs "$pid" && kill -KILL "$pid" 2>/dev/null; then left="$left $pid"; fi
+  done
+  [ -z "$left" ] && exit 0
   sleep 0.1
 done
-for daemon in slurmd slurmctld munged; do
-  pid=$(cat "$root/run/$daemon.pid" 2>/dev/null) || continue
-  kill "$pid" 2>/dev/null || continue
-  for _ in $(seq 100); do
-    kill -0 "$pid" 2>/dev/null || break
-    sleep 0.1
-  done
-done
+echo "stop.sh: still alive:$left" >&2
+exit 1

@@ -1,0 +1,161 @@
+"""One expert per state, trained apart, against one network for all: three speeds, never one.
+
+`python benchmarks/disentangled.py` trains every arm with three seeds on Fashion-MNIST latents and
+writes benchmarks/results/disentangled.json. Every arm is sampled on the same 16 states. Learning
+rates are chosen per arm by one seed at a quarter of the budget (recipes tune-...). Run it again to
+go on where it was interrupted.
+
+* s_iterations: images that one worker must see, one after the other, until the FID that the shared
+  network ends with: the shared network's over the arm's, with a worker for each expert (or, for the
+  data-parallel arm, as many workers for its batch, without communication).
+* s_wall: the same in seconds with that many workers, computed from the measured seconds of jobs.
+* s_compute: the same in training FLOPs, summed over all workers.
+"""
+
+import copy
+import sys
+from typing import Any
+
+import experiment
+import fashion
+from experiment import summarise
+
+STATES = 16
+IMAGES = 32_000
+BATCH = 32
+FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
+EACH = {"kind": "per-state"}
+RATES = (0.001, 0.003, 0.01)
+
+
+def budget(images: int, rate: float, **more: Any) -> dict[str, Any]:
+    """Training to so many images, scored at each half of it down to an eighth."""
+    milestones = [images // 8, images // 4, images // 2]
+    return {"images": images, "milestones": milestones, "learning_rate": rate, **more}
+
+
+def parallel(images: int, rate: float) -> dict[str, Any]:
+    """As many workers as there are states, one batch: what the same machines could do otherwise."""
+    return budget(images, rate, batch=BATCH * STATES)
+
+
+def arms(rates: dict[str, float]) -> dict[str, Any]:
+    shared, apart, joined = rates["shared"], rates["experts"], rates["data-parallel"]
+    four = 4 * IMAGES
+    found: dict[str, Any] = {
+        "shared-1000": {"training": budget(IMAGES, shared)},
+        "shared-16": {"schedule": FEW, "training": budget(IMAGES, shared)},
+        "shared-wider": {
+            "schedule": FEW,
+            "network": {"channels": 32},
+            "training": budget(IMAGES, shared / 2),
+        },
+        # Its quarter is the arm at equal images in all.
+        "experts": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
+        "experts-small": {
+            "schedule": FEW,
+            "partition": {"kind": "per-state", "channels": [8] * STATES},
+            "training": budget(four, apart, budget="by-difficulty"),
+        },
+        "data-parallel": {"schedule": FEW, "training": parallel(four, joined)},
+        "trunk": {
+            "schedule": FEW,
+            "training": {"images": IMAGES // 4, "milestones": [], "learning_rate": shared},
+        },
+        "forked": {
+            "schedule": FEW,
+            "partition": EACH,
+            "training": budget(2 * IMAGES, shared / 3, parent="trunk"),
+        },
+        "forked-intervals": {
+            "schedule": FEW,
+            "partition": {"kind": "uniform", "intervals": 4},
+            "training": budget(2 * IMAGES, shared / 3, parent="trunk"),
+        },
+    }
+    for recipe in found.values():
+        recipe["training"].setdefault("experts_per_job", 4)
+    return found
+
+
+def tuning() -> dict[str, Any]:
+    """Each kind of arm at a quarter of its budget and several learning rates."""
+    found = {}
+    for rate in RATES:
+        short = {"images": IMAGES // 4, "milestones": [], "learning_rate": rate}
+        found[f"tune-shared-{rate}"] = {"seeds": [0], "schedule": FEW, "training": short}
+        found[f"tune-experts-{rate}"] = {
+            "seeds": [0],
+            "schedule": FEW,
+            "partition": EACH,
+            "training": short | {"images": IMAGES, "experts_per_job": 4},
+        }
+        found[f"tune-data-parallel-{rate}"] = {
+            "seeds": [0],
+            "schedule": FEW,
+            "training": short | {"images": IMAGES, "batch": BATCH * STATES},
+        }
+    return found
+
+
+def params(recipes: dict[str, Any]) -> dict[str, Any]:
+    return fashion.params(recipes, batch=BATCH, warmup=500, ema_halflife=1_000)
+
+
+def chosen(tuned: experiment.Experiment) -> dict[str, float]:
+    """The learning rate with the lowest FID for each kind of arm."""
+    best: dict[str, tuple[float, float]] = {}
+    for name, metrics in tuned.recipes.items():
+        kind, _, rate = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
+        best[kind] = min(best.get(kind, (float("inf"), 0.0)), (metrics["fid"], float(rate)))
+    return {kind: rate for kind, (_, rate) in best.items()}
+
+
+def with_workers(arm: str, run: dict[str, Any]) -> dict[str, Any]:
+    """A data-parallel run as if its batch were spread over workers that cost nothing to join."""
+    if arm != "data-parallel":
+        return run
+    run = copy.deepcopy(run)
+    for point in run["milestones"].values():
+        point["images_seen_critical"] /= STATES
+        point["expert_seconds"] = [[s / STATES for s in own] for own in point["expert_seconds"]]
+    return run
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)
+    rates = chosen(experiment.run("disentangled-tuning", params(tuning())))
+    print(f"learning rates: {rates}")
+    done = experiment.run("disentangled", params(arms(rates)))
+    runs = {
+        arm: {seed: with_workers(arm, run) for seed, run in own.items()}
+        for arm, own in done.seeds().items()
+    }
+    rows, headline = [], {}
+    for arm, own in runs.items():
+        row: dict[str, Any] = {"arm": arm, "fid": summarise([r["fid"] for r in own.values()])}
+        base = [(runs["shared-16"][seed], run) for seed, run in own.items()]
+        row["s_iterations"] = summarise([experiment.s_iterations(b, r) for b, r in base])
+        row["s_compute"] = summarise([experiment.s_compute(b, r) for b, r in base])
+        walls = [experiment.s_wall(b, r, STATES) for b, r in base]
+        row["s_wall"] = summarise(walls)
+        row["s_wall_2"] = summarise([experiment.s_wall(b, r, 2) for b, r in base])
+        rows.append(row)
+    experiment.print_table(
+        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
+        list(rows[0]),
+    )
+    by_arm = {row["arm"]: row for row in rows}
+    for key in ("s_iterations", "s_wall", "s_compute"):
+        for arm in ("experts", "forked"):
+            name = key if arm == "experts" else f"{key}_{arm}"
+            headline[name] = by_arm[arm][key]["mean"]
+    pairs = zip(runs["experts"].items(), runs["data-parallel"].values(), strict=True)
+    against = [experiment.s_wall(parallel, run, STATES) for (_, run), parallel in pairs]
+    headline["s_wall_vs_data_parallel"] = summarise(against)["mean"]
+    described = fashion.dataset() | {"learning_rates": rates, "workers": STATES}
+    experiment.write(done, rows, headline, described)
+
+
+if __name__ == "__main__":
+    main()
