@@ -33,7 +33,9 @@ def spectrum(latents: Latents) -> np.ndarray:
             covariance += block.T @ block
         return np.maximum(np.linalg.eigvalsh(covariance / count)[::-1], 0.0)
     rows = np.concatenate(centred)
-    kept = np.maximum(np.linalg.eigvalsh((rows @ rows.T).astype(np.float64) / count)[::-1], 0.0)
+    inner = (rows @ rows.T).astype(np.float64) / count
+    # The rows are centred: one of the eigenvalues is zero and none of the data's.
+    kept = np.maximum(np.linalg.eigvalsh(inner)[:0:-1], 0.0)
     total = float(np.square(rows, dtype=np.float64).sum() / count)
     rest = max(total - kept.sum(), 0.0) / (d - len(kept))
     return np.concatenate([kept, np.full(d - len(kept), rest)])

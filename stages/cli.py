@@ -79,6 +79,15 @@ _stage("evaluate", "Score the samples against the real images.")
 
 
 @main.command()
+def consistency() -> None:
+    """Compare what recipes answer to the same noise (evaluate.consistency)."""
+    from stages.consistency import consistency as compare
+    from stages.workspace import Workspace
+
+    compare(Workspace.here())
+
+
+@main.command()
 def report() -> None:
     """Write results/: metrics, tables, pictures and report.html."""
     from stages.report import report as write_report

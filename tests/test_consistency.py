@@ -5,11 +5,14 @@ from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
 from pipeline.consistency import (
+    Outputs,
+    clean_estimates,
+    compare,
     consistency,
-    consistency_by_state,
-    generalisation,
     nearest_neighbours,
+    nearest_of_blocks,
     reproducibility,
+    unrelated_similarity,
 )
 
 
@@ -79,30 +82,27 @@ def test_undefined_consistency_is_an_error():
         consistency(same, same[:4])
 
 
-def test_consistency_by_state_compares_estimates_on_the_same_noisy_images():
+def test_clean_estimates_are_asked_for_the_same_noisy_images():
     """A linear denoiser x * w(log_snr) against itself plus an error that is known."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(500, 1, 3, 3, generator=generator)
     noise = torch.randn(500, 1, 3, 3, generator=generator)
+    log_snrs = [6.0, 0.0, -6.0]
 
     def wiener(x, log_snr):
         return x / (1 + np.exp(-log_snr)) ** 0.5
 
-    def shuffled(x, log_snr):
-        return wiener(x if log_snr < 0 else x.flip(-1), log_snr)
+    def by_state(*denoisers):
+        a, b = (clean_estimates(denoise, images, noise, log_snrs) for denoise in denoisers)
+        return [consistency(*pair, resamples=10).value for pair in zip(a, b, strict=True)]
 
-    log_snrs = [6.0, 0.0, -6.0]
-    same = consistency_by_state(wiener, wiener, images, noise, log_snrs, resamples=10)
-    assert [e.value for e in same] == [1, 1, 1]
-    parted = consistency_by_state(wiener, shuffled, images, noise, log_snrs, batch=77, resamples=10)
+    assert by_state(wiener, wiener) == [1, 1, 1]
     # Flipping keeps one column of three.
-    assert [e.value for e in parted] == pytest.approx([1 / 3, 1 / 3, 1], abs=0.05)
+    parted = by_state(wiener, lambda x, log_snr: wiener(x if log_snr < 0 else x.flip(-1), log_snr))
+    assert parted == pytest.approx([1 / 3, 1 / 3, 1], abs=0.05)
     # Against an oracle that sees the images alone: corr(x, z) = alpha.
-    exact = consistency_by_state(
-        lambda x, log_snr: x, lambda x, log_snr: images, images, noise, log_snrs, batch=500
-    )
-    alphas = np.sqrt(1 / (1 + np.exp(-np.array(log_snrs))))
-    assert [e.value for e in exact] == pytest.approx(alphas, abs=0.05)
+    exact = by_state(lambda x, log_snr: x, lambda x, log_snr: images)
+    assert exact == pytest.approx(np.sqrt(1 / (1 + np.exp(-np.array(log_snrs)))), abs=0.05)
 
 
 def test_reproducibility_is_a_share_of_pairs_by_angle():
@@ -132,13 +132,68 @@ def test_nearest_neighbours_are_exact(block):
     assert (distances[3], rows[3]) == (0.0, 41)
 
 
-def test_generalisation_counts_samples_unlike_any_training_image():
-    rng = np.random.default_rng(7)
-    features, training = rng.normal(size=(200, 6)), rng.normal(size=(40, 6))
-    features[:50] = training[rng.integers(0, 40, 50)] * 3
-    cosine = 1 - cdist(features, training, "cosine")
-    for threshold in (0.6, 0.9):
-        expected = np.mean(cosine.max(axis=1) <= threshold)
-        found = generalisation(features, training, threshold, block=16)
-        assert found.value == pytest.approx(expected)
-        assert found.low < expected < found.high
+def test_a_training_image_is_not_its_own_neighbour():
+    training = np.random.default_rng(7).normal(size=(40, 6))
+    full = cdist(training, training)
+    np.fill_diagonal(full, np.inf)
+    for block in (3, 64):
+        distances, rows = nearest_neighbours(training, training, own=np.arange(40), block=block)
+        np.testing.assert_array_equal(rows, full.argmin(axis=1))
+        np.testing.assert_allclose(distances, full.min(axis=1))
+
+
+def test_nearest_of_blocks_is_that_of_all_with_mirrored_rows_passed_over_too():
+    rng = np.random.default_rng(8)
+    training, samples = rng.normal(size=(31, 1, 2, 2)), rng.normal(size=(5, 1, 2, 2))
+    numbers = 3 * np.arange(31)  # some rows of a larger dataset
+    blocks = [
+        (numbers[i : i + 6], part)
+        for i in range(0, 31, 6)
+        for part in (training[i : i + 6], training[i : i + 6, ..., ::-1])
+    ]
+    own = np.concatenate([np.full(5, -1), numbers[[30, 4]]])  # the last row has its own block
+    found = nearest_of_blocks(np.concatenate([samples, training[[30, 4]]]), blocks, own)
+    everything = np.concatenate([training, training[..., ::-1]]).reshape(62, 4)
+    full = cdist(np.concatenate([samples, training[[30, 4]]]).reshape(7, 4), everything)
+    full[5, [30, 61]] = full[6, [4, 35]] = np.inf
+    np.testing.assert_allclose(found, full.min(axis=1) / 2)  # root mean square of four pixels
+
+
+def test_unrelated_similarity_is_a_quantile_over_different_images():
+    features = np.random.default_rng(9).normal(size=(60, 5))
+    cosine = 1 - cdist(features, features, "cosine")
+    expected = np.quantile(cosine[~np.eye(60, dtype=bool)], 0.9)
+    # All pairs, each in both directions.
+    assert unrelated_similarity(features, 0.9) == pytest.approx(expected, abs=1e-12)
+    assert unrelated_similarity(features, 0.9, pairs=1200) == pytest.approx(expected, abs=0.1)
+    assert unrelated_similarity(np.tile(features[:1], (9, 1))) == pytest.approx(1)
+
+
+def outputs(rng, images, levels, nearest):
+    shape = images.shape
+    return Outputs(
+        images,
+        images.reshape(len(images), -1).astype(np.float32),
+        nearest,
+        {v: rng.normal(size=shape) for v in levels},
+    )
+
+
+def test_compare_tells_the_same_model_an_unrelated_one_and_a_copier_apart():
+    rng = np.random.default_rng(10)
+    images, other = rng.integers(0, 256, (2, 80, 1, 4, 4)).astype(np.uint8)
+    real = rng.integers(0, 256, (400, 16)).astype(float)
+    real_nearest = np.linspace(10, 20, 101)
+    a = outputs(rng, images, [3.0, 0.0, -3.0], np.full(80, 15.0))
+    b = outputs(rng, other, [3.0, -3.0], np.r_[np.zeros(20), np.full(60, 15.0)])
+    levels = [3.0, 0.0, -3.0]
+    same = compare(a, a, levels, real, real_nearest, resamples=50)
+    apart = compare(a, b, levels, real, real_nearest, resamples=50)
+    assert same["overall"]["value"] == 1 and same["by_state"]["value"] == [1, 1, 1]
+    assert same["features"]["value"] == 1 and same["features"]["null"] < 0.1
+    assert abs(same["null"]["value"]) < 0.1  # the same images, but of other noises
+    assert apart["overall"]["low"] < 0.05 and apart["features"]["value"] < 0.1
+    assert apart["by_state"]["log_snr"] == [3.0, -3.0] and apart["by_state"]["skipped"] == [0.0]
+    assert apart["nearest"]["a"] == {"median": 15, "closer": 0}
+    assert apart["nearest"]["b"] == {"median": 15, "closer": 0.25}
+    assert apart["nearest"]["real"] == {"median": 15, "closer": pytest.approx(5 / 101)}

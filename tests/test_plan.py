@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from pipeline import config, plan
+from pipeline import config, curriculum, plan, schedule
+from pipeline.errors import UserError
 
 FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,))
 RAW = {
@@ -171,3 +173,199 @@ def test_a_continuous_schedule_is_sampled_on_its_own_spacing():
 def test_planning_does_not_import_torch():
     code = "import sys, pipeline.plan, stages.steps; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- seeds, parents, measured schedules and partitions
+
+SPECTRUM = {"spectrum": list(np.geomspace(20, 0.01, 64))}
+
+
+def of(recipes, params=None, analyses=True):
+    """Plans of some recipes over the defaults of this file, the spectrum being measured."""
+    raw = {**copy.deepcopy(RAW), "recipes": recipes, **(params or {})}
+    resolved = config.resolve(raw)
+    found = {plan.spectrum(resolved, FACTS).name: SPECTRUM} if analyses else {}
+    return plan.experts(resolved, dataclasses.replace(FACTS, analyses=found))
+
+
+EIGHT = {"kind": "log-snr", "states": 8}
+
+
+def test_a_recipe_with_seeds_is_a_recipe_for_each_and_its_parent_has_the_same_seed():
+    recipes = {
+        "base": {"schedule": EIGHT, "seeds": [0, 3]},
+        "child": {"schedule": EIGHT, "seeds": [3], "training": {"parent": "base"}},
+    }
+    found = of(recipes)
+    assert list(found) == ["base-seed0", "base-seed3", "child-seed3"]
+    keys = {found[name].experts[0].job.spec["stream_key"] for name in ("base-seed0", "base-seed3")}
+    assert len(keys) == 2
+    child = found["child-seed3"].experts[0].job
+    assert child.spec["parent"]["entry"] == found["base-seed3"].experts[0].job.name
+    assert child.spec["parent"]["entry"] in child.needs
+
+
+def test_a_forked_single_state_expert_keeps_its_parents_input():
+    recipes = {
+        "base": {"schedule": EIGHT},
+        "fork": {
+            "schedule": EIGHT,
+            "partition": {"kind": "per-state"},
+            "training": {"parent": "base"},
+        },
+    }
+    found = of(recipes)
+    assert {e.job.spec["conditioning"] for e in found["fork"].experts} == {"state"}
+    assert {e.job.spec["parent"]["file"] for e in found["fork"].experts} == {
+        "weights-1000.safetensors"
+    }
+
+
+def test_a_fitted_schedule_needs_its_measurement_and_follows_it():
+    recipes = {"fitted": {"schedule": {"kind": "fitted", "states": 8}}}
+    with pytest.raises(UserError, match=r"spectrum: not measured yet.*dvc repro"):
+        of(recipes, analyses=False)
+    expected = schedule.build("fitted", 8, spectrum=SPECTRUM["spectrum"])
+    assert np.array_equal(of(recipes)["fitted"].log_snr, expected)
+
+
+def test_a_state_without_signal_has_no_expert():
+    recipes = {
+        "ends": {
+            "schedule": {**EIGHT, "zero_terminal": True},
+            "partition": {"kind": "per-state"},
+        }
+    }
+    found = of(recipes)["ends"]
+    assert found.log_snr[-1] == -np.inf and len(found.experts) == 7
+    assert sum(e.images for e in found.experts) == 1000
+    assert found.sampling_states[-1] == -np.inf
+
+
+def test_budgets_follow_difficulty_and_add_up():
+    recipe = {"schedule": EIGHT, "partition": {"kind": "per-state"}}
+    recipes = {"hard": recipe | {"training": {"budget": "by-difficulty"}}}
+    found = of(recipes)["hard"]
+    images = np.array([e.images for e in found.experts])
+    slope = schedule.mmse_slope(found.log_snr, SPECTRUM["spectrum"])
+    assert images.sum() == 1000
+    assert images.argmax() == slope.argmax()
+    assert images.min() >= 0.9 * 0.25 * images.mean() and images.max() > 1.3 * images.mean()
+
+
+def test_a_curriculum_can_split_the_budget_of_single_state_experts():
+    recipe = {
+        "schedule": EIGHT,
+        "partition": {"kind": "per-state"},
+        "curriculum": {"kind": "static", "sigma": 0.2},
+        "training": {"budget": "curriculum"},
+    }
+    images = [e.images for e in of({"r": recipe})["r"].experts]
+    wanted = curriculum.build("static", of({"r": recipe})["r"].log_snr, sigma=0.2).average()
+    assert sum(images) == 1000
+    np.testing.assert_allclose(np.array(images) / 1000, wanted, atol=1e-3)
+
+
+def test_widths_are_the_experts_own():
+    recipe = {"schedule": EIGHT, "partition": {"kind": "uniform", "intervals": 2}}
+    recipe["partition"]["channels"] = [8, 24]
+    found = of({"r": recipe})["r"]
+    assert [e.job.spec["network"]["channels"] for e in found.experts] == [8, 24]
+
+
+def multi(**changes):
+    return {
+        "schedule": EIGHT,
+        "network": {"kind": "multi-decoder", "decoder_channels": [8, 16]},
+        "partition": {"kind": "snr", "intervals": 2},
+    } | changes
+
+
+def test_a_multi_decoder_is_one_expert_with_the_partitions_bounds():
+    found = of({"r": multi()})["r"]
+    (expert,) = found.experts
+    assert expert.job.spec["network"]["interval_bounds"] == found.bounds
+    assert len(expert.job.spec["log_snr"]) == 8
+
+
+def test_merged_recipes_wait_for_their_experts_and_can_be_parents():
+    cut = {"schedule": EIGHT, "partition": {"kind": "uniform", "intervals": 2}}
+    recipes = {
+        "base": {"schedule": EIGHT},
+        "one": cut | {"training": {"parent": "base"}, "merge": {"method": "average"}},
+        "again": {"schedule": EIGHT, "training": {"parent": "one"}},
+    }
+    found = of(recipes)
+    (job,) = found["one"].merged.values()
+    assert set(names(found["one"])) <= set(job.needs)
+    parent = found["again"].experts[0].job.spec["parent"]
+    assert parent == {"entry": job.name, "file": "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({"training": {"parent": "bse"}}, "did you mean `base`"),
+        ({"training": {"parent": "r"}}, "circle"),
+        ({"training": {"parent": "apart"}}, "several experts"),
+        ({"training": {"parent": "base"}, "network": {"channels": 64}}, "in its parent"),
+        ({"merge": {"method": "average"}}, "needs a partition"),
+        (
+            {"partition": {"kind": "uniform", "intervals": 2}, "merge": {"method": "average"}},
+            "did not start from the same",
+        ),
+        (
+            {
+                "partition": {"kind": "uniform", "intervals": 2},
+                "merge": {"method": "task-vector"},
+                "training": {"parent": "base"},
+            },
+            "data.holdout is 0",
+        ),
+        ({"decouple": {"outside": 0.1}}, "needs training.parent"),
+        (multi(partition={"kind": "uniform", "intervals": 3}), "2 decoders for the 3 intervals"),
+        (multi(partition={"kind": "per-state"}), "no intervals"),
+        (
+            {"partition": {"kind": "optimal-denoiser", "intervals": 4}},
+            "two-anchor gives three intervals",
+        ),
+        (
+            {"partition": {"kind": "uniform", "intervals": 2, "channels": [8]}},
+            "1 widths for 2 experts",
+        ),
+        ({"curriculum": {"kind": "per-interval"}}, "per-interval needs one"),
+        ({"training": {"train": "decoders"}}, "needs a multi-decoder network"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(recipe, says):
+    recipes = {
+        "base": {"schedule": EIGHT},
+        "apart": {"schedule": EIGHT, "partition": {"kind": "per-state"}},
+        "r": {"schedule": EIGHT} | recipe,
+    }
+    with pytest.raises(UserError, match=says):
+        of(recipes)
+
+
+# --- latents
+
+
+def test_flips_are_rows_and_held_out_images_are_apart():
+    raw = copy.deepcopy(RAW) | {"data": {"holdout": 100}, "latent": {"flips": True, "shard": 700}}
+    params = config.resolve(raw)
+    facts = dataclasses.replace(FACTS, rows=900, held_out=100)
+    shards = plan.latents(params, facts)
+    assert [job.spec["rows"] for job in shards] == [[0, 700], [700, 1400], [1400, 1800]]
+    assert {job.spec["flips_after"] for job in shards} == {900}
+    (apart,) = plan.held_out(params, facts)
+    assert apart.spec["rows"] == [900, 1000] and "flips_after" not in apart.spec
+    assert apart.name not in {job.name for job in shards}
+
+
+def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
+    raw = copy.deepcopy(RAW) | {"latent": {"encoder": "autoencoder", "channels": 3}}
+    params = config.resolve(raw)
+    codec = plan.encoder(params, FACTS)
+    assert all(codec.name in job.needs for job in plan.latents(params, FACTS))
+    spec = plan.experts(params, FACTS)["shared"].experts[0].job.spec
+    assert (spec["channels"], spec["resolution"]) == (3, 2)
