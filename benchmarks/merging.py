@@ -3,7 +3,7 @@
 `python benchmarks/merging.py` trains every arm with three seeds on Fashion-MNIST latents and writes
 benchmarks/results/merging.json: a parent; its experts routed (an ensemble), averaged, merged with
 searched weights, by TIES; one fine-tune of the whole network for the same images; and a weighted
-sum of one run's snapshots. The search sees 2,048 images that no network was trained on and that the
+sum of one run's snapshots. The search sees 512 images that no network was trained on and that the
 scores do not use. Run it again to go on where it was interrupted.
 """
 
@@ -15,7 +15,7 @@ import fashion
 from experiment import summarise
 
 PARENT, FURTHER = 32_000, 24_000
-SEARCHED = {"method": "task-vector", "images": 2_048}
+SEARCHED = {"method": "task-vector", "images": 512}
 METHODS: dict[str, dict[str, Any]] = {
     "route": {"method": "route"},
     "average": {"method": "average"},
@@ -44,7 +44,7 @@ def arms() -> dict[str, Any]:
     snapshots = {"milestones": [PARENT // 2, PARENT * 3 // 4], "images": PARENT}
     found["snapshots"] = {
         "training": snapshots,
-        "merge": {"method": "snapshots", "images": 2_048},
+        "merge": {"method": "snapshots", "images": 512},
     }
     return found
 

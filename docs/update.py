@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import machine  # noqa: E402
 from stages.drawing import save  # noqa: E402
-from stages.report import table_rows  # noqa: E402
+from stages.groups import units_of  # noqa: E402
+from stages.report import samples_text, table_rows  # noqa: E402
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -21,35 +22,43 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 def main() -> None:
     summary = json.loads((ROOT / "results" / "summary.json").read_text())
     (ROOT / "docs" / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    head, *rows = table_rows(summary["recipes"])
+    recipes, groups = summary["recipes"], summary["groups"]
+    head, *rows = table_rows(recipes, groups)
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     floor = summary["reference"]["floor"]
-    samples = next(iter(summary["recipes"].values()))["samples"]
     lines.append(
-        f"\n{samples:,} samples a recipe against the same number of real images; one half of the "
-        f"real images against the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}. "
-        f"One seed. Measured with `make repro` on {describe(machine())}; numbers in "
+        f"\n{samples_text(recipes)} against all real images; one half of the real images against "
+        f"the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}. "
+        f"{seeds(recipes, groups)} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )
     readme = ROOT / "README.md"
     text = readme.read_text()
     start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
     readme.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
-    draw_samples(list(summary["recipes"]))
+    draw_samples({unit.name: unit.members[0] for unit in units_of(list(recipes), groups)})
+
+
+def seeds(recipes: dict, groups: dict) -> str:
+    """How often each row was trained."""
+    if not groups:
+        return "One seed."
+    alone = len(recipes) - sum(len(members) for members in groups.values())
+    return "Of several seeds: mean (lowest..highest)." + (" The others: one seed." if alone else "")
 
 
 def describe(found: dict) -> str:
     return f"{found['cores']} cores of {found['processor']}, torch {found['torch']}"
 
 
-def draw_samples(names: list[str]) -> None:
-    """The grids of all recipes side by side, each under its name."""
-    grids = [Image.open(ROOT / "results" / name / "samples.png") for name in names]
+def draw_samples(shown: dict[str, str]) -> None:
+    """The grids of recipes side by side, each under the name it is shown by."""
+    grids = [Image.open(ROOT / "results" / name / "samples.png") for name in shown.values()]
     width, height = sum(g.width + 12 for g in grids), grids[0].height + 24
     sheet = Image.new("RGB", (width, height), "white")
     left = 0
-    for name, grid in zip(names, grids, strict=True):
+    for name, grid in zip(shown, grids, strict=True):
         ImageDraw.Draw(sheet).text((left + 4, 6), name, fill="black")
         sheet.paste(grid, (left, 24))
         left += grid.width + 12

@@ -19,7 +19,7 @@ import torch
 from pipeline import noise
 from pipeline.errors import UserError
 
-RESIDENT_BYTES = 2 << 30  # up to this size the rows live on the device
+RESIDENT_BYTES = 2 << 30  # up to this size the rows live on a GPU
 
 
 def write_shard(
@@ -102,7 +102,9 @@ class Latents:
         shift = torch.tensor(meta["shift"], dtype=torch.float32, device=self.device)
         self._shift = shift.reshape(-1, *[1] * (len(self.shape) - 1))
         self._resident = None
-        if sum(values.nbytes for values in self._blocks) <= RESIDENT_BYTES:
+        # On a CPU the mapped file is as near as a copy of it would be.
+        size = sum(values.nbytes for values in self._blocks)
+        if self.device.type != "cpu" and size <= RESIDENT_BYTES:
             self._resident = torch.from_numpy(np.concatenate(self._blocks)).to(self.device)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The drawings of the report, as inline SVG whose colours come from the page's style sheet.
+"""What the report's drawings are made of: inline SVG, its colours from the page's style sheet.
 
 A drawing has a fixed width in CSS pixels. The page shows one of two widths, so that text keeps its
 size on a phone.
@@ -6,12 +6,11 @@ size on a phone.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from stages.markup import Html, coordinate, counted, el, fixed, join, known, short
+from stages.markup import Html, coordinate, el, join, known, short
 
 WIDE, HALF, NARROW = 900, 520, 350
 COLOURS = 7
@@ -22,19 +21,32 @@ LABEL_GAP = 16
 LARGEST = 308.0  # log10 of the largest number there is
 
 MAX_LABELS = 24  # lines in one chart
-MAX_CURVES = 32  # loss curves in one panel
-MAX_BARS = 24  # experts of a recipe in the timeline
-MAX_TICKS = 250  # states of a recipe in the picture of the schedules
-MAX_OWNERS = 125  # experts of a recipe whose borders are drawn there
+
+Points = list[tuple[float, float]]
+Band = list[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its points in order, and its style (the number of the recipe)."""
+    """A line: its points in order, and its style (the number of the recipe).
+
+    band: (x, lowest, highest) of what the line is the mean of.
+    """
 
     name: str
-    points: list[tuple[float, float]]
+    points: Points
     style: int
+    band: Band = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line without signs in a small drawing; kind: its classes in the style sheet."""
+
+    name: str
+    points: Points
+    kind: str
+    band: Band = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,16 @@ def text(x: float, y: float, content: str, kind: str = "", anchor: str | None = 
 def path(points: Sequence[tuple[float, float]], kind: str) -> Html:
     steps = " ".join(f"{coordinate(x)} {coordinate(y)}" for x, y in points)
     return el("path", d=f"M{steps}", class_=kind)
+
+
+def area(box: Box, band: Band, kind: str) -> Html | None:
+    """The ground between the lowest and the highest of a band; None where there is none."""
+    if len(band) < 2:
+        return None
+    upper = [box.at(x, high) for x, _, high in band]
+    lower = [box.at(x, low) for x, low, _ in reversed(band)]
+    steps = " ".join(f"{coordinate(x)} {coordinate(y)}" for x, y in [*upper, *lower])
+    return el("path", d=f"M{steps}z", class_=f"area {kind}")
 
 
 def shortened(name: str, room: float) -> str:
@@ -241,6 +263,7 @@ def lines(
     heights = spread([y for _, y in ends], LABEL_GAP, box.top + 4, box.top + box.height - 2)
     for s, (x, y), label_y in zip(series, ends, heights, strict=True):
         parts.append(path([(x, y), (right + 4, label_y)], f"leader c{s.style % COLOURS}"))
+    parts += [area(box, s.band, f"c{s.style % COLOURS}") for s in series]
     for s in series:
         if len(s.points) > 1:
             parts.append(path([box.at(*p) for p in s.points], f"line c{s.style % COLOURS}"))
@@ -256,234 +279,46 @@ def lines(
     return svg(width, height, alt, *parts)
 
 
-def loss_curves(
-    curves: Sequence[tuple[str, list[tuple[float, float]]]], y_axis: Axis, alt: str
+def panel(
+    drawn: Sequence[Line],
+    *,
+    x_axis: Axis,
+    y_axis: Axis,
+    x_label: str,
+    y_label: str,
+    alt: str,
+    named: Sequence[Line] = (),
+    bounds: Sequence[float] = (),
+    reference: tuple[float, str] | None = None,
+    width: int = NARROW,
+    height: int = 230,
 ) -> Html:
-    """Loss of a recipe's experts, thin lines from faint (cleanest states) to strong (noisiest)."""
-    width, height = NARROW, 230
-    x_axis = Axis.over([x for _, points in curves for x, _ in points], zero=True)
-    named = len(curves) > 1
-    room = 78 if named else 14
+    """A small drawing of lines, some of them named at their right end.
+
+    bounds: places on the x axis with a line from top to bottom; reference: a line across.
+    """
+    room = max((min(len(line.name) * CHARACTER + 8, 118) for line in named), default=14)
     left = _tick_room(y_axis)
     box = Box(left, 24, width - left - room, height - 24 - 42, x_axis, y_axis)
-    parts: list[Html] = [_frame(box, "images of an expert", "loss", 3)]
-    for i, (name, points) in enumerate(curves):
-        kind = f"curve r{round(4 * i / max(len(curves) - 1, 1)) if named else 4}"
+    parts: list[Html | None] = [_frame(box, x_label, y_label, max(4, int(box.width / 80)))]
+    for value in bounds:
+        x = box.at(value, 0)[0]
+        parts.append(path([(x, box.top), (x, box.top + box.height)], "bound"))
+    if reference is not None:
+        y = box.at(0, reference[0])[1]
+        parts.append(path([(box.left, y), (box.left + box.width, y)], "reference"))
+        parts.append(text(box.left + 4, y - 5, reference[1], "tick"))
+    parts += [area(box, line.band, line.kind) for line in drawn]
+    for line in drawn:
         steps = " ".join(
-            f"{coordinate(x)} {coordinate(y)}" for x, y in (box.at(*p) for p in points)
+            f"{coordinate(x)} {coordinate(y)}" for x, y in (box.at(*p) for p in line.points)
         )
-        parts.append(el("path", el("title", name), d=f"M{steps}", class_=kind))
-    if named:
-        ends = [curves[0], curves[-1]]
-        places = [box.at(*points[-1]) for _, points in ends]
-        heights = spread([y for _, y in places], 14, box.top + 4, box.top + box.height)
-        for (name, _), (x, _), y in zip(ends, places, heights, strict=True):
-            parts.append(text(x + 5, y + 4, shortened(name, room), "tick"))
+        parts.append(el("path", el("title", line.name), d=f"M{steps}", class_=line.kind))
+    ends = [box.at(*max(line.points)) for line in named]
+    heights = spread([y for _, y in ends], 14, box.top + 4, box.top + box.height)
+    for line, (x, _), y in zip(named, ends, heights, strict=True):
+        parts.append(text(x + 5, y + 4, shortened(line.name, room), "tick"))
     return svg(width, height, alt, *parts)
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A recipe in the picture of the schedules: log-SNRs, cleanest first."""
-
-    name: str
-    style: int
-    states: list[float]
-    continuous: bool
-    owned: list[tuple[int, int]]  # first and last state of each expert
-    visited: list[float]  # by sampling
-
-
-def schedules(strips: Sequence[Strip], width: int) -> Html:
-    """A row a recipe along log-SNR: a band an expert, a tick a state, a dot a sampling step."""
-    row, top = 64, 8
-    height = top + row * len(strips) + 44
-    everything = [v for s in strips for v in s.states]
-    box = Box(4, top, width - 8, row * len(strips), Axis.over(everything), Axis(0, 1))
-    bottom = box.top + box.height
-    parts: list[Html] = []
-    for value in box.x.ticks(max(5, int(width / 90))):
-        x = box.at(value, 0)[0]
-        parts.append(path([(x, box.top), (x, bottom)], "grid"))
-        parts.append(text(x, bottom + 16, short(value, 6), "tick", "middle"))
-    parts.append(text(box.left, bottom + 36, "← noisier", "name"))
-    parts.append(text(width / 2, bottom + 36, "log-SNR", "name", "middle"))
-    parts.append(text(width - 4, bottom + 36, "cleaner →", "name", "end"))
-    for i, strip in enumerate(strips):
-        parts.append(_strip(strip, box, box.top + i * row))
-    alt = "States of each recipe along log-SNR and the experts that own them: " + "; ".join(
-        f"{s.name} {_described(s)}" for s in strips
-    )
-    return svg(width, height, alt, *parts)
-
-
-def _described(strip: Strip) -> str:
-    states = "continuous" if strip.continuous else counted(len(strip.states), "state")
-    return f"{states}, {counted(len(strip.owned), 'expert')}"
-
-
-def _strip(strip: Strip, box: Box, top: float) -> Html:
-    """One recipe: the name, the band with its ticks, the dots of sampling."""
-    band, height = top + 20, 22
-    name = shortened(strip.name, box.width - 30 * CHARACTER)
-    colour = f"c{strip.style % COLOURS}"
-    parts = [
-        marker(strip.style, box.left + 5.0, top + 10.0),
-        el(
-            "text",
-            el("tspan", name, class_="strong"),
-            f"  {_described(strip)}",
-            x=box.left + 15.0,
-            y=top + 14.0,
-            class_="label",
-        ),
-    ]
-
-    def place(value: float) -> float:
-        return box.at(value, 0)[0]
-
-    edges = [place(strip.states[0]) + 4]
-    for (_, last), (first, _) in itertools.pairwise(strip.owned):
-        edges.append((place(strip.states[last]) + place(strip.states[first])) / 2)
-    edges.append(place(strip.states[-1]) - 4)
-    if len(strip.owned) <= MAX_OWNERS:
-        for i, (right, left) in enumerate(itertools.pairwise(edges)):
-            parts.append(
-                el(
-                    "rect",
-                    x=left,
-                    y=band,
-                    width=max(right - left, 0.5),
-                    height=height,
-                    class_=f"band b{i % 2} {colour}",
-                )
-            )
-    if not strip.continuous:
-        parts.append(_ticks(strip, place, band, height))
-    y = coordinate(band + height + 6)
-    dots = (f"M{coordinate(place(value))} {y}h0" for value in thinned(strip.visited, MAX_TICKS))
-    parts.append(el("path", d="".join(dots), class_="visit"))
-    return join(parts)
-
-
-def _ticks(strip: Strip, place: Callable[[float], float], band: float, height: float) -> Html:
-    """Ticks of the states, upper half and lower half by turns from expert to expert."""
-    kept = set(thinned(range(len(strip.states)), MAX_TICKS))
-    turns: tuple[list[str], list[str]] = ([], [])
-    for number, (first, last) in enumerate(strip.owned):
-        start = band + 3 + (number % 2) * (height / 2 - 2)
-        for i in range(first, last + 1):
-            if i in kept:
-                x = coordinate(place(strip.states[i]))
-                turns[number % 2].append(f"M{x} {coordinate(start)}v{coordinate(height / 2 - 4)}")
-    if len(strip.owned) == 1:
-        turns = ([t.rpartition("v")[0] + f"v{coordinate(height - 6)}" for t in turns[0]], [])
-    return join(
-        el("path", d="".join(part), class_=f"state c{strip.style % COLOURS}")
-        for part in turns
-        if part
-    )
-
-
-@dataclass(frozen=True)
-class Work:
-    """The training of a recipe: (label, seconds) of each expert, and the two sums."""
-
-    name: str
-    style: int
-    experts: list[tuple[str, float]]
-
-    @property
-    def total(self) -> float:
-        return sum(s for _, s in self.experts)
-
-    @property
-    def critical(self) -> float:
-        return max(s for _, s in self.experts)
-
-
-def timeline(works: Sequence[Work], width: int) -> Html:
-    """Seconds of each recipe twice: experts one after the other, and all at the same time."""
-    axis = Axis.over([w.total for w in works], zero=True)
-    left, right = 1, 118
-    heights = [_bar_height(len(_slowest(w.experts))) for w in works]
-    rows = [46 + h * min(len(w.experts), MAX_BARS) for w, h in zip(works, heights, strict=True)]
-    box = Box(left, 4, width - left - right, sum(rows), axis, Axis(0, 1))
-    bottom = box.top + box.height
-    parts: list[Html] = []
-    for value in axis.ticks(max(4, int(width / 110))):
-        x = box.at(value, 0)[0]
-        parts.append(path([(x, box.top), (x, bottom)], "grid"))
-        parts.append(text(x, bottom + 16, short(value, 6), "tick", "middle"))
-    parts.append(text(box.left + box.width / 2, bottom + 36, "seconds", "name", "middle"))
-    top = box.top
-    for work, thick, row in zip(works, heights, rows, strict=True):
-        parts.append(_work(work, box, top, thick))
-        top += row
-    alt = "Seconds of training: " + "; ".join(
-        f"{w.name} {short(w.total)} in all, {short(w.critical)} on the critical path" for w in works
-    )
-    return svg(width, bottom + 44, alt, *parts)
-
-
-def _bar_height(bars: int) -> int:
-    return 12 if bars == 1 else 6 if bars <= 12 else 4
-
-
-def _slowest(experts: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """At most MAX_BARS experts, the slowest ones, in their order."""
-    ranked = sorted(range(len(experts)), key=lambda i: -experts[i][1])[:MAX_BARS]
-    return [experts[i] for i in sorted(ranked)]
-
-
-def _work(work: Work, box: Box, top: float, thick: int) -> Html:
-    colour = f"c{work.style % COLOURS}"
-    parts = [
-        marker(work.style, box.left + 5.0, top + 10.0),
-        text(box.left + 15, top + 14, shortened(work.name, box.width), "label strong"),
-    ]
-    y, done = top + 20, 0.0
-    turns: tuple[list[str], list[str]] = ([], [])
-    for i, (_, seconds) in enumerate(work.experts):
-        start, end = box.at(done, 0)[0], box.at(done + seconds, 0)[0]
-        done += seconds
-        turns[i % 2].append(
-            f"M{coordinate(start)} {coordinate(y)}H{coordinate(end)}v12H{coordinate(start)}z"
-        )
-    for i, part in enumerate(turns):
-        if part:
-            parts.append(el("path", d="".join(part), class_=f"sum{i} {colour}"))
-    several = len(work.experts) > 1
-    told = _seconds(work.total) + (" in all" if several else "")
-    parts.append(text(box.at(work.total, 0)[0] + 6, y + 10, told, "tick"))
-    if not several:
-        return join(parts)
-    y += 16
-    slowest = work.critical
-    for name, seconds in _slowest(work.experts):
-        end = box.at(seconds, 0)[0]
-        title = el("title", f"{name}: {_seconds(seconds)}")
-        parts.append(
-            el(
-                "rect",
-                title,
-                x=float(box.left),
-                y=float(y),
-                width=max(end - box.left, 0.5),
-                height=thick - 1.0,
-                class_=f"each {colour}",
-            )
-        )
-        if seconds == slowest:
-            slowest = math.inf  # named once
-            told = f"{_seconds(seconds)} critical path"
-            parts.append(text(end + 6, y + thick / 2 + 4, told, "tick"))
-        y += thick
-    return join(parts)
-
-
-def _seconds(value: float) -> str:
-    return f"{fixed([value], most=2)[0]} s"
 
 
 def thinned(values: Sequence, most: int) -> list:

@@ -148,7 +148,19 @@ def doctor(profile: Path | None, node: bool) -> None:
 @main.command()
 @click.argument("name", required=False)
 @click.option("--force", is_flag=True, help="Replace an edited params.yaml (a copy is kept).")
-def preset(name: str | None, force: bool) -> None:
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="For a rehearsal: this part of all budgets, samples and steps.",
+)
+@click.option(
+    "--width",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="For a rehearsal: this part of the networks' widths.",
+)
+def preset(name: str | None, force: bool, scale: float, width: float) -> None:
     """Write a preset to params.yaml; without NAME, list them."""
     from stages import presets
     from stages.workspace import Workspace
@@ -157,7 +169,7 @@ def preset(name: str | None, force: bool) -> None:
     if name is None:
         click.echo("\n".join(presets.names(workspace)))
     else:
-        presets.write_preset(workspace, name, force)
+        presets.write_preset(workspace, name, force, scale, width)
 
 
 @main.command(hidden=True)

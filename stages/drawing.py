@@ -31,6 +31,16 @@ def grid(images: np.ndarray, columns: int, enlarge: int | None = None) -> Image.
     return sheet
 
 
+def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> Image.Image:
+    """Images uint8 [N, C, H, W] in rows of `columns`, under each row what became of its images."""
+    rows = []
+    for start in range(0, len(above), columns):
+        rows += [above[start : start + columns], below[start : start + columns]]
+    blank = np.full_like(above[:1], 255)
+    filled = [np.concatenate([row, *[blank] * (columns - len(row))]) for row in rows]
+    return grid(np.concatenate(filled), columns)
+
+
 def as_image(image: np.ndarray) -> Image.Image:
     """One uint8 [C, H, W] array as a picture."""
     if len(image) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from stages.fanout import Reporter
 from stages.workspace import Workspace
 
 DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
+PAIRING_BYTES = 1 << 30  # of rows and noises that it keeps; it never changes a pairing
 COMPARED_FEATURES = 10_000  # real images whose similarity is what unrelated images have
 
 Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], None]
@@ -276,6 +278,8 @@ def run_merged(
         return load_file(store.entry(source["entry"]).file(source["file"]))
 
     reporter.unit = "evaluations"
+    started = time.monotonic()
+    started = time.monotonic()
     merged, report = merge_experts(
         spec,
         weights(spec["parent"]) if "parent" in spec else None,
@@ -287,7 +291,7 @@ def run_merged(
     path = entry.path / ".weights.safetensors.part"
     save_file(dict(merged), path)
     os.replace(path, entry.path / "weights.safetensors")
-    write_json(entry.path / "report.json", report)
+    write_json(entry.path / "report.json", report | {"seconds": time.monotonic() - started})
 
 
 def _latents(spec: dict[str, Any], store: Store):
@@ -377,6 +381,7 @@ def run_pairing(
             slot=slot,
             labels=labels,
             components=components,
+            memory=PAIRING_BYTES,
             **settings,
         )
         reporter.progress(slot + 1 - first, last - first)

@@ -16,7 +16,7 @@ from pipeline.store import write_json
 from stages.fanout import fan_out
 from stages.workspace import Workspace
 
-SHOWN_RECONSTRUCTIONS = 16
+SHOWN_RECONSTRUCTIONS = 32
 
 
 def prepare(workspace: Workspace) -> None:

@@ -11,6 +11,8 @@ STYLE = """
   --p0: #1a73c2; --p1: #b23a08; --p2: #138a63; --p3: #54207c; --p4: #ad8c14; --p5: #2b2b2b;
   --p6: #cf5a96;
   --r0: #9cc4e4; --r1: #68a3d2; --r2: #3b80b8; --r3: #1d5c92; --r4: #0b3a63;
+  --alert: #fdf0e8;
+  --s0: #fff; --s1: #eef4fa; --s2: #dbe8f4; --s3: #c4d9ec; --s4: #a8c8e4;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
@@ -19,6 +21,8 @@ STYLE = """
     --p0: #6cbcf7; --p1: #ff8a4a; --p2: #42c298; --p3: #9b70e6; --p4: #f0dc7a; --p5: #b4bac1;
     --p6: #d04a8a;
     --r0: #34597a; --r1: #467caa; --r2: #609fd2; --r3: #8cc0ea; --r4: #cbe5fb;
+    --alert: #35231a;
+    --s0: #15171a; --s1: #1a2735; --s2: #1f364c; --s3: #254663; --s4: #2c577c;
   }
 }
 * { box-sizing: border-box; }
@@ -62,6 +66,14 @@ tbody th { font-weight: 600; }
 .main th.word { position: sticky; left: 0; background: var(--paper); padding-left: 2px; }
 .best { background: var(--best); }
 .listed span, .digests span { display: block; }
+.range { display: block; font-size: .75rem; font-weight: 400; color: var(--muted); }
+.seeds, .other { font-weight: 400; color: var(--muted); }
+.warning { max-width: 46em; padding: 9px 14px; background: var(--alert);
+  border-left: 4px solid var(--p1); }
+.matrix td { text-align: center; min-width: 6.5em; }
+.shade0 { background: var(--s0); } .shade1 { background: var(--s1); }
+.shade2 { background: var(--s2); } .shade3 { background: var(--s3); }
+.shade4 { background: var(--s4); }
 
 figure { margin: 0 0 1.6em; }
 figcaption { font-size: .95rem; font-weight: 600; margin: 0 0 .5em; }
@@ -82,6 +94,7 @@ svg.swatch { display: inline-block; width: 24px; height: 12px; vertical-align: -
 .recipe { overflow-wrap: anywhere; }
 .card img { display: block; width: 100%; height: auto; image-rendering: pixelated;
   border: 1px solid var(--rule); margin-bottom: .9em; }
+.picture img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; }
 .card figcaption { font-weight: 400; font-size: .875rem; }
 .card pre { white-space: pre-wrap; }
 .digests { color: var(--muted); font-size: .85rem; line-height: 1.45; }
@@ -109,12 +122,21 @@ svg path { fill: none; }
 .leader { stroke: var(--c); stroke-width: 1; stroke-dasharray: 1 3; opacity: .8; }
 .dot { fill: var(--c); stroke: var(--paper); stroke-width: 1; }
 .curve { stroke-width: 1.1; stroke-linejoin: round; }
+.plain { stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
+.steps { stroke-linejoin: round; }
+.steps.strong { stroke: var(--r4); stroke-width: 1.7; }
+.steps.faint { stroke: var(--r1); stroke-width: 1.4; }
+.bound { stroke: var(--ink); stroke-width: 1.1; stroke-dasharray: 2 3; }
+.cut { stroke: #111; stroke-width: 1.2; stroke-dasharray: 4 3; }
+svg path.area { stroke: none; fill: var(--c, var(--r3)); fill-opacity: .16; }
+.heat { image-rendering: pixelated; }
 .r0 { stroke: var(--r0); } .r1 { stroke: var(--r1); } .r2 { stroke: var(--r2); }
 .r3 { stroke: var(--r3); } .r4 { stroke: var(--r4); }
 .band { fill: var(--c); }
 .b0 { fill-opacity: .12; } .b1 { fill-opacity: .27; }
 .state { stroke: var(--c); stroke-width: 1.5; }
 .visit { stroke: var(--muted); stroke-width: 3.2; stroke-linecap: round; }
+svg path.first, .first { fill: var(--c); opacity: .22; }
 svg path.sum0 { fill: var(--c); } svg path.sum1 { fill: var(--c); opacity: .62; }
 .each { fill: var(--c); opacity: .8; }
 
@@ -138,6 +160,7 @@ svg path.sum0 { fill: var(--c); } svg path.sum1 { fill: var(--c); opacity: .62; 
   table { font-size: 7.6pt; }
   th, td { padding: 3px 5px; }
   details pre { max-height: none; white-space: pre-wrap; }
-  .best, .band, .dot, svg * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .best, .warning, .matrix td, .band, .dot, svg * {
+    print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -112,7 +112,7 @@ def test_levels_are_states_that_the_recipes_know():
     assert levels == pytest.approx(apart.log_snr)
     for level in levels:
         assert plan.asked_at(apart, level) == level == plan.asked_at(edm, level)
-        assert 0 < abs(plan.asked_at(dense, level) - level) < plan.NEAR_STATE
+        assert 0 < abs(plan.asked_at(dense, level) - level) < plan.outputs.NEAR_STATE
     # 6 and 4 states over one range have only its ends in common.
     assert plan.shared_levels([apart, other], 6) == [4, -4]
     assert plan.asked_at(other, float(apart.log_snr[1])) is None

@@ -1,0 +1,69 @@
+"""From settings to jobs: every recipe resolved to experts, samples and scores, each with a digest.
+
+A job's spec holds all that determines its bits and nothing else: its own states and not how many
+experts there are, what it reads (by name, and names are digests), the code that makes the numbers
+and the precision. Host, executor, worker count and log options stay out. Nothing is read or run
+here, and torch is not imported.
+"""
+
+from pipeline.plan.inputs import (
+    DatasetFacts,
+    LatentFacts,
+    encoder,
+    facts,
+    features,
+    held_out,
+    latent_facts,
+    latents,
+    spectrum,
+)
+from pipeline.plan.job import CODE, Job, code_of
+from pipeline.plan.outputs import (
+    asked_at,
+    consistency,
+    reconstructions,
+    samples,
+    scores,
+    shared_levels,
+)
+from pipeline.plan.recipes import (
+    FROM_DATA,
+    SLOTS_PER_JOB,
+    Expert,
+    RecipePlan,
+    Weights,
+    analyses,
+    experts,
+    pairings,
+    states_of,
+)
+
+__all__ = [
+    "CODE",
+    "FROM_DATA",
+    "SLOTS_PER_JOB",
+    "DatasetFacts",
+    "Expert",
+    "Job",
+    "LatentFacts",
+    "RecipePlan",
+    "Weights",
+    "analyses",
+    "asked_at",
+    "code_of",
+    "consistency",
+    "encoder",
+    "experts",
+    "facts",
+    "features",
+    "held_out",
+    "latent_facts",
+    "latents",
+    "pairings",
+    "reconstructions",
+    "samples",
+    "scores",
+    "shared_levels",
+    "spectrum",
+    "states_of",
+]

@@ -1,0 +1,141 @@
+"""The dataset, its latents, what is measured on them, and the reference of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import config
+from pipeline.config import Params
+from pipeline.errors import UserError
+from pipeline.plan.job import Job, code_of
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What planning needs to know of the prepared dataset, and what was measured on it."""
+
+    digest: str
+    rows: int  # that are trained on; the held-out ones follow them
+    resolution: int
+    channels: int
+    classes: int  # 0 without labels
+    mean: tuple[float, ...]  # per channel, in uint8 units
+    std: tuple[float, ...]
+    held_out: int = 0
+    analyses: Mapping[str, Any] = field(default_factory=dict)  # results by job name
+
+
+def facts(info: Any, held_out: int = 0, analyses: Mapping[str, Any] | None = None) -> DatasetFacts:
+    """Planning's view of a dataset's info, its last `held_out` rows apart."""
+    return DatasetFacts(
+        digest=info.digest,
+        rows=info.rows - held_out,
+        resolution=info.resolution,
+        channels=info.channels,
+        classes=len(info.classes or ()),
+        mean=tuple(info.mean),
+        std=tuple(info.std),
+        held_out=held_out,
+        analyses=analyses or {},
+    )
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """Shape and number of the rows that the networks see."""
+
+    rows: int
+    channels: int
+    resolution: int
+
+
+def latent_facts(params: Params, data: DatasetFacts) -> LatentFacts:
+    """The rows that training sees. UserError if the images do not fit the encoder."""
+    latent = params.latent
+    rows = data.rows * (2 if latent.flips else 1)
+    if isinstance(latent, config.Pixels):
+        return LatentFacts(rows, data.channels, data.resolution)
+    return LatentFacts(rows, latent.channels, data.resolution // latent.downsample)
+
+
+def encoder(params: Params, data: DatasetFacts) -> Job | None:
+    """The job that trains or fetches the encoder; None for pixels."""
+    latent = params.latent
+    if isinstance(latent, config.Pixels):
+        return None
+    settings = latent.model_dump(mode="json", exclude={"flips", "shard", "sample"})
+    spec = {
+        "dataset": data.digest,
+        "rows": data.rows,
+        "shape": [data.channels, data.resolution, data.resolution],
+        "settings": settings,
+        "seed": params.seed,
+        "code": code_of("encoder"),
+    }
+    label, images = f"{latent.encoder} encoder", getattr(latent, "images", data.rows)
+    return Job("encoder", spec, label, weight=images, threads=latent.threads)
+
+
+def latents(params: Params, data: DatasetFacts) -> list[Job]:
+    """Jobs that turn the prepared images into shards that training maps into memory."""
+    return _shards(params, data, 0, latent_facts(params, data).rows, "images")
+
+
+def held_out(params: Params, data: DatasetFacts) -> list[Job]:
+    """The same for the held-out images (data.holdout), which no expert is trained on."""
+    stop = data.rows + data.held_out
+    return _shards(params, data, data.rows, stop, "held-out images", flips=False)
+
+
+def _shards(
+    params: Params, data: DatasetFacts, first: int, end: int, what: str, flips: bool | None = None
+) -> list[Job]:
+    latent, codec = params.latent, encoder(params, data)
+    base = {"dataset": data.digest, "code": code_of("latents")}
+    if latent.flips if flips is None else flips:
+        base["flips_after"] = data.rows  # this row is the first one mirrored
+    needs: tuple[str, ...] = ()
+    if codec is None:
+        scale = float(np.sqrt(np.mean(np.square(data.std))))
+        if scale == 0:
+            raise UserError("data: every pixel of every image has the same value; nothing to learn")
+        # Unit average variance: log-SNRs then mean what they say.
+        base |= {"shift": list(data.mean), "scale": scale}
+    else:
+        base |= {"encoder": codec.name, "variance": latent.sample}
+        needs = (codec.name,)
+    jobs = []
+    for start in range(first, end, latent.shard):
+        stop = min(start + latent.shard, end)
+        spec = {**base, "rows": [start, stop]}
+        label = f"{what} {start}-{stop - 1}"
+        jobs.append(Job("latents", spec, label, needs, weight=stop - start))
+    return jobs
+
+
+def spectrum(params: Params, data: DatasetFacts) -> Job:
+    """The job that measures the latents' mean (also by class) and principal variances."""
+    shards = tuple(job.name for job in latents(params, data))
+    spec = {"latents": list(shards), "classes": data.classes, "code": code_of("spectrum")}
+    return Job("spectrum", spec, "spectrum", shards)
+
+
+def features(params: Params, data: DatasetFacts, files: Mapping[str, str]) -> Job:
+    """The job that makes the feature extractor and the features of the real images.
+
+    files: the checksums of the extractor's own files, by their key in params.yaml.
+    """
+    settings = params.features.model_dump(mode="json")
+    spec = {
+        "dataset": data.digest,
+        "rows": data.rows,
+        "settings": settings,
+        "files": dict(files),
+        "seed": params.seed,
+        "code": code_of("features"),
+    }
+    return Job("features", spec, f"{settings['extractor']} features")

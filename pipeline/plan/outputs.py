@@ -1,0 +1,208 @@
+"""What is drawn from finished models, and what is said of it: samples, scores, consistency."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Params
+from pipeline.plan.inputs import DatasetFacts, encoder, latents
+from pipeline.plan.job import Job, code_of
+from pipeline.plan.recipes import RecipePlan
+
+NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
+
+
+def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: str) -> list[Job]:
+    """Jobs that draw the samples to be scored from one mixture of a recipe.
+
+    `mixture` is identified by the checksums of its weights, so an expert retrained to the same
+    bits costs no new samples.
+    """
+    settings = params.evaluate
+    base = {
+        "mixture": mixture,
+        "states": _as_json(plan.sampling_states),
+        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+        "seed": settings.seed,
+        "batch": settings.batch,
+        "threads": plan.recipe.training.threads,
+        "code": code_of("samples"),
+    }
+    needs = _parts(mixture)
+    jobs = []
+    for start in range(0, settings.samples, settings.shard):
+        stop = min(start + settings.shard, settings.samples)
+        jobs.append(
+            Job(
+                "samples",
+                {**base, "rows": [start, stop]},
+                f"{label} samples {start}-{stop - 1}",
+                needs,
+                weight=(stop - start) * len(base["states"]),
+                threads=base["threads"],
+                # The milestones of a recipe share a process: starting one costs seconds.
+                group=f"{plan.name} {start}",
+            )
+        )
+    return jobs
+
+
+def _as_json(states: list[float]) -> list[float | str]:
+    return [v if np.isfinite(v) else str(v) for v in states]  # float() reads the text
+
+
+def _parts(mixture: dict[str, Any]) -> tuple[str, ...]:
+    """Entries that a mixture is made of."""
+    parts = [mixture.get("decoder"), mixture.get("terminal"), *mixture["experts"]]
+    return tuple(dict.fromkeys(part["entry"] for part in parts if part))
+
+
+def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
+    """The job that encodes and decodes some images: what the encoder alone loses; None for pixels.
+
+    As many as are sampled, so that their scores compare with those of the recipes.
+    """
+    codec = encoder(params, data)
+    if codec is None:
+        return None
+    spec = {
+        "dataset": data.digest,
+        "rows": data.rows,
+        "count": min(params.evaluate.samples, data.rows),
+        "encoder": codec.name,
+        "code": code_of("reconstructions"),
+    }
+    return Job("reconstructions", spec, "reconstructions", (codec.name,))
+
+
+def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job:
+    """The job that scores one set of samples against the real images."""
+    settings = params.evaluate.model_dump(mode="json", exclude={"shard", "batch", "consistency"})
+    names = [job.name for job in shards]
+    spec = {
+        "samples": names,
+        "features": reference.name,
+        "settings": settings,
+        "code": code_of("scores"),
+    }
+    needs = (*names, reference.name)
+    return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])
+
+
+def consistency(
+    params: Params,
+    data: DatasetFacts,
+    recipes: Mapping[str, RecipePlan],
+    mixtures: Mapping[str, dict[str, Any]],
+    reference: Job,
+) -> tuple[dict[str, Job], dict[tuple[str, str], Job]]:
+    """Jobs that make each compared recipe's outputs, by its name, and one that compares each pair.
+
+    recipes and mixtures (at their ends): all by name. Drawing and denoising is done once a recipe,
+    so a further one costs its own outputs and the comparison of stored numbers. Empty without the
+    block `evaluate.consistency`.
+    """
+    block = params.evaluate.consistency
+    if block is None:
+        return {}, {}
+    compared = {name: recipes[name] for name in block.recipes}
+    levels = shared_levels(list(compared.values()), block.states)
+    outputs = {
+        name: _outputs(params, data, recipe, mixtures[name], levels, reference)
+        for name, recipe in compared.items()
+    }
+    pairs = {}
+    for a, b in itertools.combinations(compared, 2):
+        needs = (outputs[a].name, outputs[b].name, reference.name)
+        spec = {
+            "outputs": list(needs[:2]),
+            "features": reference.name,
+            "levels": levels,
+            "settings": block.model_dump(mode="json", include={"level", "resamples", "similarity"}),
+            "seed": params.evaluate.seed,
+            "code": code_of("consistency"),
+        }
+        pairs[a, b] = Job("consistency", spec, f"{a} and {b}", needs, group="pairs")
+    return outputs, pairs
+
+
+def shared_levels(recipes: list[RecipePlan], count: int) -> list[float]:
+    """At most `count` >= 2 log-SNRs, cleanest first, at which two recipes or more can be asked.
+
+    Evenly over the range that all share. Where schedules are discrete, the levels are states of
+    theirs: in each part of the range that one which the most recipes know. Empty if the ranges or
+    states have nothing in common.
+    """
+    high = min(float(recipe.trained[0]) for recipe in recipes)
+    low = max(float(recipe.trained[-1]) for recipe in recipes)
+    if high < low:
+        return []
+    wanted = np.linspace(high, low, count)
+    if all(recipe.continuous for recipe in recipes):
+        return [float(v) for v in wanted]
+    known: list[float] = []
+    # The coarsest first: a dense schedule has a state near any of theirs, but not the reverse.
+    for recipe in sorted((r for r in recipes if not r.continuous), key=lambda r: len(r.trained)):
+        inside = recipe.trained[(recipe.trained <= high) & (recipe.trained >= low)]
+        apart = [v for v in inside if all(abs(v - other) > NEAR_STATE for other in known)]
+        known += [float(v) for v in apart]
+    levels: dict[int, tuple[int, float, float]] = {}  # by part of the range, the best so far
+    for level in known:
+        part = int(np.abs(wanted - level).argmin())
+        asked = sum(asked_at(recipe, level) is not None for recipe in recipes)
+        found = (asked, -abs(float(wanted[part]) - level), level)
+        if asked > 1:
+            levels[part] = max(levels.get(part, found), found)
+    return [levels[part][-1] for part in sorted(levels)]
+
+
+def asked_at(recipe: RecipePlan, log_snr: float) -> float | None:
+    """The log-SNR at which a recipe is asked for a level; None where it learnt nothing near it."""
+    states = recipe.trained
+    if recipe.continuous:
+        return log_snr if states[-1] <= log_snr <= states[0] else None
+    own = float(states[np.abs(states - log_snr).argmin()])
+    return own if abs(own - log_snr) <= NEAR_STATE else None
+
+
+def _outputs(
+    params: Params,
+    data: DatasetFacts,
+    recipe: RecipePlan,
+    mixture: dict[str, Any],
+    levels: list[float],
+    reference: Job,
+) -> Job:
+    """The job that draws a recipe's samples, and denoises images made noisy with the same noise."""
+    block = params.evaluate.consistency
+    shards = tuple(job.name for job in latents(params, data))
+    asked = [[level, asked_at(recipe, level)] for level in levels]
+    spec = {
+        "mixture": mixture,
+        "states": _as_json(recipe.sampling_states),
+        "guidance": recipe.recipe.sampling.guidance,
+        "levels": [pair for pair in asked if pair[1] is not None],
+        "samples": block.samples,
+        "nearest": min(block.nearest, data.rows),
+        "dataset": data.digest,
+        "rows": data.rows,
+        "flips": params.latent.flips,
+        "latents": list(shards),
+        "features": reference.name,
+        "seed": params.evaluate.seed,
+        "batch": params.evaluate.batch,
+        "threads": recipe.recipe.training.threads,
+        "code": code_of("outputs"),
+    }
+    return Job(
+        "outputs",
+        spec,
+        f"{recipe.name} outputs",
+        (*_parts(mixture), *shards, reference.name),
+        weight=block.samples * (len(spec["states"]) + len(levels)),
+        threads=spec["threads"],
+    )

@@ -1,0 +1,254 @@
+"""A project with made-up results, its report page, and a strict parser of that page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from pipeline import plan
+from pipeline.identity import digest
+from pipeline.store import write_json
+from stages import costs
+from stages.page import write_page
+from stages.workspace import Workspace
+
+HEAD = """\
+seed: 0
+latent: {encoder: pixels}
+features: {extractor: classifier}
+data: {source: digits}
+evaluate: {samples: 500, shard: 300}
+defaults:
+  network: {channels: 8}
+  training: {images: 6000, batch: 16, milestones: [1500, 3000]}
+  sampling: {kind: ddim}
+recipes:
+"""
+DEFAULT = f"""{HEAD}\
+  ddpm:
+    schedule: {{kind: linear, states: 1000}}
+    sampling: {{steps: 50}}
+  few-state:
+    schedule: {{kind: log-snr, states: 12, log_snr_max: 6, log_snr_min: -6}}
+  disentangled_12:
+    schedule: {{kind: log-snr, states: 12, log_snr_max: 6, log_snr_min: -6}}
+    partition: {{kind: per-state}}
+"""
+FLOOR = {"fid": 0.1234, "samples": 898}
+SPECTRUM = [float(v) for v in 64 * 0.8 ** np.arange(64) / np.sum(0.8 ** np.arange(64))]
+BOUNDS = {
+    "bounds": [3.0, -2.5],
+    "curves": {
+        "time": [0.125, 0.375, 0.625, 0.875],
+        "log_snr": [6.75, 2.25, -2.25, -6.75],
+        "s0": [1.0, 0.7, 0.3, 0.1],
+        "s1": [0.0, 0.2, 0.6, 1.0],
+    },
+    "matrix": [[1.0, 0.5, 0.1], [0.5, 1.0, 0.6], [0.1, 0.6, 1.0]],
+    "log_snr": [9.0, 0.0, -9.0],
+    "sensitivity": [
+        {"alpha": 0.9, "eta": 0.1, "draws": 40, "repeats": 2, "usable": 1}
+        | {"time_1": 0.3, "std_1": 0.0, "log_snr_1": 3.0}
+        | {"time_2": 0.6, "std_2": 0.0, "log_snr_2": -2.5},
+        {"alpha": 0.99, "eta": 0.1, "draws": 40, "repeats": 2, "usable": 0}
+        | dict.fromkeys(("time_1", "std_1", "log_snr_1", "time_2", "std_2", "log_snr_2")),
+    ],
+}
+# 64 values of unit variance: |x|^2 + d is 128, of which the cost cuts its share.
+KNN = {"cost": 106.24, "distance_cut_percent": 17.0, "alignment_percent": 10.5, "noise_std": 0.9341}
+DIAGNOSTICS = {
+    "knn-l2": KNN | {"component_variance": [1.01, 0.97], "component_correlation": [0.3, 0.2]},
+    "assignment": {"cost": 110.0, "distance_cut_percent": 14.1, "alignment_percent": 14.1}
+    | {"noise_std": 1.001, "component_variance": [0.98], "component_correlation": [0.7]}
+    | {"class_leak": 0.31, "class_chance": 0.1},
+}
+MERGED = {
+    "relative_norms": [0.04, 0.03],
+    "cosines": [[1.0, 0.125], [0.125, 1.0]],
+    "sign_conflict": 0.47,
+    "weights": [0.75, 1.25],
+    "loss": 1.93,
+    "loss_of_average": 1.97,
+    "evaluations": 9,
+    "search": "quadratic",
+    "seconds": 2.5,
+}
+VOID = {"meta", "link", "img", "br", "col"}
+
+
+def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor="classifier"):
+    """Everything that write_page is given, with made-up training and scores.
+
+    scores: (number of the recipe, share of the budget) -> values that replace the made-up ones.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(params)
+    workspace = Workspace(root)
+    facts = plan.DatasetFacts("d1" * 32, 1797, 8, 1, classes, (77.0,), (96.0,))
+    facts = analysed(workspace, facts)
+    recipes = plan.experts(workspace.params, facts)
+    for recipe in recipes.values():
+        for expert in recipe.experts:
+            finish(workspace, expert.job)
+            for job in expert.pairings:
+                finish_with(
+                    workspace, job, "diagnostics.json", DIAGNOSTICS[job.spec["settings"]["method"]]
+                )
+        for job in recipe.merged.values():
+            finish_with(workspace, job, "report.json", MERGED)
+    metrics, pictures = {}, {}
+    for number, (name, recipe) in enumerate(recipes.items()):
+        mixtures = [
+            {
+                "images": m,
+                "mixture": {
+                    "digest": digest([name, m]),
+                    "experts": [{"entry": e.job.name} for e in recipe.experts],
+                },
+            }
+            for m in recipe.milestones
+        ]
+        folder = workspace.artefacts("mixtures")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{name}.json", {"milestones": mixtures})
+        found = {}
+        for milestone in recipe.milestones:
+            share = milestone / recipe.milestones[-1]
+            fid = (0.31 + 0.17 * number) / share
+            own = {"fid": fid, "kid": fid / 300, "precision": 0.7 + 0.01 * number}
+            own |= {"recall": 0.61234, "density": 0.9, "coverage": 0.83 - 0.02 * number}
+            own |= {"samples": 500, **costs.costs(workspace, facts, recipe, milestone)}
+            found[str(milestone)] = own | (scores(number, share) if scores else {})
+        metrics[name] = {**found[str(recipe.milestones[-1])], "milestones": found}
+        pictures[name] = root / f"{name}.png"
+        noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures[name])
+    summary = {"reference": {"extractor": extractor, "dimension": 64, "floor": FLOOR}}
+    return [root / "report.html", workspace, facts, recipes, metrics, summary, pictures]
+
+
+def analysed(workspace, facts) -> plan.DatasetFacts:
+    """The facts with all analyses made up; partitions cut states that analyses give."""
+    found: dict = {}
+    while True:
+        facts = dataclasses.replace(facts, analyses=dict(found))
+        jobs = plan.analyses(workspace.params, facts)
+        if all(job.kind == "expert" or job.name in found for job in jobs):
+            return facts
+        for job in jobs:
+            if job.kind == "expert":
+                finish(workspace, job)
+            elif job.kind == "spectrum":
+                found[job.name] = {"spectrum": SPECTRUM}
+            elif job.kind == "bounds":
+                found[job.name] = BOUNDS
+            else:
+                found[job.name] = piloted(job.spec["levels"], job.spec["gradients"])
+
+
+def piloted(levels, gradients: bool) -> dict:
+    """Errors and gradients of a pilot run as if the data were Gaussian."""
+    levels = np.array(levels)
+    found = {"log_snr": levels.tolist(), "error": (1 / (1 + np.exp(levels))).tolist()}
+    if gradients:
+        found["affinity"] = np.cos((levels[:, None] - levels) / 4).tolist()
+    return found
+
+
+def finish(workspace, job) -> None:
+    """A finished entry of an expert's job, unless another recipe has made it."""
+    entry = workspace.store.plan("expert", job.spec)
+    if entry.done:
+        return
+    snr, budget = float(np.mean(job.spec["log_snr"])), job.spec["images"]
+    level = 0.05 + 0.9 / (1 + math.exp(-snr / 2))
+    seconds = budget * 0.0123 * (1 + 0.1 * math.sin(snr))
+    images = [round(budget * k / 50) or 1 for k in range(1, 51)]
+    write_json(entry.path / "curve.json", [[i, level * (1 + 30 / (i + 30))] for i in images])
+    record = {"images": budget, "seconds": seconds + 0.01, "parameters": 60123}
+    record |= {"flops": 1.5e6 * budget, "device": "cpu", "snapshot_seconds": {}}
+    for snapshot in job.spec["snapshots"]:
+        record["snapshot_seconds"][str(snapshot)] = seconds * snapshot / budget
+    write_json(entry.path / "record.json", record)
+    entry.finish()
+
+
+def finish_with(workspace, job, file: str, content: dict) -> None:
+    """A finished entry with one JSON file."""
+    entry = workspace.store.plan(job.kind, job.spec)
+    if not entry.done:
+        write_json(entry.path / file, content)
+        entry.finish()
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element closed in order; keeps attributes, texts and tables."""
+
+    def __init__(self, source: str):
+        super().__init__(convert_charrefs=True)
+        self.source = source
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.tables: list[list[list[str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def all(self, tag, **attributes):
+        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+
+    @property
+    def text(self) -> str:
+        return " ".join(text for tag, text in self.texts if tag != "style")
+
+    @property
+    def drawn(self) -> list[str]:
+        """Texts in drawings."""
+        return [text for tag, text in self.texts if tag in ("text", "tspan")]
+
+
+def written(arguments) -> Page:
+    write_page(*arguments)
+    return Page(arguments[0].read_text(encoding="utf-8"))
+
+
+def check_self_contained(page: Page) -> None:
+    outside = re.sub(r"base64,[^\"]*", "", page.source)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<iframe|\bon\w+=", outside)
+    for _, attributes in page.elements:
+        for key in ("src", "href", "xlink:href", "data", "srcset"):
+            assert (attributes.get(key) or "data:").startswith(("data:", "#"))
+    for number in re.findall(r'(?:\bd|points|x|y|width|height|viewBox)="([^"]*)"', page.source):
+        assert not re.search(r"nan|inf|e[+-]", number), number
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    for target in page.all("a"):
+        assert target["href"][1:] in ids
+    assert all(a.get("alt") for a in page.all("img"))
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.all("svg"))

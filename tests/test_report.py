@@ -1,0 +1,289 @@
+"""Numbers of the report: costs with what came before, seeds together, tables as text."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.store import write_json
+from stages import charts_matrix, costs, drawing, report
+from stages.groups import mean, units, units_of
+from tests.pages import HEAD, MERGED, check_self_contained, project, written
+
+FAMILY = f"""{HEAD.replace("data: {source: digits}", "data: {source: digits, holdout: 64}")}\
+  base: {{schedule: {{kind: log-snr, states: 12}}}}
+  fork:
+    schedule: {{kind: log-snr, states: 12}}
+    partition: {{kind: uniform, intervals: 2}}
+    training: {{parent: base, images: 900, milestones: []}}
+  merged:
+    schedule: {{kind: log-snr, states: 12}}
+    partition: {{kind: uniform, intervals: 2}}
+    training: {{parent: base, images: 900, milestones: []}}
+    merge: {{method: task-vector, images: 64}}
+  grandchild:
+    schedule: {{kind: log-snr, states: 12}}
+    training: {{parent: merged, images: 600, milestones: []}}
+"""
+SEEDS = f"""{HEAD}\
+  one: {{schedule: {{kind: log-snr, states: 12}}}}
+  few: {{seeds: [3, 5], schedule: {{kind: log-snr, states: 4}}}}
+"""
+MEASURED = f"""{HEAD}\
+  piloted:
+    schedule: {{kind: fitted, states: 12, source: pilot, pilot_images: 500}}
+    partition: {{kind: gradient, intervals: 2, pilot_images: 700, nodes: 8}}
+  multi:
+    schedule: {{kind: log-snr, states: continuous}}
+    sampling: {{steps: 10}}
+    partition: {{kind: optimal-denoiser, intervals: 3}}
+    network: {{kind: multi-decoder, decoder_channels: [8, 8, 4]}}
+  paired: {{pairing: {{method: assignment, keep: 4}}}}
+  knn: {{pairing: {{method: knn-l2, candidates: 8}}}}
+  shrunk: {{pairing: {{method: independent, scale: 0.9}}}}
+  least: {{schedule: {{kind: elbo, states: 8}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    arguments = project(tmp_path_factory.mktemp("family"), FAMILY)
+    return arguments, written(arguments)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    def scores(number: int, share: float) -> dict:
+        return {"fid": (0.5, 0.3, 0.4)[number] / share, "fid_interval": [0.25, 0.45]} | {
+            "fid_interval_confidence": 0.95
+        }
+
+    arguments = project(tmp_path_factory.mktemp("seeds"), SEEDS, scores=scores)
+    return arguments, written(arguments)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    arguments = project(tmp_path_factory.mktemp("measured"), MEASURED)
+    return arguments, written(arguments)
+
+
+def own_seconds(arguments, name):
+    """Seconds of each of a recipe's experts, from their records."""
+    _, workspace, _, recipes, *_ = arguments
+    records = [
+        workspace.store.entry(e.job.name).load_json("record.json") for e in recipes[name].experts
+    ]
+    return [max(r["snapshot_seconds"].values()) for r in records]
+
+
+def test_costs_hold_the_whole_line_of_parents(family):
+    arguments, _ = family
+    metrics = arguments[4]
+    base, fork, last = (own_seconds(arguments, n) for n in ("base", "fork", "grandchild"))
+    assert metrics["base"]["train_seconds_total"] == pytest.approx(base[0])
+    assert metrics["fork"]["train_seconds_total"] == pytest.approx(base[0] + sum(fork))
+    assert metrics["fork"]["train_seconds_critical"] == pytest.approx(base[0] + max(fork))
+    assert [metrics[n]["images_seen"] for n in metrics] == [6000, 6900, 6900, 7500]
+    assert [metrics[n]["images_seen_critical"] for n in metrics] == [6000, 6450, 6450, 7050]
+    search = MERGED["seconds"]
+    assert metrics["merged"]["train_seconds_total"] == pytest.approx(
+        metrics["fork"]["train_seconds_total"] + search
+    )
+    assert metrics["grandchild"]["train_seconds_critical"] == pytest.approx(
+        base[0] + max(fork) + search + last[0]
+    )
+    assert metrics["grandchild"]["train_flops"] == pytest.approx(1.5e6 * 7500)
+
+
+def test_a_merged_recipe_has_the_parameters_of_one_network(family):
+    metrics = family[0][4]
+    assert metrics["fork"]["parameters"] == 2 * 60123
+    assert metrics["merged"]["parameters"] == metrics["merged"]["parameters_active"] == 60123
+
+
+def test_the_page_says_what_costs_hold(family):
+    _, page = family
+    check_self_contained(page)
+    assert "fork, merged from base; grandchild from merged and base" in page.text
+    assert "evaluations: merged 9. Their seconds are in the table" in page.text
+    merging = next(t for t in page.tables if t[0][2:4] == ["method", "weights"])
+    assert merging[1][2:8] == ["task-vector", "0.75, 1.25", "1.93", "1.97", "9", "0.470"]
+    assert merging[1][8] == "0.125"  # the cosine of the two
+
+
+def test_a_pilot_is_part_of_the_costs_once(measured):
+    arguments, page = measured
+    check_self_contained(page)
+    _, workspace, facts, recipes, metrics, *_ = arguments
+    # The schedule's pilot and the partition's have different budgets.
+    before = costs.before(workspace, facts, recipes["piloted"])
+    assert [cost.images for _, cost in before] == [500, 700]
+    assert metrics["piloted"]["images_seen"] == 6000 + 1200
+    assert "piloted: with the pilot run" in page.text
+
+
+def test_warnings_name_pairings_that_leave_the_marginal(measured):
+    _, page = measured
+    warnings = [a for a in page.all("p") if a.get("class") == "warning"]
+    assert len(warnings) == 2
+    assert "knn: knn-l2 leaves N(0, 1)." in page.text
+    assert "standard deviation 0.9341 instead of 1, 6.6 % shorter" in page.text
+    # m_8 = 1.4236 of a score of variance 2 * 64 + 4 * 64.
+    expected = math.sqrt(1 - 2 * 1.4236 / math.sqrt(6 * 64))
+    assert f"in 64 values: {expected:.4g}" in page.text
+    assert "6.5 % is that short noise and only 10.5 % alignment" in page.text
+    assert "shrunk: its noise is multiplied by 0.9" in page.text
+    assert "paired: assignment leaves" not in page.text
+
+
+def test_partitions_show_what_their_bounds_were_found_from(measured):
+    _, page = measured
+    assert "Optimal denoiser: multi" in page.text and "Gradient affinity: piloted" in page.text
+    assert len([a for a in page.all("image") if a.get("class") == "heat"]) == 2
+    decoders = next(t for t in page.tables if t[0][1] == "decoder width")
+    assert [row[0] for row in decoders[1:]] == ["9 to 3", "3 to −2.5", "−2.5 to −9"]
+    assert decoders[1][2:] == decoders[2][2:] != decoders[3][2:]
+    sensitivity = next(t for t in page.tables if t[0][0] == "alpha")
+    assert sensitivity[2][5:] == ["–"] * 6
+
+
+def test_steps_are_compared_with_32_and_4_even_states(measured):
+    _, page = measured
+    table = next(t for t in page.tables if t[0][1] == "states visited")
+    even = {row[1]: float(row[2]) for row in table if row[0].startswith("for comparison")}
+    # e^D - 1 bounds the condition, and is reached where the component is known already.
+    for states, condition in even.items():
+        bound = math.expm1(18 / (int(states) - 1))
+        assert 0.9 * bound < condition <= bound * 1.001
+    assert " has the states with the least evidence bound, as a diagnostic." in page.text
+
+
+def test_seeds_are_one_row_with_mean_and_range(seeds):
+    _, page = seeds
+    check_self_contained(page)
+    main, every = page.tables[:2]
+    assert [row[0].strip() for row in main[1:]] == ["one", "few 2 seeds"]
+    assert main[2][1] == "0.350 (best)0.300..0.400"
+    assert main[1][1] == "0.5000.250..0.450"  # the interval of a single run
+    assert [row[0].strip() for row in every[1:]] == ["few-seed3", "few-seed5"]
+    assert page.text.count("seeds: [3, 5]") >= 2  # the words of both, and params.yaml
+    bands = [a["d"] for a in page.all("path") if a.get("class") == "area c1"]
+    assert len(bands) == 6  # two widths of three charts
+
+
+def test_the_band_spans_lowest_to_highest(seeds):
+    _, page = seeds
+    band = next(a["d"] for a in page.all("path") if a.get("class") == "area c1")
+    line = next(
+        a["d"] for a in page.all("path") if a.get("class") == "line c1" and "24 6" not in a["d"]
+    )
+    places = [tuple(map(float, p.split())) for p in _pairs(band)]
+    middle = [tuple(map(float, p.split())) for p in _pairs(line)]
+    half = len(places) // 2
+    for upper, own, lower in zip(places[:half], middle, places[half:][::-1], strict=True):
+        assert upper[0] == own[0] == lower[0] and upper[1] < own[1] < lower[1]
+
+
+def _pairs(path: str) -> list[str]:
+    numbers = path.strip("Mz").split()
+    return [f"{x} {y}" for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def test_units_from_recipes_and_from_a_summary_agree(seeds):
+    recipes, metrics = seeds[0][3], seeds[0][4]
+    found = units({name: recipe.recipe for name, recipe in recipes.items()})
+    assert [(u.name, u.members) for u in found] == [
+        ("one", ("one",)),
+        ("few", ("few-seed3", "few-seed5")),
+    ]
+    assert units_of(list(metrics), {"few": ["few-seed3", "few-seed5"]}) == found
+    assert mean([1, 2.5]) == 1.75 and mean([1, None]) is None
+
+
+def test_the_table_as_text_has_means_and_ranges(seeds):
+    metrics = seeds[0][4]
+    head, one, few = report.table_rows(metrics, {"few": ["few-seed3", "few-seed5"]})
+    assert one[:2] == ["one", "0.500"]
+    assert few[:2] == ["few (2 seeds)", "0.350 (0.300..0.400)"]
+    assert few[head.index("images")] == "6,000"
+
+
+def test_different_numbers_of_samples_are_never_compared_silently(tmp_path):
+    arguments = project(tmp_path, SEEDS, scores=lambda n, _: {"samples": 500 + 100 * (n == 0)})
+    page = written(arguments)
+    assert "scored with different numbers of samples (one 600, few-seed3 500" in page.text
+    assert report.samples_text(arguments[4]).startswith("WARNING: ")
+
+
+def test_curves_hold_plain_numbers_of_all_recipes(tmp_path):
+    metrics = {
+        "a": {"milestones": {"10": {"fid": 1.0, "fid_interval": [0.5, 2.0], "per_class": {}}}},
+        "b": {"milestones": {"20": {"fid": 2.0, "fid_infinity": 1.5}}},
+    }
+    report.write_curves(tmp_path / "curves.csv", metrics)
+    with open(tmp_path / "curves.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert rows == [
+        {"recipe": "a", "images": "10", "fid": "1.0", "fid_infinity": ""},
+        {"recipe": "b", "images": "20", "fid": "2.0", "fid_infinity": "1.5"},
+    ]
+
+
+def test_bounds_lie_between_the_levels_of_a_heat_map():
+    drawn = charts_matrix.heat_map([[1, 0], [0, 1]], [4.0, 2.0], [3.0], "two levels")
+    middle = 20 + charts_matrix.SIDE / 2
+    assert f"M46 {middle:g} {46 + charts_matrix.SIDE:g} {middle:g}" in drawn
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+
+def test_consistency_is_a_symmetric_matrix_with_curves(tmp_path):
+    curve = {"log_snr": [4, 0, -4], "value": [0.9, 0.8, 0.3]}
+    curve |= {"low": [0.85, 0.7, 0.2], "high": [0.95, 0.9, 0.4]}
+    near = {"a": {"median": 1.5, "closer": 0.04}, "b": {"median": 1.25, "closer": 0.5}}
+    near["real"] = {"median": 2.0, "closer": 0.05}
+    pairs = [
+        {"a": "one", "b": "two", "overall": estimate(0.8), "null": estimate(0.1)}
+        | {"by_state": curve, "nearest": near}
+        | {"features": estimate(0.6) | {"null": 0.01, "similarity": 0.7}},
+        {"a": "two", "b": "<three>", "overall": estimate(0.3)},
+    ]
+    arguments = project(tmp_path, SEEDS)
+    folder = arguments[1].artefacts("consistency")
+    folder.mkdir(parents=True)
+    write_json(folder / "consistency.json", {"pairs": pairs})
+    page = written(arguments)
+    check_self_contained(page)
+    matrix = next(t for t in page.tables if t[0] == ["recipe", "one", "two", "<three>"])
+    assert matrix[1:] == [
+        ["one", "1", "0.8000.750..0.850", "–"],
+        ["two", "0.8000.750..0.850", "1", "0.3000.250..0.350"],
+        ["<three>", "–", "0.3000.250..0.350", "1"],
+    ]
+    full = next(t for t in page.tables if t[0][:2] == ["recipes", "C"])
+    assert full[1][3:] == [
+        *("0.6000.550..0.650", "0.0100", "1.50 and 1.25", "2.00", "4.0 % and 50.0 %"),
+    ]
+    drawn = [a["aria-label"] for a in page.all("svg") if "aria-label" in a]
+    assert "Consistency of one and two over log-SNR" in drawn
+    assert not any("three" in label and "log-SNR" in label for label in drawn if "Cons" in label)
+
+
+def test_reconstructions_stand_below_their_originals():
+    above = np.full((3, 1, 8, 8), 40, np.uint8)
+    below = np.full((3, 1, 8, 8), 200, np.uint8)
+    sheet = np.asarray(drawing.pairs(above, below, 2).convert("L"))
+    cell = (sheet.shape[1] - 2) // 2
+    rows = [[int(sheet[r * cell + 9, c * cell + 9]) for c in range(2)] for r in range(4)]
+    assert rows == [[40, 40], [200, 200], [40, 255], [200, 255]]
