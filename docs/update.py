@@ -1,4 +1,8 @@
-"""Writes the README's table and picture from the last `make repro`: `python docs/update.py`."""
+"""Writes what the docs show of results: `python docs/update.py`.
+
+The README's table and picture come from the last `make repro`, its list of benchmarks from
+benchmarks/results/*.json. Without results/, only the latter.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,41 @@ from stages.drawing import save  # noqa: E402
 from stages.groups import units_of  # noqa: E402
 from stages.report import samples_text, table_rows  # noqa: E402
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README = ROOT / "README.md"
 
 
 def main() -> None:
+    replace("benchmarks", benchmarks())
+    if (ROOT / "results" / "summary.json").exists():
+        show_results()
+
+
+def replace(block: str, lines: list[str]) -> None:
+    """Put lines between the markers of a block of the README."""
+    text = README.read_text()
+    begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    start, stop = text.index(begin) + len(begin), text.index(end)
+    README.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
+
+
+def benchmarks() -> list[str]:
+    """A row for each committed result: its headline, and the command that made it."""
+    lines = ["| benchmark | headline | measured |", "|---|---|---|"]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        shown = ", ".join(f"{key} {number(value)}" for key, value in found["headline"].items())
+        name = f"[{path.stem}](benchmarks/results/{path.name})"
+        lines.append(f"| {name} | {shown} | `{found['command']}`, {found['date']} |")
+    return lines
+
+
+def number(value: object) -> str:
+    if value is None:
+        return "not reached"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_results() -> None:
     summary = json.loads((ROOT / "results" / "summary.json").read_text())
     (ROOT / "docs" / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
     recipes, groups = summary["recipes"], summary["groups"]
@@ -33,10 +68,7 @@ def main() -> None:
         f"{seeds(recipes, groups)} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-    readme.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
+    replace("results", lines)
     draw_samples({unit.name: unit.members[0] for unit in units_of(list(recipes), groups)})
 
 
