@@ -3,14 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-cluster lint clean
+.PHONY: repro test test-presets test-cluster lint clean
 .DEFAULT_GOAL := repro
 
 repro: $(BIN)/.ready
 	dvc repro
 
 test: $(BIN)/.ready-test lint
-	pytest -n auto -m "not cluster"
+	pytest -n auto -m "not cluster and not presets"
+
+# Every preset from raw files to the report, cut down: minutes each.
+test-presets: $(BIN)/.ready-test
+	pytest tests/test_presets.py -m presets -v --durations=0
 
 # Starts a private one-machine SLURM (as root; Debian: apt-get install slurm-wlm munge).
 test-cluster: $(BIN)/.ready-test

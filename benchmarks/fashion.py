@@ -14,7 +14,7 @@ BASE: dict[str, Any] = {
     "seed": 0,
     "data": {"source": "fashion-mnist", "resolution": 32, "holdout": 2048},
     "latent": {"encoder": "autoencoder", "channels": 2, "downsample": 4},
-    "features": {"extractor": "classifier", "images": 40_000},
+    "features": {"extractor": "classifier", "images": 20_000},
     "evaluate": {"samples": 1_000},
     "defaults": {
         "seeds": SEEDS,

@@ -11,7 +11,7 @@ import experiment
 import fashion
 from experiment import curve, summarise
 
-IMAGES = 32_000
+IMAGES = 16_000
 DENOISER = {"kind": "optimal-denoiser", "draws": 2000, "rows": 20_000, "eta": 0.1}
 SHARED = {"channels": 16, "multipliers": [1, 2], "blocks": 1}
 
@@ -24,7 +24,7 @@ def joint(widths: list[int], partition: dict[str, Any], **more: Any) -> dict[str
 EQUAL = {"curriculum": {"kind": "per-interval"}}
 ARMS: dict[str, dict[str, Any]] = {
     "unified": {},
-    "unified-wider": {"network": {"channels": 20}, "training": {"images": 21_000}},
+    "unified-wider": {"network": {"channels": 20}, "training": {"images": 10_500}},
     "unified-same-density": {"curriculum": {"kind": "per-interval", "partition": DENOISER}},
     "equal-widths": joint([16, 16, 16], DENOISER),
     "equal-widths-equal-density": joint([16, 16, 16], DENOISER, **EQUAL),
@@ -51,7 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    done = experiment.run("multistage", fashion.params(ARMS, images=IMAGES))
+    done = experiment.run("multistage", fashion.params(ARMS, images=IMAGES, milestones=[8_000]))
     runs = done.seeds()
     rows, headline = [], {}
     for arm, own in runs.items():

@@ -11,6 +11,7 @@ from pipeline.fidelity import Moments
 
 KERNEL_SUBSETS = 50
 KERNEL_SUBSET_SIZE = 1000
+MANIFOLD_IMAGES = 10_000
 CONFIDENCE = 0.95
 # Extrapolating takes dozens of distances, each of them O(d^3): above this, minutes.
 EXTRAPOLATED_DIMENSION = 256
@@ -36,6 +37,7 @@ def score(
     `extractor` names. real_labels, labels: int [n] of real and generated, None if unknown.
 
     Both sides of the Frechet distance are what they are: all real images against all samples given.
+    Precision, recall, density and coverage take at most `MANIFOLD_IMAGES` real ones, evenly chosen.
     Scores at other numbers of images (`samples`, `reference_samples`) are not comparable.
     `per_class` has FID, precision and recall of each class by itself. What cannot be measured here
     is None, and `left_out` says why. UserError when there are too few samples for the others (see
@@ -52,7 +54,8 @@ def score(
         subsets=KERNEL_SUBSETS,
         subset_size=min(KERNEL_SUBSET_SIZE, len(real), len(generated)),
     )
-    manifold = fidelity.manifold_scores(real, generated, neighbours=neighbours)
+    some = _some(real)
+    manifold = fidelity.manifold_scores(some, generated, neighbours=neighbours)
     left_out: dict[str, str] = {}
     return {
         "fid": distance.value,
@@ -67,12 +70,19 @@ def score(
         "coverage": manifold.coverage,
         "samples": len(generated),
         "reference_samples": len(real),
+        "manifold_samples": len(some),
         "dimension": reference.dimension,
         "extractor": extractor,
         "extractor_digest": reference.extractor,
         "per_class": _per_class(real, real_labels, generated, labels, neighbours, left_out),
         "left_out": left_out,
     }
+
+
+def _some(real: np.ndarray) -> np.ndarray:
+    """Real images for the manifold scores, whose cost is the square of their number."""
+    count = min(len(real), MANIFOLD_IMAGES)
+    return real[np.arange(count, dtype=np.int64) * len(real) // count]
 
 
 def floor(real: np.ndarray, *, seed: int, allow_few: bool) -> dict[str, Any]:
@@ -147,7 +157,7 @@ def _per_class(
             pair = fidelity.moments(mine), fidelity.moments(theirs)
             found["fid"] = fidelity.frechet_distance(*pair).value
         if smaller >= least:
-            manifold = fidelity.manifold_scores(mine, theirs, neighbours=neighbours)
+            manifold = fidelity.manifold_scores(_some(mine), theirs, neighbours=neighbours)
             found |= {"precision": manifold.precision, "recall": manifold.recall}
         return found
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline import config
 from pipeline.store import Entry
-from stages import fanout, presets, report, steps
+from stages import consistency, fanout, presets, report, steps
 from stages.jobs import run_job
 from stages.workspace import Workspace
 
@@ -215,7 +215,7 @@ def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str,
             assert done, f"{stage}: {job.label}: {entries[job.name].log.read_text()}"
 
 
-@pytest.mark.slow
+@pytest.mark.presets
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypatch):
     monkeypatch.delenv("TSPACE_STORE", raising=False)
@@ -231,7 +231,8 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
 
     workspace = Workspace(tmp_path)
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-        {"report": report.report}.get(stage, getattr(steps, stage, None))(workspace)
+        apart = {"consistency": consistency.consistency, "report": report.report}
+        apart.get(stage, getattr(steps, stage, None))(workspace)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["recipes"]
     assert set(summary) == set(params["recipes"])
     for recipe, found in summary.items():
