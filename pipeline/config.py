@@ -748,12 +748,14 @@ def _strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tu
             f"network.{differs[0]}",
             f"{own[differs[0]]} here, {other.get(differs[0])} in its parent {line[1]!r}",
         )
+    if recipe.training.train == "decoders" and isinstance(source.network, MultiDecoder):
+        yield "training.parent", f"{line[1]!r} has several decoders; branches start from a unet"
     if recipe.prediction != source.prediction:
         yield "prediction", f"must be its parent's, {source.prediction}"
 
 
 def _one_network(recipe: Recipe) -> bool:
-    joint = isinstance(recipe.network, MultiDecoder)
+    joint = isinstance(recipe.network, MultiDecoder) and recipe.training.train == "all"
     return joint or isinstance(recipe.partition, SinglePartition)
 
 
@@ -927,8 +929,11 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
         yield "partition.channels", f"{len(widths)} widths for {experts} experts"
     if widths and recipe.training.parent is not None:
         yield "partition.channels", "a parent's weights fit its own width only; leave it out"
-    if recipe.training.train == "decoders" and not (joint and recipe.training.parent):
+    branched = recipe.training.train == "decoders"
+    if branched and not (joint and recipe.training.parent):
         yield "training.train", "decoders: needs a multi-decoder network and a training.parent"
+    if branched and state_count(recipe.schedule) is None:
+        yield "training.train", "decoders: needs schedule.states to be a number"
     if recipe.decouple != Decouple() and recipe.training.parent is None:
         yield "decouple", "needs training.parent, the network that is fine-tuned"
     without = isinstance(recipe.partition, SinglePartition)

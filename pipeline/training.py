@@ -62,7 +62,7 @@ class Draws:
         self.pairing = spec["pairing"]
         self.basis = None
         if components is not None:
-            self.basis = torch.from_numpy(components.basis).to(latents.device)
+            self.basis = torch.tensor(components.basis, device=latents.device)
         self.pairings = {slot: found for found in pairings for slot in found.slots}
         self.noise_key = spec["noise_key"]
         self.rows_key = noise.derive_key(spec["stream_key"], "rows")

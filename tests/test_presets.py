@@ -18,10 +18,9 @@ import yaml
 from PIL import Image
 
 from pipeline import config
-from pipeline.store import Entry
 from stages import consistency, fanout, presets, report, steps
-from stages.jobs import run_job
 from stages.workspace import Workspace
+from tests.workflow import run_here
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -203,16 +202,6 @@ def without_downloads(params: dict, folder: Path) -> None:
     warnings.warn("no package diffusers: our own autoencoder in its place", stacklevel=2)
     kept = {key: params["latent"][key] for key in ("channels", "downsample", "flips")}
     params["latent"] = {"encoder": "autoencoder", "images": 64, "batch": 8, "width": 8, **kept}
-
-
-def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str, Entry]) -> None:
-    """The jobs of a stage in this process: starting one for each would take minutes."""
-    left = {job.name: job for job in missing}
-    while left:
-        ready = [job for job in left.values() if not any(need in left for need in job.needs)]
-        for job in ready:
-            done = run_job(workspace, workspace.store, left.pop(job.name).name)
-            assert done, f"{stage}: {job.label}: {entries[job.name].log.read_text()}"
 
 
 @pytest.mark.presets

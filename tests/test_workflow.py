@@ -39,6 +39,7 @@ def first_mixtures(checkout):
 def test_everything_is_made(checkout, first_mixtures):
     assert checkout.first == {
         "latents": 1,
+        "analyses": 1,
         "features": 1,
         "experts": 6,
         "samples": 6,

@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.store import Entry
+from stages.jobs import run_job
+from stages.workspace import Workspace
+
 ROOT = Path(__file__).parent.parent
 
 PARAMS = """\
@@ -115,3 +119,13 @@ def jobs_run(output: str) -> dict[str, int]:
         if int(jobs) > int(kept):
             found[stage] = int(jobs) - int(kept)
     return found
+
+
+def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str, Entry]) -> None:
+    """The jobs of a stage in this process: starting one for each would take minutes."""
+    left = {job.name: job for job in missing}
+    while left:
+        ready = [job for job in left.values() if not any(need in left for need in job.needs)]
+        for job in ready:
+            done = run_job(workspace, workspace.store, left.pop(job.name).name)
+            assert done, f"{stage}: {job.label}: {entries[job.name].log.read_text()}"

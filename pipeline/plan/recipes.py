@@ -125,7 +125,10 @@ def _plan_recipe(
     visited = _sampling_states(params, data, recipe, log_snr)
     plan = RecipePlan(name, recipe, log_snr, continuous, milestones, visited, bounds, parent=parent)
     states = plan.trained
-    joint = isinstance(recipe.network, config.MultiDecoder)
+    several = isinstance(recipe.network, config.MultiDecoder)
+    # Decoders behind a frozen encoder do not meet in training: each is an expert of its own.
+    branched = several and training.train == "decoders"
+    joint = several and not branched
     if joint or not bounds:
         intervals = [(0, len(states) - 1)]
     elif continuous:
@@ -149,7 +152,6 @@ def _plan_recipe(
     for number, (own, images) in enumerate(zip(intervals, budgets, strict=True)):
         images = max(images, 1)
         snapshots = {m: max(1, round(images * m / training.images)) for m in milestones}
-        widths = [] if joint else recipe.partition_channels
         spec = _expert_spec(
             params,
             data,
@@ -158,7 +160,7 @@ def _plan_recipe(
             images,
             sorted(set(snapshots.values())),
             shards,
-            widths[number] if widths else None,
+            _own_width(recipe, branched, number),
         )
         paired = tuple(pairings(params, data, recipe, images, shards))
         needs = [*shards, *(job.name for job in paired)]
@@ -211,6 +213,16 @@ def pairings(
     return jobs
 
 
+def _own_width(recipe: Recipe, branched: bool, number: int) -> dict[str, Any]:
+    """What an expert's network has for itself."""
+    if branched:
+        return {"decoder_channels": [recipe.network.decoder_channels[number]]}
+    widths = recipe.partition_channels
+    if not widths or isinstance(recipe.network, config.MultiDecoder):
+        return {}
+    return {"channels": widths[number]}
+
+
 def _interval_name(first: int, last: int) -> str:
     return f"state {first + 1}" if first == last else f"states {first + 1}-{last + 1}"
 
@@ -223,7 +235,7 @@ def _expert_spec(
     images: int,
     snapshots: list[int],
     shards: tuple[str, ...],
-    channels: int | None = None,
+    own_width: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     recipe, (first, last) = run.recipe, interval
     seen = latent_facts(params, data)
@@ -235,8 +247,7 @@ def _expert_spec(
     start = _seed(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
     network = recipe.network.model_dump(mode="json", exclude={"class_conditional"})
-    if channels is not None:
-        network["channels"] = channels
+    network |= own_width or {}
     if not classes:
         del network["label_dropout"]
     if run.bounds:

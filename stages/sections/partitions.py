@@ -186,20 +186,27 @@ def _decoders(unit: Unit, found: Findings) -> Html:
     from pipeline.networks.build import count_parameters, flops_of, network_of
 
     recipe = found.plan(unit)
-    spec = recipe.experts[0].job.spec
-    network = network_of(spec, device="meta")
-    shared = count_parameters(network.encoder)
+    # Branched decoders are experts of their own, each with a copy of the one encoder.
+    specs = [expert.job.spec for expert in recipe.experts]
+    networks = [network_of(spec, device="meta") for spec in specs]
+    decoders = [
+        (spec, decoder)
+        for spec, network in zip(specs, networks, strict=True)
+        for decoder in network.decoders
+    ]
+    shared = count_parameters(networks[0].encoder)
     ends = [float(recipe.trained[0]), *recipe.bounds, float(recipe.trained[-1])]
     widths = recipe.recipe.network.decoder_channels
     lines = []
-    for (clean, noisy), width, decoder in zip(
-        itertools.pairwise(ends), widths, network.decoders, strict=True
+    total = shared
+    for (clean, noisy), width, (spec, decoder) in zip(
+        itertools.pairwise(ends), widths, decoders, strict=True
     ):
         own = count_parameters(decoder)
+        total += own
         span = f"{short(clean, 3)} to {short(noisy, 3)}"
         flops = flops_of(spec, (clean + noisy) / 2)
         lines.append([span, str(width), si(own), si(shared + own), si(flops)])
-    total = count_parameters(network)
     head = ["log-SNR", "decoder width", "decoder's parameters", "active parameters"]
     head.append("forward FLOPs an image")
     return join(

@@ -1,0 +1,155 @@
+"""Every idea in one params.yaml, from real images to the report: each part meets the others."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.mixture import Mixture
+from stages import consistency, fanout, report, steps
+from stages.workspace import Workspace
+from tests.workflow import ROOT, run_here
+
+pytestmark = pytest.mark.slow
+
+TWELVE = {"kind": "log-snr", "states": 12, "log_snr_max": 7.0, "log_snr_min": -7.0}
+FORKED = {
+    "schedule": TWELVE,
+    "partition": {"kind": "uniform", "intervals": 3},
+    "training": {"parent": "base", "images": 300, "milestones": []},
+    "decouple": {"outside": 0.2, "consistency": 0.5},
+}
+MULTI = {
+    "network": {
+        "kind": "multi-decoder",
+        "channels": 8,
+        "decoder_channels": [8, 8, 4],
+        "multipliers": [1, 2],
+    },
+    "schedule": {"kind": "log-snr", "states": "continuous"},
+    "partition": {
+        "kind": "optimal-denoiser",
+        "method": "matrix",
+        "draws": 100,
+        "nodes": 12,
+        "eta": 0.05,
+    },
+}
+PARAMS = {
+    "seed": 0,
+    "data": {"source": "digits", "limit": 400, "holdout": 48},
+    "latent": {
+        "encoder": "autoencoder",
+        "channels": 2,
+        "downsample": 2,
+        "width": 8,
+        "images": 800,
+        "flips": True,
+        "sample": True,
+        "shard": 500,
+    },
+    "features": {"extractor": "classifier", "images": 600},
+    "evaluate": {
+        "samples": 100,
+        "consistency": {"recipes": ["base", "forked"], "samples": 32, "states": 3},
+    },
+    "defaults": {
+        "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1},
+        "training": {
+            "images": 600,
+            "batch": 32,
+            "milestones": [300],
+            "warmup": 60,
+            "ema_halflife": 100,
+        },
+        "sampling": {"kind": "ddim", "steps": 6},
+    },
+    "recipes": {
+        "base": {"schedule": TWELVE, "training": {"weighting": {"kind": "uncertainty"}}},
+        "fitted": {
+            "schedule": {"kind": "fitted", "states": 6, "zero_terminal": True},
+            "partition": {"kind": "per-state", "channels": [8, 8, 8, 4, 4]},
+            "training": {"budget": "by-difficulty"},
+            "sampling": {"steps": None},
+        },
+        "piloted": {
+            "schedule": {"kind": "fitted", "states": 12, "source": "pilot", "pilot_images": 200},
+            "partition": {"kind": "gradient", "intervals": 2, "pilot_images": 200, "nodes": 6},
+        },
+        "multi": MULTI | {"curriculum": {"kind": "per-interval", "correct": True}},
+        "branched": MULTI
+        | {
+            "schedule": TWELVE,
+            "training": {"parent": "base", "train": "decoders", "images": 300, "milestones": []},
+        },
+        "forked": FORKED,
+        "merged": FORKED | {"merge": {"method": "task-vector", "images": 48}},
+        "snapshots": {"schedule": TWELVE, "merge": {"method": "snapshots", "images": 48}},
+        "paired": {
+            "schedule": TWELVE,
+            "seeds": [0, 1],
+            "pairing": {"method": "assignment", "block": 64, "keep": 4},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("everything")
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    found = Workspace(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TSPACE_STORE", raising=False)
+        patch.setattr(fanout, "_run", run_here)
+        apart = {"consistency": consistency.consistency, "report": report.report}
+        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
+            apart.get(stage, getattr(steps, stage, None))(found)
+    return found
+
+
+def mixture(workspace, name):
+    return steps.milestones_of(workspace, name)[-1]["mixture"]
+
+
+def test_every_recipe_is_scored(workspace):
+    summary = json.loads((workspace.results / "summary.json").read_text())["recipes"]
+    assert set(summary) == {*PARAMS["recipes"], "paired-seed0", "paired-seed1"} - {"paired"}
+    for name, found in summary.items():
+        assert found["samples"] == 100 and np.isfinite(found["fid"]), name
+    # A fork's cost includes what it started from.
+    assert summary["forked"]["images_seen"] == 900
+    assert summary["paired-seed0"]["fid"] != summary["paired-seed1"]["fid"]
+
+
+def test_a_terminal_state_answers_the_mean_and_costs_nothing(workspace):
+    described = mixture(workspace, "fitted")
+    assert described["log_snr"][-1] == "-inf" and len(described["experts"]) == 5
+    assert [e["network"]["channels"] for e in described["experts"]] == [8, 8, 8, 4, 4]
+
+
+def test_merging_makes_one_network_and_branches_share_the_parents_encoder(workspace):
+    assert len(mixture(workspace, "forked")["experts"]) == 3
+    assert len(mixture(workspace, "merged")["experts"]) == 1
+    branched = mixture(workspace, "branched")
+    ready = Mixture(branched, lambda e: workspace.store.entry(e["entry"]).file(e["file"]))
+    base = Mixture(
+        mixture(workspace, "base"), lambda e: workspace.store.entry(e["entry"]).file(e["file"])
+    )
+    shared = dict(base.network(0).encoder.named_parameters())
+    for index in range(3):
+        own = ready.network(index)
+        assert all(
+            np.array_equal(p.detach(), shared[name].detach())
+            for name, p in own.encoder.named_parameters()
+        )
+        assert len(own.decoders) == 1
+
+
+def test_the_report_shows_what_there_was(workspace):
+    page = (workspace.results / "report.html").read_text()
+    for name in ("Partitions", "Pairings", "Latents", "Consistency", "Merging", "paired"):
+        assert name in page, name
