@@ -7,6 +7,8 @@ than pixels, and the smallest setting in which the recipes differ by more than t
 import copy
 from typing import Any
 
+from common import machine
+
 SEEDS = [0, 1, 2]
 SCHEDULE = {"kind": "log-snr", "states": 1000, "log_snr_max": 7.0, "log_snr_min": -7.0}
 
@@ -44,5 +46,5 @@ def params(recipes: dict[str, Any], **training: Any) -> dict[str, Any]:
 
 
 def dataset() -> dict[str, Any]:
-    """What a reader must know of the setting, for the result file."""
-    return {"data": BASE["data"], "latent": BASE["latent"], "defaults": BASE["defaults"]}
+    """The machine and the setting, for the result file."""
+    return machine() | {key: BASE[key] for key in ("data", "latent", "defaults")}

@@ -21,37 +21,70 @@ from stages.groups import units_of  # noqa: E402
 from stages.report import samples_text, table_rows  # noqa: E402
 
 README = ROOT / "README.md"
+MEASURED = ROOT / "docs" / "benchmarks.md"
+HEADLINES = 6  # figures of a benchmark that the README shows
 
 
 def main() -> None:
-    replace("benchmarks", benchmarks())
+    results = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    }
+    replace(README, "benchmarks", headlines(results))
+    for name, found in results.items():
+        arms = [row for row in found["rows"] if "arm" in row]
+        if arms:
+            replace(MEASURED, name, arms_table(found, arms))
     if (ROOT / "results" / "summary.json").exists():
         show_results()
 
 
-def replace(block: str, lines: list[str]) -> None:
-    """Put lines between the markers of a block of the README."""
-    text = README.read_text()
+def replace(path: Path, block: str, lines: list[str]) -> None:
+    """Put lines between the markers of a block."""
+    text = path.read_text()
     begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     start, stop = text.index(begin) + len(begin), text.index(end)
-    README.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
+    path.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
 
 
-def benchmarks() -> list[str]:
-    """A row for each committed result: its headline, and the command that made it."""
+def headlines(results: dict[str, dict]) -> list[str]:
+    """A row for each committed result: its first headline figures, and what made it."""
     lines = ["| benchmark | headline | measured |", "|---|---|---|"]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        found = json.loads(path.read_text())
-        shown = ", ".join(f"{key} {number(value)}" for key, value in found["headline"].items())
-        name = f"[{path.stem}](benchmarks/results/{path.name})"
-        lines.append(f"| {name} | {shown} | `{found['command']}`, {found['date']} |")
+    for name, found in results.items():
+        kept = list(found["headline"].items())[:HEADLINES]
+        shown = ", ".join(f"{key} {number(value)}" for key, value in kept)
+        more = ", ..." if len(found["headline"]) > HEADLINES else ""
+        link = f"[{name}](benchmarks/results/{name}.json)"
+        lines.append(f"| {link} | {shown}{more} | `{found['command']}`, {found['date']} |")
     return lines
+
+
+def arms_table(found: dict, arms: list[dict]) -> list[str]:
+    """The arms of a training benchmark: mean (lowest to highest) over its seeds."""
+    columns = list(dict.fromkeys(key for row in arms for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    for row in arms:
+        cells = [spread(row.get(key)) for key in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"\n`{found['command']}`, {found['date']}, commit {found['commit']}.")
+    return lines
+
+
+def spread(value: object) -> str:
+    if not isinstance(value, dict):
+        return "" if value is None else str(value)
+    if value["mean"] is None:
+        return f"not reached ({value['n']} of {value['of']})"
+    low, high = number(value["min"]), number(value["max"])
+    return number(value["mean"]) if low == high else f"{number(value['mean'])} ({low} to {high})"
 
 
 def number(value: object) -> str:
     if value is None:
         return "not reached"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def show_results() -> None:
@@ -68,7 +101,7 @@ def show_results() -> None:
         f"{seeds(recipes, groups)} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )
-    replace("results", lines)
+    replace(README, "results", lines)
     draw_samples({unit.name: unit.members[0] for unit in units_of(list(recipes), groups)})
 
 
