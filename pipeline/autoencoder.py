@@ -35,10 +35,8 @@ from pipeline.errors import UserError
 from pipeline.identity import canonical_json, file_digest
 from pipeline.networks.unet import EPS, initialise, norm_groups
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.run import CHECKPOINT_SECONDS, CURVE_POINTS, Interrupted, Progress, save_checkpoint
 
-# How much work a kill may cost. The environment can change it; it never changes a result.
-CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
-CURVE_POINTS = 50
 BETAS = (0.9, 0.99)
 WARMUP = 0.02  # parts of the budget
 EMA_HALFLIFE = 0.02
@@ -52,20 +50,6 @@ DIFFUSERS_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 Rows = Callable[[np.ndarray], np.ndarray]
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 Decode = Callable[[Tensor], np.ndarray]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run is: images done and in all, images/s of late, and the last mean loss."""
-
-    images: int
-    total: int
-    rate: float
-    loss: float | None
 
 
 def _conv(c_in: int, c_out: int, stride: int = 1, zero: bool = False) -> nn.Conv2d:
@@ -341,7 +325,6 @@ class _Run:
             ) from e
 
     def checkpoint(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -352,12 +335,7 @@ class _Run:
             "loss_sum": self.loss_sum.item(),
             "loss_images": self.loss_images,
         }
-        temporary = self.path.with_suffix(".part")
-        with open(temporary, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, self.path)
+        save_checkpoint(self.path, state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ was killed and resumed gives the very bits of one that was not.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -27,25 +26,9 @@ from pipeline.errors import UserError
 from pipeline.latents import Latents
 from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.run import CHECKPOINT_SECONDS, CURVE_POINTS, Interrupted, Progress, save_checkpoint
 
-# How much work a kill may cost. The environment can change it; it never changes a result.
-CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
-CURVE_POINTS = 50
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run is: images done and in all, images/s of late, and the last mean loss."""
-
-    images: int
-    total: int
-    rate: float
-    loss: float | None
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
 
 
 class Draws:
@@ -351,7 +334,6 @@ class _Run:
         return self.seconds + time.monotonic() - self.started
 
     def checkpoint(self, loss_sum: torch.Tensor, loss_images: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -363,12 +345,7 @@ class _Run:
             "curve": self.curve,
             "open_loss": [loss_sum.item(), loss_images],
         }
-        temporary = self.path.with_suffix(".part")
-        with open(temporary, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, self.path)
+        save_checkpoint(self.path, state)
 
     def snapshot(self, start: int, stop: int) -> None:
         """Keep the weights if a snapshot is due at the end of this batch."""

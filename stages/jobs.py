@@ -67,6 +67,7 @@ def run_encoder(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline import autoencoder
+    from pipeline.run import Progress
 
     rows = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).raw
     settings = dict(spec["settings"])
@@ -90,10 +91,10 @@ def run_encoder(
             )
         return
 
-    def tell(state: autoencoder.Progress) -> None:
+    def tell(state: Progress) -> None:
         reporter.progress(state.images, state.total, state.rate, state.loss)
 
-    with _stopping(reporter, autoencoder.Interrupted, entry) as stop:
+    with _stopping(reporter, entry) as stop:
         autoencoder.train_autoencoder(
             rows,
             spec["rows"],
@@ -130,8 +131,10 @@ def _model(workspace: Workspace, model: str) -> str:
 
 
 @contextlib.contextmanager
-def _stopping(reporter: Reporter, interrupted: type[Exception], entry: Entry):
+def _stopping(reporter: Reporter, entry: Entry):
     """SLURM announces preemption and the time limit by SIGTERM: save, and let it be run again."""
+    from pipeline.run import Interrupted
+
     asked = False
 
     def ask(*_: Any) -> None:
@@ -141,7 +144,7 @@ def _stopping(reporter: Reporter, interrupted: type[Exception], entry: Entry):
     before = signal.signal(signal.SIGTERM, ask)
     try:
         yield lambda: asked
-    except interrupted as e:
+    except Interrupted as e:
         text = "interrupted; its checkpoint is kept, and it goes on from there"
         write_text(entry.path / "error.txt", f"{text}\n")
         reporter.log(text)
@@ -303,14 +306,15 @@ def _latents(spec: dict[str, Any], store: Store):
 def run_expert(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
-    from pipeline.training import Interrupted, Progress, train
+    from pipeline.run import Progress
+    from pipeline.training import train
 
     parent = spec.get("parent")
 
     def tell(state: Progress) -> None:
         reporter.progress(state.images, state.total, state.rate, state.loss)
 
-    with _stopping(reporter, Interrupted, entry) as stop:
+    with _stopping(reporter, entry) as stop:
         train(
             spec,
             _latents(spec, store),

@@ -13,6 +13,7 @@ from pipeline import config, noise, pairing, plan, training
 from pipeline.errors import UserError
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
+from pipeline.networks.build import network_of
 
 ROWS, SIZE = 50, 8
 
@@ -251,3 +252,131 @@ def test_damaged_shards_are_refused_by_name(images, tmp_path, damage):
     damage(path)
     with pytest.raises(UserError, match=r"latents\.arrow: not a readable shard"):
         Latents([path])
+
+
+# --- latents with a variance
+
+
+def test_a_row_with_a_variance_is_drawn_by_row_and_slot(tmp_path):
+    random = np.random.Generator(np.random.PCG64(0))
+    mean = random.normal(size=(3, 2, 4, 4)).astype(np.float16)
+    log_variance = np.full_like(mean, np.log(0.25))
+    rows = np.concatenate([mean, log_variance], 1)
+    path = tmp_path / "a.arrow"
+    write_shard(path, [(rows, None)], (2, 4, 4), [0.5, -0.5], 2.0, variance=True)
+    latents = Latents([path])
+    assert latents.shape == (2, 4, 4)
+    shift = np.array([0.5, -0.5]).reshape(1, 2, 1, 1)
+    expected = (mean.astype(np.float64) - shift) / 2
+    np.testing.assert_allclose(latents.gather(np.arange(3)).numpy(), expected, atol=1e-3)
+    slots = np.arange(4000)
+    drawn = latents.sample(np.full(4000, 1), slots, 7).double().numpy()
+    np.testing.assert_allclose(drawn.mean(0), expected[1], atol=0.02)
+    np.testing.assert_allclose(drawn.std(0), 0.25, rtol=0.06)  # 0.5 over the scale
+    again = latents.sample(np.array([2, 1]), np.array([5, 9]), 7)
+    assert torch.equal(again[1], latents.sample(np.array([1]), np.array([9]), 7)[0])
+
+
+# --- parents and decoupling
+
+
+@pytest.fixture
+def parent(latents, tmp_path):
+    folder = tmp_path / "parent"
+    folder.mkdir()
+    training.train(spec(), latents, folder)
+    return folder / "weights-212.safetensors"
+
+
+CHILD = {"parent": {"entry": "p", "file": "f"}, "images": 64, "snapshots": [64], "stream_key": 9}
+
+
+def test_a_child_starts_from_its_parent(latents, parent, tmp_path):
+    still = spec(**CHILD, training={"learning_rate": 1e-12, "ema_halflife": 0})
+    training.train(still, latents, tmp_path, parent=parent)
+    own, theirs = weights(tmp_path, 64), load_file(parent)
+    for name, weight in own.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=0)
+
+
+def test_a_parent_of_another_width_is_refused_by_name(latents, parent, tmp_path):
+    wider = spec(**CHILD)
+    wider["network"] = wider["network"] | {"channels": 16}
+    with pytest.raises(UserError, match=r"weights-212\.safetensors: encoder\..* does not fit"):
+        training.train(wider, latents, tmp_path, parent=parent)
+
+
+def test_branched_decoders_keep_the_encoder_and_start_from_the_parents(latents, parent, tmp_path):
+    branch = spec(**CHILD, train="decoders")
+    branch["network"] = branch["network"] | {
+        "kind": "multi-decoder",
+        "decoder_channels": [8],
+        "interval_bounds": [],
+    }
+    training.train(branch, latents, tmp_path, parent=parent)
+    own, theirs = weights(tmp_path, 64), load_file(parent)
+    changed = 0
+    for name, weight in own.items():
+        if name.startswith("encoder."):
+            torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=0)
+        else:
+            changed += not torch.equal(weight, theirs[name.replace("decoders.0.", "decoder.")])
+    assert changed > 5
+
+
+def test_states_outside_an_experts_own_are_drawn_as_often_as_asked(latents):
+    axis = [6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0]
+    wanted = spec(
+        log_snr=axis[:2], decouple={"outside": 0.25, "consistency": 0.0, "axis": axis}, images=8000
+    )
+    drawn, _ = training.Draws(wanted, latents).states(0, 8000)
+    assert set(drawn) == set(axis)
+    # A quarter falls anywhere, and a quarter of that on the two own states.
+    assert np.isin(drawn, axis[:2]).mean() == pytest.approx(0.75 + 0.25 / 4, abs=0.02)
+
+
+def test_consistency_holds_a_child_to_its_parents_answers(latents, parent, tmp_path):
+    x = torch.randn(64, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+    def answers(path):
+        network = network_of(spec())
+        network.load_state_dict(load_file(path))
+        with torch.no_grad():
+            return network(x, torch.zeros(1))
+
+    moved = []
+    for weight in (0.0, 100.0):
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        decouple = {"outside": 0.0, "consistency": weight, "axis": [4.0, 0.0, -4.0]}
+        child = spec(**CHILD, decouple=decouple, training={"ema_halflife": 0})
+        training.train(child, latents, folder, parent=parent)
+        found = answers(folder / "weights-64.safetensors")
+        moved.append(float((found - answers(parent)).square().mean()))
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_corrected_densities_keep_the_objective(latents):
+    shares = {"kind": "per-interval", "bounds": [2.0], "shares": [3.0, 1.0], "correct": True}
+    draws = training.Draws(spec(curriculum=shares, images=9000), latents)
+    drawn, weight = draws.states(0, 9000)
+    assert (drawn == 4.0).mean() == pytest.approx(0.75, abs=0.01)
+    for state in (4.0, 0.0, -4.0):  # density times weight is uniform
+        assert weight[drawn == state].sum() / 9000 == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_learned_weighting_survives_an_interruption(latents, tmp_path, monkeypatch):
+    wanted = spec(training={"weighting": {"kind": "uncertainty"}})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    training.train(wanted, latents, whole)
+    calls = iter(range(1000))
+    with pytest.raises(training.Interrupted):
+        training.train(wanted, latents, parts, stop=lambda: next(calls) >= 20)
+    training.train(wanted, latents, parts)
+    assert same(weights(whole), weights(parts))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    training.train(spec(), latents, plain)
+    assert not same(weights(whole), weights(plain))
