@@ -111,6 +111,7 @@ def read(name: str, folder: Path) -> Experiment:
         found = json.loads((folder / "results" / key / "metrics.json").read_text())
         for images, point in found["milestones"].items():
             point["expert_seconds"] = expert_seconds(workspace, planned, int(images))
+        found["sample_flops"] = sample_flops(planned)
         recipes[key] = found
     summary = json.loads((folder / "results" / "summary.json").read_text())
     return Experiment(name, params, recipes, summary["reference"])
@@ -126,6 +127,23 @@ def expert_seconds(workspace: Any, planned: Any, milestone: int) -> list[list[fl
         record = workspace.store.entry(expert.job.name).load_json("record.json")
         own.append(record["snapshot_seconds"][str(expert.snapshots[milestone])])
     return [*before, own]
+
+
+def sample_flops(planned: Any) -> float:
+    """Forward FLOPs of a sample: each state visited, by the network that answers there."""
+    from pipeline.networks.build import flops_of
+
+    total, known = 0.0, {}
+    for log_snr in planned.sampling_states:
+        if math.isinf(log_snr):  # the data's mean answers
+            continue
+        index = sum(log_snr < bound for bound in planned.bounds)
+        spec = planned.experts[index if len(planned.experts) > 1 else 0].job.spec
+        place = (json.dumps(spec["network"]), spec["conditioning"], index)
+        if place not in known:
+            known[place] = flops_of(spec, log_snr)
+        total += known[place]
+    return total
 
 
 def by_seed(recipes: Mapping[str, Any], seed: int = 0) -> dict[str, dict[int, Any]]:

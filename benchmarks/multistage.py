@@ -59,6 +59,7 @@ def main() -> None:
         for key in ("fid", "precision", "recall", "train_flops", "parameters"):
             row[key] = summarise([run[key] for run in own.values()])
         faster = [experiment.s_compute(runs["unified"][seed], run) for seed, run in own.items()]
+        row["mflop_per_sample"] = summarise([run["sample_flops"] / 1e6 for run in own.values()])
         row["flops_speedup"] = summarise(faster)
         rows.append(row)
         headline[f"fid_{arm}"] = round(row["fid"]["mean"], 3)

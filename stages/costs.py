@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,3 +118,40 @@ def analyses_of(workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan) -
 
 def _record(workspace: Workspace, job: Job) -> dict[str, Any]:
     return workspace.store.entry(job.name).load_json("record.json")
+
+
+@dataclass(frozen=True)
+class IntervalCost:
+    """A decoder of a multi-decoder network, and what answering in its interval takes."""
+
+    clean: float  # log-SNR at its two ends
+    noisy: float
+    channels: int
+    parameters: int  # of the decoder alone
+    active: int  # of the encoder and the decoder
+    flops: float  # forward, one image
+
+
+def interval_costs(recipe: RecipePlan) -> list[IntervalCost]:
+    """Each interval of a multi-decoder recipe, cleanest first. Imports torch."""
+    from pipeline.networks.build import count_parameters, flops_of, network_of
+
+    # Branched decoders are experts of their own, each with a copy of the one encoder.
+    specs = [expert.job.spec for expert in recipe.experts]
+    networks = [network_of(spec, device="meta") for spec in specs]
+    decoders = [
+        (spec, decoder)
+        for spec, network in zip(specs, networks, strict=True)
+        for decoder in network.decoders
+    ]
+    shared = count_parameters(networks[0].encoder)
+    ends = [float(recipe.trained[0]), *recipe.bounds, float(recipe.trained[-1])]
+    widths = recipe.recipe.network.decoder_channels
+    found = []
+    for (clean, noisy), width, (spec, decoder) in zip(
+        itertools.pairwise(ends), widths, decoders, strict=True
+    ):
+        own = count_parameters(decoder)
+        flops = flops_of(spec, (clean + noisy) / 2)
+        found.append(IntervalCost(clean, noisy, width, own, shared + own, flops))
+    return found

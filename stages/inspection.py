@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import plan
+from pipeline.config import MultiDecoder
 from pipeline.errors import UserError
 from pipeline.identity import canonical_json
 from stages import steps
+from stages.costs import interval_costs
 from stages.markup import counted, si
 from stages.workspace import Workspace
 
@@ -491,8 +493,31 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
     lines += [_line(group) for group in (([r] for r in rows) if everything else _grouped(rows))]
     _print_table(lines, right=(2, 3, 4))
     print()
+    print_intervals(workspace, only)
     for line in _total_lines(totals):
         print(line)
+
+
+def print_intervals(workspace: Workspace, only: str | None) -> None:
+    """A line for each decoder of the multi-decoder recipes: its width, parameters and FLOPs."""
+    recipes = plan.experts(workspace.params, _facts(workspace))
+    lines = [
+        [
+            name,
+            f"log-SNR {cost.clean:.3g} to {cost.noisy:.3g}",
+            str(cost.channels),
+            _si(cost.parameters, ""),
+            _si(cost.active, ""),
+            _si(cost.flops, "FLOP"),
+        ]
+        for name, recipe in recipes.items()
+        if isinstance(recipe.recipe.network, MultiDecoder) and only in (None, name)
+        for cost in interval_costs(recipe)
+    ]
+    if lines:
+        head = ["decoder of", "interval", "width", "parameters", "with encoder", "forward"]
+        _print_table([head, *lines], right=(2, 3, 4, 5))
+        print()
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.mixture import Mixture
-from stages import consistency, fanout, report, steps
+from stages import consistency, fanout, inspection, report, steps
 from stages.workspace import Workspace
 from tests.workflow import ROOT, run_here
 
@@ -153,3 +153,11 @@ def test_the_report_shows_what_there_was(workspace):
     page = (workspace.results / "report.html").read_text()
     for name in ("Partitions", "Pairings", "Latents", "Consistency", "Merging", "paired"):
         assert name in page, name
+
+
+def test_the_plan_says_what_each_decoder_costs(workspace, capsys):
+    inspection.show_plan(workspace, "multi", False, False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    decoders = [line for line in lines if line[:2] == ["multi", "log-SNR"]]
+    assert [line[5] for line in decoders] == ["8", "8", "4"]
+    assert len({" ".join(line[6:8]) for line in decoders}) == 2  # two widths, two costs

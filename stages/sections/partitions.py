@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from pipeline import config
@@ -183,30 +182,19 @@ def _gradient(names: str, analysis: dict[str, Any], bounds: list[float]) -> list
 
 def _decoders(unit: Unit, found: Findings) -> Html:
     """Parameters and forward FLOPs of each interval's part of a network."""
-    from pipeline.networks.build import count_parameters, flops_of, network_of
-
-    recipe = found.plan(unit)
-    # Branched decoders are experts of their own, each with a copy of the one encoder.
-    specs = [expert.job.spec for expert in recipe.experts]
-    networks = [network_of(spec, device="meta") for spec in specs]
-    decoders = [
-        (spec, decoder)
-        for spec, network in zip(specs, networks, strict=True)
-        for decoder in network.decoders
+    own = costs.interval_costs(found.plan(unit))
+    shared = own[0].active - own[0].parameters
+    total = shared + sum(cost.parameters for cost in own)
+    lines = [
+        [
+            f"{short(cost.clean, 3)} to {short(cost.noisy, 3)}",
+            str(cost.channels),
+            si(cost.parameters),
+            si(cost.active),
+            si(cost.flops),
+        ]
+        for cost in own
     ]
-    shared = count_parameters(networks[0].encoder)
-    ends = [float(recipe.trained[0]), *recipe.bounds, float(recipe.trained[-1])]
-    widths = recipe.recipe.network.decoder_channels
-    lines = []
-    total = shared
-    for (clean, noisy), width, (spec, decoder) in zip(
-        itertools.pairwise(ends), widths, decoders, strict=True
-    ):
-        own = count_parameters(decoder)
-        total += own
-        span = f"{short(clean, 3)} to {short(noisy, 3)}"
-        flops = flops_of(spec, (clean + noisy) / 2)
-        lines.append([span, str(width), si(own), si(shared + own), si(flops)])
     head = ["log-SNR", "decoder width", "decoder's parameters", "active parameters"]
     head.append("forward FLOPs an image")
     return join(
