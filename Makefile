@@ -18,7 +18,7 @@ test-presets: $(BIN)/.ready-test
 
 # Starts a private one-machine SLURM (as root; Debian: apt-get install slurm-wlm munge).
 test-cluster: $(BIN)/.ready-test
-	pytest tests/cluster -v -rs
+	pytest tests/cluster -v -rs $(CLUSTER)
 
 lint: $(BIN)/.ready-test
 	ruff check .
