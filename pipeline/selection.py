@@ -37,12 +37,9 @@ def merge_experts(
     """
     settings = dict(spec["settings"])
     method = settings.pop("method")
-    if method == "average":
-        return merging.merge(method, parent, experts), merging.agreement(parent, experts)
-    if method == "ties":
-        return merging.merge(method, parent, experts, **settings), merging.agreement(
-            parent, experts
-        )
+    if method in ("average", "ties"):
+        merged = merging.merge(method, parent, experts, **settings)
+        return merged, merging.agreement(parent, experts)
     if method == "snapshots" and len(experts) == 1:  # the first milestone has no choice yet
         return experts[0], {"weights": [1.0], "evaluations": 0}
     if method == "snapshots":

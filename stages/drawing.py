@@ -69,7 +69,8 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     if out.suffix.lower() != ".png" and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: neither a .png file nor a folder")
     recipe = plan.experts(workspace.params, steps.facts_of(workspace))[name]
-    adopt(workspace, "experts")
+    for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
+        adopt(workspace, stage)
     mixture = Mixture(
         steps.milestones_of(workspace, name)[-1]["mixture"],
         lambda e: workspace.store.entry(e["entry"]).file(e["file"]),

@@ -97,7 +97,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     for stage in ("latents", "analyses", "experts"):
         adopt(workspace, stage)
     # The jobs that draw the scored samples say how this recipe is sampled.
-    spec = steps.sample_jobs(workspace, workspace.params)[name, images][0].spec
+    spec = steps.sample_jobs(workspace, workspace.params, {name: recipe})[name, images][0].spec
     out = out.absolute()
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     fresh.mkdir(parents=True)

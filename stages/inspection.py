@@ -500,6 +500,13 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
 
 def print_intervals(workspace: Workspace, only: str | None) -> None:
     """A line for each decoder of the multi-decoder recipes: its width, parameters and FLOPs."""
+    joint = [
+        name
+        for name, recipe in workspace.params.recipes.items()
+        if isinstance(recipe.network, MultiDecoder) and only in (None, name)
+    ]
+    if not joint:
+        return
     recipes = plan.experts(workspace.params, _facts(workspace))
     lines = [
         [
@@ -510,14 +517,12 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
             _si(cost.active, ""),
             _si(cost.flops, "FLOP"),
         ]
-        for name, recipe in recipes.items()
-        if isinstance(recipe.recipe.network, MultiDecoder) and only in (None, name)
-        for cost in interval_costs(recipe)
+        for name in joint
+        for cost in interval_costs(recipes[name])
     ]
-    if lines:
-        head = ["decoder of", "interval", "width", "parameters", "with encoder", "forward"]
-        _print_table([head, *lines], right=(2, 3, 4, 5))
-        print()
+    head = ["decoder of", "interval", "width", "parameters", "with encoder", "forward"]
+    _print_table([head, *lines], right=(2, 3, 4, 5))
+    print()
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:
@@ -647,7 +652,7 @@ def needed_jobs(workspace: Workspace) -> list[Needed]:
     if not all(merged(workspace, name, recipe) for name, recipe in recipes.items()):
         later = "planned once `merge` has run"
         return [*found, Needed("samples", [], later), Needed("scores", [], later)]
-    scores = steps.score_jobs(workspace, params)
+    scores = steps.score_jobs(workspace, params, facts, recipes)
     samples = {
         need: f"{name} at {images:,} images, samples"
         for (name, images), job in scores.items()

@@ -8,6 +8,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
@@ -15,6 +16,7 @@ from pipeline.store import Entry, Store, write_json, write_text
 from stages.fanout import Reporter
 from stages.workspace import Workspace
 
+BLOCK = 4096  # images of the dataset that are read at once
 DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
 PAIRING_BYTES = 1 << 30  # of rows and noises that it keeps; it never changes a pairing
 COMPARED_FEATURES = 10_000  # real images whose similarity is what unrelated images have
@@ -63,11 +65,47 @@ def _dataset(workspace: Workspace, digest: str):
     return dataset
 
 
+@contextlib.contextmanager
+def _completing(path: Path):
+    """A name to write a result under: `path` is the finished file, or absent."""
+    temporary = path.with_name(f".{path.name}.part")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def _training_progress(reporter: Reporter):
+    """What a training calls with its `Progress`."""
+    return lambda state: reporter.progress(state.images, state.total, state.rate, state.loss)
+
+
+def _codec(spec: dict[str, Any], store: Store):
+    from pipeline.autoencoder import load_codec
+
+    return load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
+
+
+def _mixture(spec: dict[str, Any], store: Store):
+    from pipeline.mixture import Mixture
+
+    def file(part: dict[str, Any]) -> Path:
+        return store.entry(part["entry"]).file(part["file"])
+
+    return Mixture(spec["mixture"], file, device=device())
+
+
+def _blocks(dataset: Any, rows: Any):
+    """Chosen rows (int64, ascending) with their images, a block of the dataset at a time."""
+    for start in range(0, int(rows[-1]) + 1, BLOCK):
+        stop = min(start + BLOCK, len(dataset))
+        mine = rows[(rows >= start) & (rows < stop)]
+        if len(mine):
+            yield mine, dataset.images(start, stop)[mine - start]
+
+
 def run_encoder(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline import autoencoder
-    from pipeline.run import Progress
 
     rows = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).raw
     settings = dict(spec["settings"])
@@ -91,9 +129,6 @@ def run_encoder(
             )
         return
 
-    def tell(state: Progress) -> None:
-        reporter.progress(state.images, state.total, state.rate, state.loss)
-
     with _stopping(reporter, entry) as stop:
         autoencoder.train_autoencoder(
             rows,
@@ -101,7 +136,7 @@ def run_encoder(
             settings=settings,
             seed=spec["seed"],
             folder=entry.path,
-            progress=tell,
+            progress=_training_progress(reporter),
             log=reporter.log,
             stop=stop,
             **common,
@@ -116,12 +151,11 @@ def _mapped(dataset: Any, rows: int, entry: Entry):
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         info = dataset.info
-        parts = ((first, min(first + 4096, rows)) for first in range(0, rows, 4096))
+        parts = ((first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK))
         batches = ((dataset.images(first, last), None) for first, last in parts)
         shape = (info.channels, info.resolution, info.resolution)
-        temporary = path.with_suffix(".part")
-        write_shard(temporary, batches, shape, [0.0] * info.channels, 1.0)
-        os.replace(temporary, path)
+        with _completing(path) as temporary:
+            write_shard(temporary, batches, shape, [0.0] * info.channels, 1.0)
     return Latents([path])
 
 
@@ -164,11 +198,7 @@ def run_latents(
     start, stop = spec["rows"]
     mirrored = spec.get("flips_after", stop)
     info = dataset.info
-    codec = None
-    if "encoder" in spec:
-        from pipeline.autoencoder import load_codec
-
-        codec = load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
+    codec = _codec(spec, store) if "encoder" in spec else None
     variance = spec.get("variance", False)
 
     def encoded(images: np.ndarray) -> np.ndarray:
@@ -186,8 +216,8 @@ def run_latents(
             (start, min(stop, mirrored), 0),
             (max(start, mirrored), stop, mirrored),
         ):
-            for first in range(low - offset, high - offset, 4096):
-                last = min(first + 4096, high - offset)
+            for first in range(low - offset, high - offset, BLOCK):
+                last = min(first + BLOCK, high - offset)
                 images = dataset.images(first, last)
                 if offset:
                     images = np.ascontiguousarray(images[..., ::-1])
@@ -196,9 +226,8 @@ def run_latents(
 
     shape = (info.channels, info.resolution, info.resolution) if codec is None else codec.shape
     shift, scale = (spec["shift"], spec["scale"]) if codec is None else (codec.shift, codec.scale)
-    path = entry.path / ".latents.arrow.part"
-    write_shard(path, batches(), shape, shift, scale, variance)
-    os.replace(path, entry.path / "latents.arrow")
+    with _completing(entry.path / "latents.arrow") as path:
+        write_shard(path, batches(), shape, shift, scale, variance)
 
 
 def run_spectrum(
@@ -211,9 +240,8 @@ def run_spectrum(
 
     latents = _latents(spec, store)
     means = {"means": torch.from_numpy(spectrum.means(latents, spec["classes"]))}
-    path = entry.path / ".means.safetensors.part"
-    save_file(means, path)
-    os.replace(path, entry.path / "means.safetensors")
+    with _completing(entry.path / "means.safetensors") as path:
+        save_file(means, path)
     found = {"spectrum": spectrum.spectrum(latents).tolist(), "rows": len(latents)}
     write_json(entry.path / "analysis.json", found)
 
@@ -282,7 +310,6 @@ def run_merged(
 
     reporter.unit = "evaluations"
     started = time.monotonic()
-    started = time.monotonic()
     merged, report = merge_experts(
         spec,
         weights(spec["parent"]) if "parent" in spec else None,
@@ -291,9 +318,8 @@ def run_merged(
         entry.state / "evaluations.json",
         reporter.progress,
     )
-    path = entry.path / ".weights.safetensors.part"
-    save_file(dict(merged), path)
-    os.replace(path, entry.path / "weights.safetensors")
+    with _completing(entry.path / "weights.safetensors") as path:
+        save_file(dict(merged), path)
     write_json(entry.path / "report.json", report | {"seconds": time.monotonic() - started})
 
 
@@ -306,13 +332,9 @@ def _latents(spec: dict[str, Any], store: Store):
 def run_expert(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
-    from pipeline.run import Progress
     from pipeline.training import train
 
     parent = spec.get("parent")
-
-    def tell(state: Progress) -> None:
-        reporter.progress(state.images, state.total, state.rate, state.loss)
 
     with _stopping(reporter, entry) as stop:
         train(
@@ -322,7 +344,7 @@ def run_expert(
             _pairings(spec, store),
             components=_components(spec, store),
             parent=parent and store.entry(parent["entry"]).file(parent["file"]),
-            progress=tell,
+            progress=_training_progress(reporter),
             log=reporter.log,
             stop=stop,
         )
@@ -440,8 +462,8 @@ def run_features(
     else:
         extractor = _other_extractor(spec["settings"], workspace)
     found = np.empty((rows, extractor.dimension), np.float32)
-    for start in range(0, rows, 4096):
-        images = dataset.images(start, min(start + 4096, rows))
+    for start in range(0, rows, BLOCK):
+        images = dataset.images(start, min(start + BLOCK, rows))
         found[start : start + len(images)] = extractor.features(images)
     np.save(entry.path / "features.npy", found, allow_pickle=False)
     if labels is not None:
@@ -496,16 +518,12 @@ def run_samples(
     import torch
 
     from pipeline.latents import write_shard
-    from pipeline.mixture import Mixture, draw
+    from pipeline.mixture import draw
 
     torch.set_num_threads(spec["threads"])
-    description = spec["mixture"]
-    mixture = Mixture(
-        description, lambda e: store.entry(e["entry"]).file(e["file"]), device=device()
-    )
     reporter.unit = "states"
     images, labels = draw(
-        mixture,
+        _mixture(spec, store),
         spec["states"],
         range(*spec["rows"]),
         seed=spec["seed"],
@@ -513,9 +531,8 @@ def run_samples(
         progress=reporter.progress,
         **spec["sampling"],
     )
-    path = entry.path / ".samples.arrow.part"
-    write_shard(path, [(images, labels)], images.shape[1:], [0.0] * images.shape[1], 1.0)
-    os.replace(path, entry.path / "samples.arrow")
+    with _completing(entry.path / "samples.arrow") as path:
+        write_shard(path, [(images, labels)], images.shape[1:], [0.0] * images.shape[1], 1.0)
 
 
 def run_reconstructions(
@@ -523,36 +540,25 @@ def run_reconstructions(
 ) -> None:
     import torch
 
-    from pipeline.autoencoder import load_codec
+    from pipeline.consistency import evenly
     from pipeline.latents import write_shard
 
     torch.set_num_threads(1)
     dataset = _dataset(workspace, spec["dataset"])
-    codec = load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
-    chosen = chosen_rows(spec)
+    codec = _codec(spec, store)
 
     def batches():
-        for start in range(0, spec["rows"], 4096):
-            stop = min(start + 4096, spec["rows"])
-            mine = chosen[(chosen >= start) & (chosen < stop)] - start
-            if len(mine):
-                mean, _ = codec.encode(dataset.images(start, stop)[mine])
-                labels = dataset.labels(start, stop)
-                decoded = codec.decode(torch.from_numpy(mean))
-                yield decoded, None if labels is None else labels[mine]
-            reporter.progress(stop, spec["rows"])
+        for rows, images in _blocks(dataset, evenly(spec["count"], spec["rows"])):
+            mean, _ = codec.encode(images)
+            first, last = int(rows[0]), int(rows[-1])
+            labels = dataset.labels(first, last + 1)
+            decoded = codec.decode(torch.from_numpy(mean))
+            yield decoded, None if labels is None else labels[rows - first]
+            reporter.progress(last + 1, spec["rows"])
 
-    path = entry.path / ".samples.arrow.part"
     shape = codec.image_shape
-    write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
-    os.replace(path, entry.path / "samples.arrow")
-
-
-def chosen_rows(spec: dict[str, Any]):
-    """The images that are reconstructed: evenly over the dataset."""
-    import numpy as np
-
-    return np.arange(spec["count"], dtype=np.int64) * spec["rows"] // spec["count"]
+    with _completing(entry.path / "samples.arrow") as path:
+        write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
 
 
 def run_scores(
@@ -593,13 +599,11 @@ def run_outputs(
     import torch
 
     from pipeline import consistency, noise
-    from pipeline.mixture import Mixture, draw
+    from pipeline.mixture import draw
 
     torch.set_num_threads(spec["threads"])
     extractor, _ = _extractor(store.entry(spec["features"]), workspace)
-    mixture = Mixture(
-        spec["mixture"], lambda e: store.entry(e["entry"]).file(e["file"]), device=device()
-    )
+    mixture = _mixture(spec, store)
     count, seed, asked = spec["samples"], spec["seed"], [own for _, own in spec["levels"]]
     total = len(spec["states"]) + len(asked)
     reporter.unit = "states"
@@ -647,20 +651,13 @@ def _nearest_training(spec: dict[str, Any], dataset: Any, images: Any):
     searched = consistency.evenly(spec["nearest"], spec["rows"])
     chosen = searched[consistency.evenly(min(len(images), len(searched)), len(searched))]
 
-    def blocks(rows: np.ndarray):
-        for start in range(0, spec["rows"], 4096):
-            stop = min(start + 4096, spec["rows"])
-            mine = rows[(rows >= start) & (rows < stop)]
-            if len(mine):
-                yield mine, dataset.images(start, stop)[mine - start]
-
     def with_mirrored():
-        for rows, found in blocks(searched):
+        for rows, found in _blocks(dataset, searched):
             yield rows, found
             if spec["flips"]:
                 yield rows, found[..., ::-1]
 
-    real = np.concatenate([found for _, found in blocks(chosen)])
+    real = np.concatenate([found for _, found in _blocks(dataset, chosen)])
     distances = consistency.nearest_of_blocks(
         np.concatenate([images, real]),
         with_mirrored(),

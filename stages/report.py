@@ -48,7 +48,7 @@ def report(workspace: Workspace) -> None:
         adopt(workspace, stage)
     facts = steps.facts_of(workspace)
     recipes = plan.experts(workspace.params, facts)
-    scored = steps.score_jobs(workspace, workspace.params)
+    scored = steps.score_jobs(workspace, workspace.params, facts, recipes)
     metrics = {
         name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
     }
@@ -59,7 +59,7 @@ def report(workspace: Workspace) -> None:
         for name, found in metrics.items():
             (fresh / name).mkdir()
             write_json(fresh / name / "metrics.json", found)
-            images = samples_of(workspace, name, recipes[name].milestones[-1])
+            images = samples_of(workspace, scored[name, recipes[name].milestones[-1]])
             drawing.save(drawing.grid(images[:GRID], 8), fresh / name / "samples.png")
             pictures[name] = fresh / name / "samples.png"
         summary = summary_of(workspace, facts, recipes, metrics)
@@ -130,12 +130,12 @@ def _reconstructions(
     return path
 
 
-def samples_of(workspace: Workspace, name: str, milestone: int) -> np.ndarray:
-    """The first samples of a recipe that were scored, uint8 [n, C, H, W]."""
+def samples_of(workspace: Workspace, scored: Job) -> np.ndarray:
+    """The first samples of a scoring job, uint8 [n, C, H, W]."""
     from pipeline.latents import Latents
 
-    jobs = steps.sample_jobs(workspace, workspace.params)[name, milestone]
-    shard = Latents([workspace.store.entry(jobs[0].name).file("samples.arrow")])
+    first = workspace.store.entry(scored.spec["samples"][0])
+    shard = Latents([first.file("samples.arrow")])
     return shard.raw(np.arange(min(GRID, len(shard))))
 
 

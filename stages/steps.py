@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,18 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
 
 def _analysed(workspace: Workspace) -> dict[str, Any]:
     """What the stage `analyse` found, by job name; empty before it ran."""
-    folder = workspace.artefacts("analyses")
-    if not (folder / "manifest.json").exists():
+    if not (workspace.artefacts("analyses") / "manifest.json").exists():
         return {}
     return {
-        item["name"]: workspace.read_json(folder / Path(item["name"]).name / "analysis.json")
-        for item in workspace.read_json(folder / "manifest.json")["entries"]
-        if "analysis.json" in item["files"]
+        name: workspace.read_json(_output(workspace, "analyses", name) / "analysis.json")
+        for name, files in _found(workspace, "analyses").items()
+        if "analysis.json" in files
     }
+
+
+def _output(workspace: Workspace, stage: str, name: str) -> Path:
+    """Where a stage's output has the files of an entry."""
+    return workspace.artefacts(stage) / name.partition("/")[2]
 
 
 def encode(workspace: Workspace) -> None:
@@ -170,9 +175,7 @@ def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict
         scale = {key: spec[key] for key in ("shift", "scale")}
         return scale | {"decoder": None, "terminal": terminal}
     decoder = _part(codec, "encoder.json", _found(workspace, "latents"))
-    about = workspace.read_json(
-        workspace.artefacts("latents") / Path(codec.name).name / "encoder.json"
-    )
+    about = workspace.read_json(_output(workspace, "latents", codec.name) / "encoder.json")
     scale = {key: about[key] for key in ("shift", "scale")}
     return scale | {"decoder": decoder, "terminal": terminal}
 
@@ -218,9 +221,10 @@ def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
     return workspace.read_json(path)["milestones"]
 
 
-def sample_jobs(workspace: Workspace, params: config.Params) -> dict[tuple[str, int], list]:
+def sample_jobs(
+    workspace: Workspace, params: config.Params, recipes: Mapping[str, plan.RecipePlan]
+) -> dict[tuple[str, int], list]:
     """The sampling jobs of each recipe and milestone."""
-    recipes = plan.experts(params, facts_of(workspace))
     return {
         (name, item["images"]): plan.samples(
             params, recipe, item["mixture"], f"{name} at {item['images']:,}"
@@ -232,45 +236,51 @@ def sample_jobs(workspace: Workspace, params: config.Params) -> dict[tuple[str, 
 
 def sample(workspace: Workspace) -> None:
     """Samples of every recipe at every milestone."""
+    facts = facts_of(workspace)
 
     def jobs() -> list[plan.Job]:
         params = _fresh(workspace)
-        drawn = [j for part in sample_jobs(workspace, params).values() for j in part]
-        decoded = plan.reconstructions(params, facts_of(workspace))
-        return [*drawn, decoded] if decoded else drawn
+        parts = sample_jobs(workspace, params, plan.experts(params, facts)).values()
+        decoded = plan.reconstructions(params, facts)
+        return [*(job for part in parts for job in part), *([decoded] if decoded else [])]
 
     fan_out(workspace, "samples", jobs, ("latents", "analyses", "experts"))
 
 
-def score_jobs(workspace: Workspace, params: config.Params) -> dict[tuple[str, int], plan.Job]:
+def score_jobs(
+    workspace: Workspace,
+    params: config.Params,
+    facts: plan.DatasetFacts,
+    recipes: Mapping[str, plan.RecipePlan],
+) -> dict[tuple[str, int], plan.Job]:
     """The scoring job of each recipe and milestone."""
-    reference = reference_job(workspace, params, facts_of(workspace))
+    reference = reference_job(workspace, params, facts)
     return {
         (name, images): plan.scores(params, shards, reference, f"{name} at {images:,}")
-        for (name, images), shards in sample_jobs(workspace, params).items()
+        for (name, images), shards in sample_jobs(workspace, params, recipes).items()
     }
 
 
 def evaluate(workspace: Workspace) -> None:
     """Scores of every recipe at every milestone."""
+    facts = facts_of(workspace)
 
     def jobs() -> list[plan.Job]:
         params = _fresh(workspace)
-        found = list(score_jobs(workspace, params).values())
-        decoded = reconstruction_jobs(workspace, params)
-        return [*found, decoded[1]] if decoded else found
+        found = score_jobs(workspace, params, facts, plan.experts(params, facts)).values()
+        decoded = reconstruction_jobs(workspace, params, facts)
+        return [*found, *decoded[1:]]
 
     fan_out(workspace, "scores", jobs, ("samples", "features"))
 
 
 def reconstruction_jobs(
-    workspace: Workspace, params: config.Params
-) -> tuple[plan.Job, plan.Job] | None:
-    """The job that reconstructs images, and the one that scores them; None for pixels."""
-    facts = facts_of(workspace)
+    workspace: Workspace, params: config.Params, facts: plan.DatasetFacts
+) -> tuple[plan.Job, ...]:
+    """The job that reconstructs images, and the one that scores them; empty for pixels."""
     decoded = plan.reconstructions(params, facts)
     if decoded is None:
-        return None
+        return ()
     reference = reference_job(workspace, params, facts)
     return decoded, plan.scores(params, [decoded], reference, "reconstructions")
 
@@ -282,18 +292,18 @@ def reconstruction(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, 
     """
     import numpy as np
 
+    from pipeline.consistency import evenly
     from pipeline.dataset import open_dataset
     from pipeline.latents import Latents
-    from stages.jobs import chosen_rows
 
-    jobs = reconstruction_jobs(workspace, workspace.params)
-    if jobs is None:
+    jobs = reconstruction_jobs(workspace, workspace.params, facts)
+    if not jobs:
         return None
     decoded, scored = (workspace.store.entry(job.name) for job in jobs)
     shard = Latents([decoded.file("samples.arrow")])
     shown = min(SHOWN_RECONSTRUCTIONS, len(shard))
     dataset = open_dataset(workspace.dataset)
-    rows = chosen_rows(jobs[0].spec)[:shown]
+    rows = evenly(jobs[0].spec["count"], jobs[0].spec["rows"])[:shown]
     return {
         "originals": np.concatenate([dataset.images(r, r + 1) for r in rows]),
         "images": shard.raw(np.arange(shown)),
