@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from pipeline import noise
+from pipeline import noise, run
 from pipeline.ema import EMA
 from pipeline.errors import UserError
 from pipeline.identity import canonical_json, file_digest
@@ -308,21 +308,16 @@ class _Run:
 
     def resume(self) -> None:
         """Continue from the checkpoint; one that cannot be read is an error, never a restart."""
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+
+        def restore(state: dict[str, Any]) -> None:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema.load_state_dict(state["ema"])
             self.images, self.seconds = state["images"], state["seconds"]
             self.curve, self.loss_images = state["curve"], state["loss_images"]
             self.loss_sum.fill_(state["loss_sum"])
-        except Exception as e:
-            raise UserError(
-                f"{self.path}: damaged checkpoint ({_line(e)}); delete it to start this "
-                "autoencoder again"
-            ) from e
+
+        run.resume(self.path, restore, "autoencoder")
 
     def checkpoint(self) -> None:
         state = {

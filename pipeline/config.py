@@ -154,6 +154,7 @@ class UNet(Block):
     blocks: Positive = 1  # residual blocks a level
     attention: list[Positive] = []  # resolutions with self-attention
     dropout: Share = 0.0
+    projections: bool = False  # channel-wise, after each level (Decouple-then-Merge)
     class_conditional: bool = False
     label_dropout: Share = 0.1
 
@@ -477,6 +478,9 @@ class UncertaintyWeighting(Block):
     kind: Literal["uncertainty"]
 
 
+Length = Annotated[float, Field(gt=0, lt=0.28)]  # sigma_rel: of the run, 1/sqrt(12) for all of it
+
+
 class Training(Block):
     images: Positive = 200_000  # in all, over all experts of the recipe
     batch: Positive = 64
@@ -490,6 +494,7 @@ class Training(Block):
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     weight_decay: NonNegativeFloat = 0.0
     ema_halflife: NonNegative = 10_000  # images of an expert; 0 keeps the last weights
+    power_ema: list[Length] = []  # averages kept beside it, for merge.method: post-hoc
     budget: Literal["uniform", "curriculum", "by-difficulty"] = "uniform"  # split over experts
     start: Literal["random", "shared-seed"] = "random"
     parent: str | None = None  # start from the network that this recipe ends with
@@ -534,8 +539,11 @@ class TaskVectorMerge(Block):
     """One network: the parent plus weighted differences of the experts from it."""
 
     method: Literal["task-vector"]
-    weights: list[Finite] | None = None  # of each expert, cleanest first; null: searched
+    # Of each expert, cleanest first, or such a list by the beginning of a layer's name ("" is all
+    # others); null: searched.
+    weights: list[Finite] | dict[str, list[Finite]] | None = None
     images: Positive = 2_048  # of the selection set that the search evaluates on
+    confirm: NonNegative = 0  # samples whose FID chooses among the best candidates; 0: the loss
     bounds: Annotated[list[Finite], Field(min_length=2, max_length=2)] = [0.0, 1.5]
     search: Literal["quadratic", "grid", "random"] = "quadratic"
     levels: Positive = 5  # values of each weight that `grid` tries
@@ -557,7 +565,14 @@ class SnapshotMerge(Block):
     images: Positive = 2_048
 
 
-Merge = Route | AverageMerge | TaskVectorMerge | TiesMerge | SnapshotMerge
+class PostHocMerge(Block):
+    """The power-function average of another length than those kept, from their snapshots (EDM2)."""
+
+    method: Literal["post-hoc"]
+    length: Length
+
+
+Merge = Route | AverageMerge | TaskVectorMerge | TiesMerge | SnapshotMerge | PostHocMerge
 
 
 class Recipe(Block):
@@ -740,7 +755,7 @@ def _strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tu
         )
     if source.seeds and not set(recipe.seeds or [recipe.seed]) <= set(source.seeds):
         yield "seeds", f"its parent {line[1]!r} has seeds {source.seeds}; use some of these"
-    plain = {"dropout", "label_dropout", "kind", "decoder_channels"}
+    plain = {"dropout", "label_dropout", "kind", "decoder_channels", "projections"}
     own, other = (r.network.model_dump(exclude=plain) for r in (recipe, source))
     differs = [key for key in own if own[key] != other.get(key)]
     if differs:
@@ -946,6 +961,9 @@ def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple
     if method == "snapshots":
         if not _one_network(recipe) or len(recipe.training.milestones) < 1:
             yield "merge.method", "snapshots needs one network with training.milestones"
+    elif method == "post-hoc":
+        if not _one_network(recipe) or not recipe.training.power_ema:
+            yield "merge.method", "post-hoc needs one network with training.power_ema: [0.05, 0.1]"
     elif method != "route":
         if _one_network(recipe):
             yield "merge.method", f"{method} needs a partition into several experts"
@@ -955,9 +973,13 @@ def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple
                 f"{method} needs training.parent: networks that did not start from the same "
                 "weights have nothing in common that a sum could keep",
             )
-        weights = getattr(recipe.merge, "weights", None)
-        if weights is not None and experts is not None and len(weights) != experts:
-            yield "merge.weights", f"{len(weights)} weights for {experts} experts"
+        weights = getattr(recipe.merge, "weights", None) or []
+        for prefix, own in weights.items() if isinstance(weights, dict) else [("", weights)]:
+            if own and experts is not None and len(own) != experts:
+                key = f"merge.weights.{prefix}" if prefix else "merge.weights"
+                yield key, f"{len(own)} weights for {experts} experts"
+        if getattr(recipe.merge, "confirm", 0) and recipe.merge.weights is not None:
+            yield "merge.confirm", "belongs to a search: leave merge.weights out, or this"
 
 
 def _descending(values: list[float]) -> bool:

@@ -182,14 +182,6 @@ def apply(optimizer: Adam, learning_rate: float, beta1: float) -> None:
     optimizer.beta1 = beta1
 
 
-def clip_gradients(params: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradients to a joint L2 norm of at most `max_norm`; returns the norm before.
-
-    The norm stays a tensor on the device: nothing waits for it unless the caller reads it.
-    """
-    return torch.nn.utils.clip_grad_norm_(params, max_norm, error_if_nonfinite=False)
-
-
 def _require(ok: bool, key: str, problem: str) -> None:
     if not ok:
         raise UserError(f"training.{key} {problem}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.errors import UserError
 
 # How much work a kill may cost. The environment can change it; it never changes a result.
 CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
@@ -26,6 +29,19 @@ class Progress:
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
+
+
+def resume(path: Path, restore: Callable[[dict[str, Any]], None], run: str) -> None:
+    """Call `restore` with the state in `path`, if there is one. UserError if it cannot be read."""
+    if not path.exists():
+        return
+    try:
+        restore(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"{path}: damaged checkpoint ({reason}); delete it to start this {run} again"
+        ) from e
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from pipeline import merging, noise, objective
+from pipeline import fidelity, merging, mixture, noise, objective
+from pipeline.ema import combine, post_hoc_coefficients
+from pipeline.features import Extractor
 from pipeline.latents import Latents
-from pipeline.networks.build import network_of
+from pipeline.networks.build import network_of, start_from
 
 STATES = 6  # noise levels at which a range's loss is measured
 BATCH = 256
@@ -27,16 +30,28 @@ def merge_experts(
     experts: Sequence[Weights],
     latents: Latents | None,
     cache: Path,
+    confirm: Callable[[Weights], float] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Weights, dict[str, Any]]:
     """The merged weights of a job's spec, and how they were found.
 
     parent: what the experts started from (None for snapshots of one run). latents: held-out rows,
     for a search. cache: a file in which evaluations are kept, so that a killed search goes on.
+    confirm: a second measure, such as `SmallSampleFid`, that chooses among the best candidates.
     Raises UserError if the networks do not fit each other.
     """
     settings = dict(spec["settings"])
     method = settings.pop("method")
+    if parent is not None:  # with the parts that only the experts' networks have
+        network = network_of(spec["model"])
+        start_from(network, parent)
+        parent = {name: p.detach() for name, p in network.named_parameters()}
+    if method == "post-hoc":
+        images = [n for n in settings["images"] for _ in settings["kept"]]
+        lengths = settings["kept"] * len(settings["images"])
+        weights = post_hoc_coefficients(images, lengths, images[-1], settings["length"])
+        weights /= weights.sum()  # the fit of few snapshots misses one by about a percent
+        return combine(experts, weights), {"weights": weights.tolist()}
     if method in ("average", "ties"):
         merged = merging.merge(method, parent, experts, **settings)
         return merged, merging.agreement(parent, experts)
@@ -45,62 +60,149 @@ def merge_experts(
     if method == "snapshots":
         # In differences from the last snapshot the weights need not sum to one.
         *earlier, last = experts
-        found = _search(spec, last, earlier, latents, cache, progress)
+        search = _Search(spec, last, earlier, latents, cache, None, progress)
+        found = search.run()
         share = 1 - sum(found["weights"])
         report = found | {"weights": [*found["weights"], share]}
         return merging.combine_snapshots(experts, report["weights"]), report
     report = merging.agreement(parent, experts)
     if settings["weights"] is None:
-        report |= _search(spec, parent, experts, latents, cache, progress)
+        report |= _Search(spec, parent, experts, latents, cache, confirm, progress).run()
     else:
         report |= {"weights": settings["weights"]}
     return merging.merge(method, parent, experts, weights=report["weights"]), report
 
 
-def _search(
-    spec: dict[str, Any],
-    parent: Weights,
-    experts: Sequence[Weights],
-    latents: Latents,
-    cache: Path,
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    settings = spec["settings"]
-    ranges = [[float(v) for v in states] for states in spec["of"]]
-    held_out = HeldOut(spec["model"], latents, ranges, settings["images"], spec["noise_key"])
-    reference = held_out.losses(parent)
-    known: dict[str, float] = json.loads(cache.read_text()) if cache.exists() else {}
-    n = len(experts)
-    planned = len(merging.design_points(n))
+class _Search:
+    """Weights of the task vectors by held-out loss, every measurement kept in a file."""
 
-    def evaluate(weights: tuple[float, ...]) -> float:
-        name = json.dumps(weights)
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        parent: Weights,
+        experts: Sequence[Weights],
+        latents: Latents,
+        cache: Path,
+        confirm: Callable[[Weights], float] | None,
+        progress: Callable[[int, int], None],
+    ):
+        self.settings, self.key = spec["settings"], spec["noise_key"]
+        self.parent, self.experts, self.cache = parent, experts, cache
+        self.candidate_fid, self.progress = confirm, progress
+        ranges = [[float(v) for v in states] for states in spec["of"]]
+        images = self.settings["images"]
+        self.held_out = HeldOut(spec["model"], latents, ranges, images, self.key)
+        self.known: dict[str, dict[str, float]] = {"loss": {}, "fid": {}}
+        if cache.exists():
+            self.known = json.loads(cache.read_text())
+        self.planned = len(merging.design_points(len(experts)))
+
+    def run(self) -> dict[str, Any]:
+        """The weights with the lowest measure, as a report."""
+        reference = self.held_out.losses(self.parent)
+
+        def loss(weights: tuple[float, ...]) -> float:
+            def measured(merged: Weights) -> float:
+                return merging.normalised_loss(self.held_out.losses(merged), reference)
+
+            return self._measure("loss", weights, measured)
+
+        def fid(weights: tuple[float, ...]) -> float:
+            return self._measure("fid", weights, self.candidate_fid)
+
+        settings, n = self.settings, len(self.experts)
+        bounds = tuple(settings.get("bounds", (-1.0, 1.0)))
+        kind = settings.get("search", "quadratic")
+        confirm = None if self.candidate_fid is None else fid
+        if kind == "grid":
+            found = merging.grid_search(loss, n, bounds, confirm, levels=settings["levels"])
+        elif kind == "random":
+            count = settings["evaluations"]
+            found = merging.random_search(loss, n, bounds, confirm, count=count, key=self.key)
+        else:
+            found = merging.search(loss, n, bounds, confirm or loss)
+        report = {
+            "weights": list(found.weights),
+            "loss": loss(found.weights),
+            "loss_of_average": loss((1 / n,) * n),
+            "evaluations": len(self.known["loss"]),
+            "search": kind,
+        }
+        if confirm is not None:
+            report["fid"] = [[list(w), value] for w, value in found.confirmations]
+        return report
+
+    def _measure(
+        self, what: str, weights: tuple[float, ...], measured: Callable[[Weights], float]
+    ) -> float:
+        known, name = self.known[what], json.dumps(weights)
         if name not in known:
-            merged = merging.merge("task-vector", parent, experts, weights=weights)
-            known[name] = merging.normalised_loss(held_out.losses(merged), reference)
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_suffix(".part")
-            temporary.write_text(json.dumps(known))
-            os.replace(temporary, cache)
-        progress(len(known), max(planned, len(known)))
+            known[name] = measured(
+                merging.merge("task-vector", self.parent, self.experts, weights=weights)
+            )
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.cache.with_suffix(".part")
+            temporary.write_text(json.dumps(self.known))
+            os.replace(temporary, self.cache)
+        done = sum(map(len, self.known.values()))
+        self.progress(done, max(self.planned, done))
         return known[name]
 
-    bounds = tuple(settings.get("bounds", (-1.0, 1.0)))
-    kind = settings.get("search", "quadratic")
-    if kind == "grid":
-        found = merging.grid_search(evaluate, n, bounds, levels=settings["levels"])
-    elif kind == "random":
-        count, key = settings["evaluations"], spec["noise_key"]
-        found = merging.random_search(evaluate, n, bounds, count=count, key=key)
-    else:
-        found = merging.search(evaluate, n, bounds, confirm=evaluate)
-    return {
-        "weights": list(found.weights),
-        "loss": found.value,
-        "loss_of_average": evaluate((1 / n,) * n),
-        "evaluations": len(known),
-        "search": kind,
-    }
+
+class SmallSampleFid:
+    """Frechet distance of a few samples of a network to held-out images.
+
+    A number of samples that is too small for a score still orders networks that are drawn from the
+    same noise: the bias is nearly the same for all.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        images: np.ndarray,
+        extractor: Extractor,
+        parts: Callable[[dict[str, Any]], Path],
+        folder: Path,
+        device: torch.device | str = "cpu",
+    ):
+        """spec: of the merge job, its `confirm` completed by `shift`, `scale`, `decoder` and
+        `terminal` as in `mixture.describe`. images: the held-out ones, uint8 [N, C, H, W]. parts
+        finds the files of decoder and terminal; a candidate's weights are kept in `folder`."""
+        self.spec, self.given = spec, spec["confirm"]
+        self.extractor, self.parts = extractor, parts
+        self.folder, self.device = folder, device
+        self.reference = fidelity.moments(extractor.features(images), extractor.digest)
+
+    def __call__(self, weights: Weights) -> float:
+        given, model = self.given, self.spec["model"]
+        path = self.folder / "candidate.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(weights), path)
+        network = {"entry": "candidate", "file": path.name, "sha256": ""}
+        network |= {key: model[key] for key in ("network", "conditioning")}
+        network |= {"first": 0, "last": len(given["log_snr"]) - 1}
+        described = mixture.describe(
+            model,
+            [float(v) for v in given["log_snr"]],
+            [network],
+            given["shift"],
+            given["scale"],
+            given["decoder"],
+            given["terminal"],
+        )
+        images, _ = mixture.draw(
+            mixture.Mixture(
+                described,
+                lambda part: path if part["entry"] == "candidate" else self.parts(part),
+                self.device,
+            ),
+            given["states"],
+            range(self.spec["settings"]["confirm"]),
+            seed=given["seed"],
+            **given["sampling"],
+        )
+        drawn = fidelity.moments(self.extractor.features(images), self.extractor.digest)
+        return fidelity.frechet_distance(self.reference, drawn, allow_few=True).value
 
 
 class HeldOut:

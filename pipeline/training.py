@@ -21,12 +21,19 @@ from torch.nn import functional
 
 from pipeline import curriculum as curricula
 from pipeline import noise, objective, pairing
-from pipeline.ema import EMA
+from pipeline.ema import EMA, PowerEMA
 from pipeline.errors import UserError
 from pipeline.latents import Latents
 from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
-from pipeline.optim import apply, make_optimizer, rate_and_momentum
-from pipeline.run import CHECKPOINT_SECONDS, CURVE_POINTS, Interrupted, Progress, save_checkpoint
+from pipeline.optim import Adam, apply, make_optimizer, rate_and_momentum
+from pipeline.run import (
+    CHECKPOINT_SECONDS,
+    CURVE_POINTS,
+    Interrupted,
+    Progress,
+    resume,
+    save_checkpoint,
+)
 
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
 
@@ -157,8 +164,9 @@ def train(
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
     that a spec with `parent` starts from.
 
-    Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot,
-    `curve.json` (mean loss over the run) and `record.json` (seconds, images, FLOPs, parameters).
+    Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot, with
+    `power_ema` also `power-<length>-<images>.safetensors` for each length, `curve.json` (mean loss
+    over the run) and `record.json` (seconds, images, FLOPs, parameters).
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
     is no longer finite or the parent's weights do not fit.
@@ -195,10 +203,11 @@ def train(
         settings["weight_decay"],
     )
     ema = EMA(network, settings["ema_halflife"], EMA_RAMPUP) if settings["ema_halflife"] else None
+    power = PowerEMA(network, settings["power_ema"]) if settings["power_ema"] else None
     plain = settings["weighting"]["kind"] in ("uniform", "uncertainty")
     weigh = objective.weighting(**({"kind": "uniform"} if plain else settings["weighting"]))
     draws = Draws(spec, latents, pairings, components)
-    run = _Run(spec, folder, network, optimizer, ema, uncertainty)
+    run = _Run(spec, folder, network, optimizer, ema, power, uncertainty)
     run.resume()
     if run.images:
         log(f"resumes at {run.images:,} of {spec['images']:,} images")
@@ -265,6 +274,8 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
             ema.update(start, stop_at - start)
+        if power is not None:
+            power.update(start, stop_at - start)
         loss_sum += loss.detach() * (stop_at - start)
         loss_images += stop_at - start
         run.images = stop_at
@@ -297,9 +308,19 @@ def train(
 class _Run:
     """What a run keeps on disk: its checkpoint, snapshots, curve and record."""
 
-    def __init__(self, spec, folder: Path, network, optimizer, ema: EMA | None, uncertainty):
-        self.spec, self.folder, self.uncertainty = spec, folder, uncertainty
-        self.network, self.optimizer, self.ema = network, optimizer, ema
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        folder: Path,
+        network: torch.nn.Module,
+        optimizer: Adam,
+        ema: EMA | None,
+        power: PowerEMA | None,
+        uncertainty: objective.Uncertainty | None,
+    ):
+        self.spec, self.folder, self.network = spec, folder, network
+        self.parts = {"network": network, "optimizer": optimizer, "ema": ema}
+        self.parts |= {"power": power, "uncertainty": uncertainty}
         self.images = 0
         self.seconds = 0.0  # of earlier processes
         self.started = time.monotonic()
@@ -310,23 +331,16 @@ class _Run:
 
     def resume(self) -> None:
         """Continue from the checkpoint; one that cannot be read is an error, never a restart."""
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
-            if self.uncertainty is not None:
-                self.uncertainty.load_state_dict(state["uncertainty"])
-        except Exception as e:
-            raise UserError(
-                f"{self.path}: damaged checkpoint ({e}); delete it to start this expert again"
-            ) from e
-        self.images, self.seconds = state["images"], state["seconds"]
-        self.curve, self.open_loss = state["curve"], tuple(state["open_loss"])
-        self.snapshot_seconds = state["snapshot_seconds"]
+
+        def restore(state: dict[str, Any]) -> None:
+            for name, part in self.parts.items():
+                if part is not None:
+                    part.load_state_dict(state[name])
+            self.images, self.seconds = state["images"], state["seconds"]
+            self.curve, self.open_loss = state["curve"], tuple(state["open_loss"])
+            self.snapshot_seconds = state["snapshot_seconds"]
+
+        resume(self.path, restore, "expert")
 
     @property
     def elapsed(self) -> float:
@@ -335,10 +349,7 @@ class _Run:
 
     def checkpoint(self, loss_sum: torch.Tensor, loss_images: int) -> None:
         state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "uncertainty": None if self.uncertainty is None else self.uncertainty.state_dict(),
+            **{name: part and part.state_dict() for name, part in self.parts.items()},
             "images": self.images,
             "seconds": self.elapsed,
             "snapshot_seconds": self.snapshot_seconds,
@@ -352,11 +363,14 @@ class _Run:
         for images in self.spec["snapshots"]:
             if start < images <= stop:
                 weights = (
-                    self.ema.weights
-                    if self.ema is not None
+                    self.parts["ema"].weights
+                    if self.parts["ema"] is not None
                     else {k: p.detach() for k, p in self.network.named_parameters()}
                 )
                 self._write_weights(f"weights-{images}.safetensors", weights, stop)
+                averages = self.parts["power"].weights if self.parts["power"] else {}
+                for length, average in averages.items():
+                    self._write_weights(f"power-{length}-{images}.safetensors", average, stop)
                 self.snapshot_seconds[str(images)] = self.elapsed
 
     def _write_weights(self, name: str, weights: dict[str, torch.Tensor], images: int) -> None:

@@ -78,5 +78,5 @@ def consistency_jobs(
             name: steps.milestones_of(workspace, name)[-1]["mixture"]
             for name in params.evaluate.consistency.recipes
         },
-        steps.reference_job(workspace, params, facts),
+        plan.features(params, facts),
     )

@@ -638,7 +638,7 @@ def needed_jobs(workspace: Workspace) -> list[Needed]:
     shards = [*([codec] if codec else []), *plan.latents(params, facts)]
     found = [_needed("latents", shards + plan.held_out(params, facts))]
     found.append(_needed("analyses", plan.analyses(params, facts)))
-    found.append(_needed("features", [steps.reference_job(workspace, params, facts)]))
+    found.append(_needed("features", [plan.features(params, facts)]))
     try:
         recipes = plan.experts(params, facts)
     except UserError as e:  # its states are fitted to something that is not measured yet

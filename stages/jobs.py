@@ -87,10 +87,12 @@ def _codec(spec: dict[str, Any], store: Store):
 def _mixture(spec: dict[str, Any], store: Store):
     from pipeline.mixture import Mixture
 
-    def file(part: dict[str, Any]) -> Path:
-        return store.entry(part["entry"]).file(part["file"])
+    return Mixture(spec["mixture"], _file_of(store), device=device())
 
-    return Mixture(spec["mixture"], file, device=device())
+
+def _file_of(store: Store):
+    """What finds the file of a mixture's part."""
+    return lambda part: store.entry(part["entry"]).file(part["file"])
 
 
 def _blocks(dataset: Any, rows: Any):
@@ -316,11 +318,35 @@ def run_merged(
         [weights(source) for source in spec["experts"]],
         _latents(spec, store) if "latents" in spec else None,
         entry.state / "evaluations.json",
+        _small_sample_fid(spec, entry, store, workspace) if "confirm" in spec else None,
         reporter.progress,
     )
     with _completing(entry.path / "weights.safetensors") as path:
         save_file(dict(merged), path)
     write_json(entry.path / "report.json", report | {"seconds": time.monotonic() - started})
+
+
+def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace):
+    """What scores the candidates of a merge, with the latents' scale and decoder as they are."""
+    from pipeline.selection import SmallSampleFid
+
+    given = dict(spec["confirm"])
+    shared: dict[str, Any] = {"decoder": None, "terminal": None}
+    if "encoder" in given:
+        codec = _codec(given, store)
+        shared |= {"shift": list(codec.shift), "scale": codec.scale}
+        shared["decoder"] = {"entry": given["encoder"], "file": "encoder.json"}
+    if "terminal" in given:
+        shared["terminal"] = {"entry": given["terminal"], "file": "means.safetensors"}
+    extractor, _ = _extractor(store.entry(given["features"]), workspace)
+    return SmallSampleFid(
+        {**spec, "confirm": given | shared},
+        _dataset(workspace, given["dataset"]).images(*given["rows"]),
+        extractor,
+        _file_of(store),
+        entry.state,
+        device(),
+    )
 
 
 def _latents(spec: dict[str, Any], store: Store):

@@ -102,7 +102,7 @@ def summary_of(
     metrics: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """What summary.json holds; `groups`: the recipes that are seeds of one, by its name."""
-    reference = workspace.store.entry(steps.reference_job(workspace, workspace.params, facts).name)
+    reference = workspace.store.entry(plan.features(workspace.params, facts).name)
     found = units({name: recipe.recipe for name, recipe in recipes.items()})
     return {
         "recipes": {

@@ -42,7 +42,8 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
 
     info = open_dataset(workspace.dataset).info
     config.check_against(workspace.params, info.rows, info.resolution, len(info.classes or ()))
-    return plan.facts(info, workspace.params.data.holdout, _analysed(workspace))
+    files = _extractor_files(workspace)
+    return plan.facts(info, workspace.params.data.holdout, _analysed(workspace), files)
 
 
 def _analysed(workspace: Workspace) -> dict[str, Any]:
@@ -89,14 +90,12 @@ def analyse(workspace: Workspace) -> None:
 def features(workspace: Workspace) -> None:
     """The feature extractor, and the features of the real images."""
     facts = facts_of(workspace)
-    fan_out(workspace, "features", lambda: [reference_job(workspace, _fresh(workspace), facts)])
+    fan_out(workspace, "features", lambda: [plan.features(_fresh(workspace), facts)])
 
 
-def reference_job(
-    workspace: Workspace, params: config.Params, facts: plan.DatasetFacts
-) -> plan.Job:
-    """The features job; UserError if a file that params.yaml names for it is missing."""
-    settings = params.features.model_dump()
+def _extractor_files(workspace: Workspace) -> dict[str, str]:
+    """Checksums of the files that params.yaml names for the extractor; UserError without one."""
+    settings = workspace.params.features.model_dump()
     named = {
         "module": (settings.get("module") or "").rpartition(":")[0],
         "weights": settings.get("weights"),
@@ -108,7 +107,7 @@ def reference_job(
                 files[key] = file_digest(workspace.root / path)
             except OSError as e:
                 raise UserError(f"features.{key}: {path}: cannot be read ({e.strerror})") from e
-    return plan.features(params, facts, files)
+    return files
 
 
 def pair(workspace: Workspace) -> None:
@@ -132,7 +131,7 @@ def train(workspace: Workspace) -> None:
         trained = [expert.job for recipe in recipes for expert in recipe.experts]
         return trained + [job for recipe in recipes for job in recipe.merged.values()]
 
-    fan_out(workspace, "experts", jobs, ("latents", "pairings"))
+    fan_out(workspace, "experts", jobs, ("latents", "analyses", "features", "pairings"))
 
 
 def merge(workspace: Workspace) -> None:
@@ -254,7 +253,7 @@ def score_jobs(
     recipes: Mapping[str, plan.RecipePlan],
 ) -> dict[tuple[str, int], plan.Job]:
     """The scoring job of each recipe and milestone."""
-    reference = reference_job(workspace, params, facts)
+    reference = plan.features(params, facts)
     return {
         (name, images): plan.scores(params, shards, reference, f"{name} at {images:,}")
         for (name, images), shards in sample_jobs(workspace, params, recipes).items()
@@ -281,7 +280,7 @@ def reconstruction_jobs(
     decoded = plan.reconstructions(params, facts)
     if decoded is None:
         return ()
-    reference = reference_job(workspace, params, facts)
+    reference = plan.features(params, facts)
     return decoded, plan.scores(params, [decoded], reference, "reconstructions")
 
 

@@ -39,7 +39,7 @@ def params(*recipes, **settings):
 def planned(given):
     recipes = plan.experts(given, FACTS)
     mixtures = {name: {"experts": [{"entry": f"expert/{name}"}]} for name in recipes}
-    return plan.consistency(given, FACTS, recipes, mixtures, plan.features(given, FACTS, {}))
+    return plan.consistency(given, FACTS, recipes, mixtures, plan.features(given, FACTS))
 
 
 def test_a_name_with_seeds_stands_for_all_of_its_runs():
@@ -97,7 +97,7 @@ def test_the_block_changes_no_scores_and_no_samples():
         params("dense"),
         config.resolve({"defaults": DEFAULTS, "recipes": RECIPES}),
     )
-    reference = plan.features(without, FACTS, {})
+    reference = plan.features(without, FACTS)
     names = [plan.scores(p, [], reference, "x").name for p in (with_block, without)]
     assert names[0] == names[1]
     assert planned(without) == ({}, {})
@@ -164,7 +164,7 @@ def test_three_small_models_are_compared(tmp_path, monkeypatch, capsys):
     steps.encode(workspace)
     make(workspace, plan.analyses(workspace.params, facts))
     steps.analyse(workspace)
-    make(workspace, [steps.reference_job(workspace, workspace.params, facts)])
+    make(workspace, [plan.features(workspace.params, facts)])
     recipes = plan.experts(workspace.params, facts)
     make(workspace, [expert.job for recipe in recipes.values() for expert in recipe.experts])
     steps.train(workspace)

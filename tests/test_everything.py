@@ -86,7 +86,16 @@ PARAMS = {
             "training": {"parent": "base", "train": "decoders", "images": 300, "milestones": []},
         },
         "forked": FORKED,
-        "merged": FORKED | {"merge": {"method": "task-vector", "images": 48}},
+        "merged": FORKED
+        | {
+            "network": {"projections": True},
+            "merge": {"method": "task-vector", "images": 48, "confirm": 40},
+        },
+        "average": {
+            "schedule": TWELVE,
+            "training": {"power_ema": [0.05, 0.1]},
+            "merge": {"method": "post-hoc", "length": 0.07},
+        },
         "snapshots": {"schedule": TWELVE, "merge": {"method": "snapshots", "images": 48}},
         "paired": {
             "schedule": TWELVE,

@@ -427,6 +427,37 @@ def test_flops_match_a_count_by_hand():
     assert count_flops(settings, batch=5, **options) == 10 * (encoder + decoder)
 
 
+def test_projections_start_as_the_identity_and_are_counted():
+    options = {"channels_in": 2, "resolution": 8}
+    plain = build_network(SMALL, **options)
+    projected = build_network(SMALL | {"projections": True}, **options)
+    shared = dict(plain.named_parameters())
+    own = {k: p for k, p in projected.named_parameters() if k not in shared}
+    assert sum(p.numel() for p in own.values()) == 2 * (8**2 + 16**2) + 16**2
+    assert all(torch.equal(dict(projected.named_parameters())[k], p) for k, p in shared.items())
+    x, log_snr = inputs()
+    for net in (plain, projected):
+        randomise_shared(net, shared)
+    assert torch.equal(plain(x.float(), log_snr.float()), projected(x.float(), log_snr.float()))
+    with torch.no_grad():  # and each of them has a part in the answer
+        for p in own.values():
+            before, kept = projected(x.float(), log_snr.float()), p.clone()
+            p[0] += 1
+            assert not torch.allclose(projected(x.float(), log_snr.float()), before)
+            p.copy_(kept)
+    extra = count_flops(SMALL | {"projections": True}, **options) - count_flops(SMALL, **options)
+    assert extra == 2 * (2 * (8**2 * 64 + 16**2 * 16) + 16**2 * 16)
+
+
+def randomise_shared(module, names, seed=0):
+    """The same values for all parameters of these names, whatever else there is."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name in names:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+
+
 def test_parameters_match_a_count_by_hand():
     def conv(c_in, c_out, area=9):
         return area * c_in * c_out + c_out

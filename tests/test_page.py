@@ -88,7 +88,7 @@ def test_every_number_is_traceable_to_its_entry(default):
     for recipe in recipes.values():
         for expert in recipe.experts:
             assert expert.job.name in page.text
-    reference = plan.features(workspace.params, facts, {})
+    reference = plan.features(workspace.params, facts)
     assert reference.name in page.text
     mixture = {"digest": digest(["ddpm", 3000]), "experts": []}
     mixture["experts"] = [{"entry": recipes["ddpm"].experts[0].job.name}]

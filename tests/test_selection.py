@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline import merging, noise, objective, selection
+from pipeline.ema import power_exponent
 from pipeline.latents import Latents, write_shard
 from pipeline.networks.build import network_of
 
@@ -72,8 +73,8 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     cache = tmp_path / "state" / "evaluations.json"
     merged, report = selection.merge_experts(spec(**settings), parent, experts, latents, cache)
     known = json.loads(cache.read_text())
-    assert len(known) == report["evaluations"] >= 6
-    assert report["loss"] <= min(known.values()) + 1e-12
+    assert len(known["loss"]) == report["evaluations"] >= 6 and not known["fid"]
+    assert report["loss"] <= min(known["loss"].values()) + 1e-12
     expected = merging.merge("task-vector", parent, experts, weights=report["weights"])
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
@@ -84,6 +85,64 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     finally:
         selection.HeldOut = held_out
     assert again["weights"] == report["weights"]
+
+
+@pytest.mark.parametrize("search", ["quadratic", "grid", "random"])
+def test_a_second_measure_chooses_among_the_best_and_is_kept(networks, latents, tmp_path, search):
+    parent, experts = networks
+    settings = {"method": "task-vector", "weights": None, "images": 64, "bounds": [0.0, 1.5]}
+    settings |= {"search": search, "levels": 3, "evaluations": 5, "confirm": 8}
+    cache, asked = tmp_path / "e.json", []
+
+    def confirm(weights):
+        asked.append(weights)
+        return float(len(asked) != 2)  # the second candidate it is shown
+
+    _, report = selection.merge_experts(spec(**settings), parent, experts, latents, cache, confirm)
+    chosen = merging.merge("task-vector", parent, experts, weights=report["weights"])
+    assert len(asked) >= 2 and all(torch.equal(chosen[k], asked[1][k]) for k in chosen)
+    assert [value for _, value in report["fid"]] == [1.0, 0.0] + [1.0] * (len(asked) - 2)
+    before = len(asked)
+    _, again = selection.merge_experts(spec(**settings), parent, experts, latents, cache, confirm)
+    assert again == report and len(asked) == before
+
+
+def test_a_merge_counts_from_a_parent_without_the_experts_projections(networks, tmp_path):
+    parent, _ = networks
+    model = MODEL | {"network": MODEL["network"] | {"projections": True}}
+    own = {name: p.detach() * 1.5 for name, p in network_of(model, seed=1).named_parameters()}
+    merged, _ = selection.merge_experts(
+        spec(method="task-vector", weights=[0.5]) | {"model": model},
+        parent,
+        [own],
+        None,
+        tmp_path / "x",
+    )
+    assert merged.keys() == own.keys() > parent.keys()
+    for name, weight in merged.items():  # halfway from the parent, or from the identity
+        start = parent.get(name, own[name] / 1.5)
+        torch.testing.assert_close(weight, (start + own[name]) / 2)
+
+
+def test_an_average_of_another_length_comes_from_those_kept(networks, tmp_path):
+    """Exact for a line through time, whatever the profile: each average is its mean time."""
+    parent, _ = networks
+    images, kept = [250, 500, 750, 1000], [0.05, 0.1]
+
+    def mean_time(length, end):
+        gamma = power_exponent(length)
+        return (gamma + 1) / (gamma + 2) * end
+
+    snapshots = [
+        {name: torch.full_like(p, mean_time(length, end)) for name, p in parent.items()}
+        for end in images
+        for length in kept
+    ]
+    wanted = spec(method="post-hoc", length=0.07, images=images, kept=kept)
+    merged, report = selection.merge_experts(wanted, None, snapshots, None, tmp_path / "x")
+    assert len(report["weights"]) == 8 and sum(report["weights"]) == pytest.approx(1)
+    for weight in merged.values():
+        assert float(weight.mean()) == pytest.approx(mean_time(0.07, 1000), rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def spec(**changes):
         "betas": [0.9, 0.99],
         "weight_decay": 0.0,
         "ema_halflife": 100,
+        "power_ema": [],
         "weighting": {"kind": "uniform"},
         "precision": "float32",
         "threads": 1,
@@ -143,6 +144,31 @@ def test_it_learns_and_keeps_snapshots_curve_and_record(latents, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["images"] == 4000 and record["flops"] > 0
     assert list(record["snapshot_seconds"]) == ["4000"]
+
+
+def test_averages_of_several_lengths_are_kept_and_survive_an_interruption(latents, tmp_path):
+    kept = {"power_ema": [0.05, 0.1]}
+    wanted = spec(training=kept)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    training.train(wanted, latents, tmp_path / "whole")
+    calls = iter([False] * 8 + [True, True])
+    with pytest.raises(training.Interrupted):
+        training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
+    training.train(wanted, latents, tmp_path / "parts")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    found = {}
+    for length in kept["power_ema"]:
+        for images in (100, 212):
+            file = f"power-{length}-{images}.safetensors"
+            whole, parts = (load_file(tmp_path / name / file) for name in ("whole", "parts"))
+            assert same(whole, parts)
+            found[length, images] = whole
+    assert not same(found[0.05, 212], found[0.1, 212])
+    # Beside the ordinary average, and without a part in the run.
+    (tmp_path / "plain").mkdir()
+    training.train(spec(), latents, tmp_path / "plain")
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -304,6 +330,17 @@ def test_a_parent_of_another_width_is_refused_by_name(latents, parent, tmp_path)
     wider["network"] = wider["network"] | {"channels": 16}
     with pytest.raises(UserError, match=r"weights-212\.safetensors: encoder\..* does not fit"):
         training.train(wider, latents, tmp_path, parent=parent)
+
+
+def test_projections_that_a_parent_lacks_start_as_the_identity(latents, parent, tmp_path):
+    still = spec(**CHILD, training={"learning_rate": 1e-12, "ema_halflife": 0})
+    still["network"] = still["network"] | {"projections": True}
+    training.train(still, latents, tmp_path, parent=parent)
+    own = weights(tmp_path, 64)
+    new = {name: weight for name, weight in own.items() if ".projections." in name}
+    assert len(new) == 5 and own.keys() - new.keys() == load_file(parent).keys()
+    for weight in new.values():
+        torch.testing.assert_close(weight[:, :, 0, 0], torch.eye(len(weight)), atol=1e-6, rtol=0)
 
 
 def test_branched_decoders_keep_the_encoder_and_start_from_the_parents(latents, parent, tmp_path):

@@ -26,9 +26,9 @@ def build_network(
 
     settings: `kind` `unet` or `multi-decoder`; `channels`, base width; `multipliers`, width of each
     level over it; `blocks`, residual blocks a level; optional `attention`, resolutions (of the
-    longer side) with self-attention, and `dropout`. A multi-decoder has the width of each
-    decoder, cleanest interval first, in `decoder_channels`, and needs `interval_bounds`, the
-    log-SNRs between the intervals, strictly descending.
+    longer side) with self-attention, `dropout`, and `projections` (see `Encoder`). A multi-decoder
+    has the width of each decoder, cleanest interval first, in `decoder_channels`, and needs
+    `interval_bounds`, the log-SNRs between the intervals, strictly descending.
     resolution: of the images, one side of a square or (height, width). classes: 0 for none.
     conditioning: `state`, or `none` for an expert of one state.
 
@@ -48,7 +48,11 @@ def build_network(
     unknown = sorted(set(attention) - set(sides))
     if unknown:
         raise ValueError(f"attention: no level has resolution {unknown[0]}; there are {sides}")
-    shape = {"attends": [side in attention for side in sides], "dropout": dropout}
+    shape = {
+        "attends": [side in attention for side in sides],
+        "dropout": dropout,
+        "projections": _read(settings, "projections", False),
+    }
 
     with torch.device(device), _Undrawn():
         encoder = Encoder(
@@ -132,7 +136,8 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Weights of the same name and shape are copied. Each decoder of a multi-decoder network takes
     those of the parent's only decoder. A decoder of another width keeps its own start: all it
-    inherits is the encoder. Raises ValueError if the parent's encoder does not fit.
+    inherits is the encoder. Projections that the parent does not have stay the identity. Raises
+    ValueError if the parent's encoder does not fit.
     """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -141,7 +146,9 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 given = weights.get("decoder." + name.split(".", 2)[2])
             if given is not None and given.shape == parameter.shape:
                 parameter.copy_(given)
-            elif not name.startswith("decoders."):
+            elif not name.startswith("decoders.") and not (
+                given is None and ".projections." in name
+            ):
                 raise ValueError(f"{name} of the parent does not fit this network")
 
 
@@ -194,7 +201,9 @@ def count_flops(
     # import torch's compiler, seconds in every process that trains.
     parts = [(0, encoder.input), (levels - 1, encoder.middle), (0, decoder.output)]
     parts += list(enumerate(encoder.levels)) + list(enumerate(encoder.downs, start=1))
-    parts += [(levels - 1 - level, blocks) for level, blocks in enumerate(decoder.levels)]
+    up = [*enumerate(decoder.levels), *enumerate(decoder.projections)]
+    parts += [(levels - 1 - level, part) for level, part in up]
+    parts += [(min(level, levels - 1), part) for level, part in enumerate(encoder.projections)]
     total = sum(_products(part, (height >> level) * (width >> level)) for level, part in parts)
     # One state and no class: the embedding is one row whatever the batch.
     rows = 1 if conditioning == "none" else batch

@@ -66,6 +66,12 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, zero: bool = Fals
     return conv
 
 
+def _projection(width: int) -> nn.Conv2d:
+    conv = nn.Conv2d(width, width, 1, bias=False)
+    conv.identity_init = True
+    return conv
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels of x [N, C, H, W], added to x."""
 
@@ -171,7 +177,9 @@ class Encoder(nn.Module):
     """Embedding, input convolution, the path down, and the middle.
 
     channels: base width, times `multipliers` a level; blocks: residual blocks a level; attends:
-    one bool a level. With attention on any level there is one in the middle, too.
+    one bool a level. With attention on any level there is one in the middle, too. projections:
+    after each level and the middle, a matrix over the channels that starts as the identity
+    (DeMe, arXiv 2410.06664); skip tensors are taken before it.
     """
 
     def __init__(
@@ -183,6 +191,7 @@ class Encoder(nn.Module):
         *,
         attends: Sequence[bool] = (),
         dropout: float = 0.0,
+        projections: bool = False,
         classes: int = 0,
         conditioned: bool = True,
     ):
@@ -211,6 +220,8 @@ class Encoder(nn.Module):
         )
         self.width = width
         self.film = Film(self.embedding.width, _film_widths([*self.levels, self.middle]))
+        widths = [channels * multiplier for multiplier in (*multipliers, multipliers[-1])]
+        self.projections = nn.ModuleList(map(_projection, widths if projections else []))
 
     def forward(
         self, x: Tensor, log_snr: Tensor | None, labels: Tensor | None = None
@@ -232,8 +243,12 @@ class Encoder(nn.Module):
             for block in blocks:
                 h = block(h, *next(films))
                 skips.append(h)
+            if self.projections:
+                h = self.projections[level](h)
         for block in self.middle:
             h = block(h, *next(films))
+        if self.projections:
+            h = self.projections[-1](h)
         return h, skips, embedding
 
 
@@ -253,11 +268,12 @@ class Decoder(nn.Module):
         *,
         attends: Sequence[bool] = (),
         dropout: float = 0.0,
+        projections: bool = False,
     ):
         super().__init__()
         attends = tuple(attends) or (False,) * len(multipliers)
         width, skip_widths = encoder.width, list(encoder.skip_widths)
-        self.levels = nn.ModuleList()
+        self.levels, self.projections = nn.ModuleList(), nn.ModuleList()
         for multiplier, attend in reversed(list(zip(multipliers, attends, strict=True))):
             self.levels.append(nn.ModuleList())
             for index in range(blocks + 1):
@@ -269,6 +285,8 @@ class Decoder(nn.Module):
                 )
                 self.levels[-1].append(block)
                 width = channels * multiplier
+            if projections:
+                self.projections.append(_projection(width))
         self.norm = nn.GroupNorm(norm_groups(width), width, EPS)
         self.output = _conv(width, channels_out, 3, zero=True)
         self.film = Film(encoder.embedding.width, _film_widths(self.levels))
@@ -282,6 +300,8 @@ class Decoder(nn.Module):
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             for block in blocks:
                 h = block(torch.cat([h, next(remaining)], 1), *next(films))
+            if self.projections:
+                h = self.projections[level](h)
         return self.output(F.silu(self.norm(h)))
 
 
@@ -326,7 +346,8 @@ def initialise(module: nn.Module, seed: int) -> None:
     Draws are made on the CPU in the order of the modules, so neither device, layout nor any global
     generator matters; an encoder gets the same weights whatever decoders follow it. Weights are
     uniform with variance 1/fan_in, biases zero, norms the identity, class and constant embeddings
-    of unit variance; the last convolution of each residual branch and the output are zero.
+    of unit variance; the last convolution of each residual branch and the output are zero,
+    projections the identity.
     Raises TypeError for a module with parameters that it has no rule for.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -340,9 +361,12 @@ def initialise(module: nn.Module, seed: int) -> None:
         if isinstance(child, (nn.Conv2d, nn.Linear)):
             if getattr(child, "zero_init", False):
                 child.weight.zero_()
+            elif getattr(child, "identity_init", False):
+                child.weight.copy_(torch.eye(len(child.weight))[:, :, None, None])
             else:
                 draw(child.weight, 1 / child.weight[0].numel())
-            child.bias.zero_()
+            if child.bias is not None:
+                child.bias.zero_()
         elif isinstance(child, nn.GroupNorm):
             child.weight.fill_(1)
             child.bias.zero_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,16 @@ class DatasetFacts:
     std: tuple[float, ...]
     held_out: int = 0
     analyses: Mapping[str, Any] = field(default_factory=dict)  # results by job name
+    # Checksums of the files that the feature extractor is made of, by their key in params.yaml.
+    extractor_files: Mapping[str, str] = field(default_factory=dict)
 
 
-def facts(info: Any, held_out: int = 0, analyses: Mapping[str, Any] | None = None) -> DatasetFacts:
+def facts(
+    info: Any,
+    held_out: int = 0,
+    analyses: Mapping[str, Any] | None = None,
+    extractor_files: Mapping[str, str] | None = None,
+) -> DatasetFacts:
     """Planning's view of a dataset's info, its last `held_out` rows apart."""
     return DatasetFacts(
         digest=info.digest,
@@ -41,6 +48,7 @@ def facts(info: Any, held_out: int = 0, analyses: Mapping[str, Any] | None = Non
         std=tuple(info.std),
         held_out=held_out,
         analyses=analyses or {},
+        extractor_files=extractor_files or {},
     )
 
 
@@ -124,17 +132,19 @@ def spectrum(params: Params, data: DatasetFacts) -> Job:
     return Job("spectrum", spec, "spectrum", shards)
 
 
-def features(params: Params, data: DatasetFacts, files: Mapping[str, str]) -> Job:
-    """The job that makes the feature extractor and the features of the real images.
+def as_json(states: Iterable[float]) -> list[float | str]:
+    """Log-SNRs as JSON has them: float() reads the text."""
+    return [float(v) if np.isfinite(v) else str(float(v)) for v in states]
 
-    files: the checksums of the extractor's own files, by their key in params.yaml.
-    """
+
+def features(params: Params, data: DatasetFacts) -> Job:
+    """The job that makes the feature extractor and the features of the real images."""
     settings = params.features.model_dump(mode="json")
     spec = {
         "dataset": data.digest,
         "rows": data.rows,
         "settings": settings,
-        "files": dict(files),
+        "files": dict(data.extractor_files),
         "seed": params.seed,
         "code": code_of("features"),
     }

@@ -18,7 +18,7 @@ CODE = {
     "features": ("pipeline.features", "pipeline.networks.classifier", "pipeline.scores"),
     "pairing": ("pipeline.pairing", "pipeline.latents"),
     "expert": ("pipeline.training",),
-    "merged": ("pipeline.merging", "pipeline.selection"),
+    "merged": ("pipeline.merging", "pipeline.selection", "pipeline.features"),
     "samples": ("pipeline.mixture", "pipeline.sampling"),
     "reconstructions": ("pipeline.autoencoder", "pipeline.latents"),
     "scores": ("pipeline.scores",),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Params
-from pipeline.plan.inputs import DatasetFacts, encoder, latents
+from pipeline.plan.inputs import DatasetFacts, as_json, encoder, latents
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.recipes import RecipePlan
 
@@ -25,7 +25,7 @@ def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: st
     settings = params.evaluate
     base = {
         "mixture": mixture,
-        "states": _as_json(plan.sampling_states),
+        "states": as_json(plan.sampling_states),
         "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
         "seed": settings.seed,
         "batch": settings.batch,
@@ -49,10 +49,6 @@ def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: st
             )
         )
     return jobs
-
-
-def _as_json(states: list[float]) -> list[float | str]:
-    return [v if np.isfinite(v) else str(v) for v in states]  # float() reads the text
 
 
 def _parts(mixture: dict[str, Any]) -> tuple[str, ...]:
@@ -183,7 +179,7 @@ def _outputs(
     asked = [[level, asked_at(recipe, level)] for level in levels]
     spec = {
         "mixture": mixture,
-        "states": _as_json(recipe.sampling_states),
+        "states": as_json(recipe.sampling_states),
         "guidance": recipe.recipe.sampling.guidance,
         "levels": [pair for pair in asked if pair[1] is not None],
         "samples": block.samples,

@@ -11,7 +11,16 @@ from pipeline import clustering, config, curriculum, partition, schedule
 from pipeline.config import Params, Recipe
 from pipeline.errors import UserError
 from pipeline.noise import derive_key
-from pipeline.plan.inputs import DatasetFacts, held_out, latent_facts, latents, spectrum
+from pipeline.plan.inputs import (
+    DatasetFacts,
+    as_json,
+    encoder,
+    features,
+    held_out,
+    latent_facts,
+    latents,
+    spectrum,
+)
 from pipeline.plan.job import Job, code_of
 
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
@@ -304,17 +313,29 @@ def _merged(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: int
     """The job that makes one network of a recipe's experts, or of one run's snapshots."""
     recipe = plan.recipe
     block = recipe.merge
-    sources = [
-        {"entry": e.job.name, "file": f"weights-{images}.safetensors"}
-        for e in plan.experts
-        for images in (
-            [e.snapshots[m] for m in plan.milestones if m <= milestone]
-            if block.method == "snapshots"
-            else [e.snapshots[milestone]]
-        )
-    ]
+    if block.method in ("snapshots", "post-hoc"):
+        [expert] = plan.experts
+        taken = [expert.snapshots[m] for m in plan.milestones if m <= milestone]
+        kinds = ["weights"]
+        if block.method == "post-hoc":
+            kinds = [f"power-{length}" for length in recipe.training.power_ema]
+        sources = [
+            {"entry": expert.job.name, "file": f"{kind}-{images}.safetensors"}
+            for images in taken
+            for kind in kinds
+        ]
+    else:
+        sources = [
+            {"entry": e.job.name, "file": f"weights-{e.snapshots[milestone]}.safetensors"}
+            for e in plan.experts
+        ]
+    settings = block.model_dump(mode="json")
+    if block.method == "post-hoc":
+        batch = recipe.training.batch  # a snapshot is taken at the end of a batch
+        ends = [min(-(-images // batch) * batch, expert.images) for images in taken]
+        settings |= {"images": ends, "kept": recipe.training.power_ema}
     spec = {
-        "settings": block.model_dump(mode="json"),
+        "settings": settings,
         "experts": sources,
         "of": [e.job.spec["log_snr"] for e in plan.experts],
         "model": {
@@ -333,8 +354,38 @@ def _merged(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: int
         shards = [job.name for job in held_out(params, data)]
         spec["latents"] = shards
         needs += shards
+        if getattr(block, "confirm", 0):
+            spec["confirm"], more = _confirmation(params, data, plan)
+            needs += more
     label = f"{plan.name} merged at {milestone:,}"
     return Job("merged", spec, label, tuple(dict.fromkeys(needs)), threads=recipe.training.threads)
+
+
+def _confirmation(
+    params: Params, data: DatasetFacts, plan: RecipePlan
+) -> tuple[dict[str, Any], list[str]]:
+    """What scoring samples of a candidate takes, and the entries needed for it."""
+    reference, codec = features(params, data), encoder(params, data)
+    spec = {
+        "features": reference.name,
+        "dataset": data.digest,
+        "rows": [data.rows, data.rows + data.held_out],
+        "log_snr": as_json(plan.log_snr),
+        "states": as_json(plan.sampling_states),
+        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+        "seed": derive_key(params.seed, "confirmation"),
+    }
+    needs = [reference.name]
+    if codec is None:
+        first = latents(params, data)[0].spec
+        spec |= {"shift": first["shift"], "scale": first["scale"]}
+    else:
+        spec["encoder"] = codec.name
+        needs.append(codec.name)
+    if not np.isfinite(plan.log_snr[-1]):
+        spec["terminal"] = spectrum(params, data).name
+        needs.append(spec["terminal"])
+    return spec, needs
 
 
 def _density(

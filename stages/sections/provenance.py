@@ -44,7 +44,7 @@ class Origin:
 def origins_of(found: Findings) -> dict[tuple[str, int], Origin]:
     """Of each recipe and milestone."""
     workspace, params = found.workspace, found.workspace.params
-    reference = steps.reference_job(workspace, params, found.facts)
+    reference = plan.features(params, found.facts)
     origins = {}
     for name, recipe in found.recipes.items():
         for item in steps.milestones_of(workspace, name):
@@ -84,7 +84,7 @@ def provenance(
     entries = [
         ("dataset", code(facts.digest)),
         ("latents", _listed(shards)),
-        ("features of the real images", code(steps.reference_job(workspace, params, facts).name)),
+        ("features of the real images", code(plan.features(params, facts).name)),
         ("feature extractor", _extractor(found.reference)),
     ]
     versions = [
