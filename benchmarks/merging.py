@@ -2,9 +2,11 @@
 
 `python benchmarks/merging.py` trains every arm with three seeds on Fashion-MNIST latents and writes
 benchmarks/results/merging.json: a parent; its experts routed (an ensemble), averaged, merged with
-searched weights, by TIES; one fine-tune of the whole network for the same images; and a weighted
-sum of one run's snapshots. The search sees 512 images that no network was trained on and that the
-scores do not use. Run it again to go on where it was interrupted.
+searched weights, by TIES, with projections; one fine-tune of the whole network for the same images;
+and a weighted sum of one run's snapshots. The search sees 512 images that no network was trained on
+and that the scores do not use; `confirmed` chooses its best candidates by the FID of 500 samples to
+all 2,048 such images; a grid checks it for one seed. Run it again to go on where it was
+interrupted.
 """
 
 import json
@@ -21,8 +23,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "average": {"method": "average"},
     "searched": SEARCHED,
     "searched-random": SEARCHED | {"search": "random", "evaluations": 20},
+    "confirmed": SEARCHED | {"confirm": 500},
     "ties": {"method": "ties", "density": 0.5},
 }
+GRID_LEVELS = 5
 FINE_TUNED = {
     "parent": "parent",
     "images": FURTHER,
@@ -40,6 +44,11 @@ def arms() -> dict[str, Any]:
     }
     found = {"parent": {"training": {"images": PARENT, "milestones": [16_000]}}}
     found |= {name: experts | {"merge": merge} for name, merge in METHODS.items()}
+    projected = experts | {"network": {"projections": True}}
+    found["projected"] = projected | {"merge": SEARCHED | {"confirm": 500}}
+    found["projected-longer"] = {"training": FINE_TUNED, "network": {"projections": True}}
+    grid = SEARCHED | {"search": "grid", "levels": GRID_LEVELS}
+    found["searched-grid"] = experts | {"merge": grid, "seeds": [0]}
     found["longer"] = {"training": FINE_TUNED}
     snapshots = {"milestones": [PARENT // 2, PARENT * 3 // 4], "images": PARENT}
     found["snapshots"] = {

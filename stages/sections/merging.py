@@ -21,27 +21,31 @@ def merging(found: Findings) -> Section | None:
     reports = [report for *_, report in told]
     losses = fixed([r.get("loss") for r in reports])
     average = fixed([r.get("loss_of_average") for r in reports])
+    fids = fixed([min((v for _, v in r.get("fid", [])), default=None) for r in reports])
+    seconds = fixed([r.get("seconds") for r in reports], most=1)
     conflict = fixed([r.get("sign_conflict") for r in reports])
     lines = []
-    for (name, milestone, job, report), loss, mean, sign in zip(
-        told, losses, average, conflict, strict=True
+    for (name, milestone, job, report), loss, mean, fid, took, sign in zip(
+        told, losses, average, fids, seconds, conflict, strict=True
     ):
         lines.append(
             [
                 found.name(name),
                 count(milestone),
                 found.recipes[name].recipe.merge.method,
-                listed(report["weights"]) if "weights" in report else MISSING,
+                _weights(report),
                 loss,
                 mean,
                 count(report.get("evaluations")),
+                fid,
+                took,
                 sign,
                 _cosine(report),
                 code(job.name),
             ]
         )
     head = ["recipe", "images", "method", "weights", "loss", "of the average", "evaluations"]
-    head += ["sign conflict", "mean cosine", "entry"]
+    head += ["FID of few samples", "s", "sign conflict", "mean cosine", "entry"]
     words = ("recipe", "method", "weights", "entry")
     body = [
         paragraph(
@@ -49,7 +53,9 @@ def merging(found: Findings) -> Section | None:
             "network is made of the parent and a weighted sum of them, or of the snapshots of one "
             "run. Loss: on held-out images, the sum over the experts' ranges of states of the loss "
             "over the parent's, so a network as good as the parent has as many as there are "
-            "ranges, and less is better; beside it that of the plain average. A sign conflict is a "
+            "ranges, and less is better; beside it that of the plain average. Where a search is "
+            "confirmed, the candidate with the lowest FID of a few samples is taken: a number that "
+            "orders candidates, and compares with no other FID here. A sign conflict is a "
             "weight that one expert raises and another lowers: of experts that moved "
             "independently, half of them for two and three quarters for three."
         ),
@@ -57,6 +63,13 @@ def merging(found: Findings) -> Section | None:
         *(_agreement(found, name) for name in merged),
     ]
     return Section("merging", "Merging", join(body))
+
+
+def _weights(report: dict[str, Any]) -> Html | str:
+    weights = report.get("weights")
+    if isinstance(weights, dict):  # by the beginning of a layer's name
+        return "; ".join(f"{prefix or 'others'}: {listed(own)}" for prefix, own in weights.items())
+    return MISSING if weights is None else listed(weights)
 
 
 def _cosine(report: dict[str, Any]) -> str:
