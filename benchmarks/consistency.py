@@ -1,8 +1,8 @@
 """How alike networks are that were trained apart, and what changes it.
 
-`python benchmarks/consistency.py` trains each arm with three seeds (other weights, order, states and noise
-each) on Fashion-MNIST latents, draws the same 256 starting noises through all of them, and
-writes benchmarks/results/consistency.json: the consistency C of the samples of every two runs
+`python benchmarks/consistency.py` trains each arm with three seeds (other weights, order, states
+and noise each) on Fashion-MNIST latents, draws the same 256 starting noises through all of them,
+and writes benchmarks/results/consistency.json: the consistency C of the samples of every two runs
 (1: equal; 0: unrelated; `by chance`: other partners), C of their answers to the same noisy images
 by noise level, and how near their samples are to training images. Run it again to go on where it
 was interrupted.
