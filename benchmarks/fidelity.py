@@ -195,7 +195,7 @@ def main() -> None:
     ratio = {(r["dimension"], r["method"]): r["times_ours"] for r in rows}
     headline = {
         f"speedup_vs_{method.replace('-', '_')}_d{dimension}": ratio[dimension, method]
-        for dimension in arguments.dimensions
+        for dimension in sorted(arguments.dimensions, reverse=True)
         for method in (SQRTM, *PEERS)
     }
     headline["max_relative_error"] = max(r["relative_difference"] for r in rows)

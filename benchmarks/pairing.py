@@ -30,7 +30,7 @@ from common import machine, print_table, time_alternating, write_results
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
-from pipeline import noise, pairing
+from pipeline import config, noise, pairing
 from pipeline.networks.build import build_network
 
 SHAPE = (3, 32, 32)
@@ -289,9 +289,17 @@ def noise_times():
     return rows
 
 
-def measure_step(batch=32):
-    """Microseconds of forward, backward and AdamW for an image of a small U-Net, and its size."""
-    settings = {"kind": "unet", "channels": 32, "multipliers": (1, 2, 2), "blocks": 1}
+SMALL = {"kind": "unet", "channels": 32, "multipliers": (1, 2, 2), "blocks": 1}
+
+
+def cifar_network() -> dict:
+    """The network of the preset for such rows."""
+    preset = Path(__file__).parent.parent / "presets" / "cifar10.yaml"
+    return config.load(preset).recipes["ddpm"].network.model_dump()
+
+
+def measure_step(settings, batch):
+    """Microseconds of forward, backward and AdamW for an image of a U-Net, and its size."""
     network = build_network(settings, channels_in=3, resolution=32)
     optimiser = torch.optim.AdamW(network.parameters())
     x, log_snr = torch.randn(batch, *SHAPE), torch.zeros(batch)
@@ -314,9 +322,6 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--sweeps", type=int, default=16)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--step-us-per-image", type=float, help="of the training step; measured if not given"
-    )
     options = parser.parse_args()
     described = machine()
     torch.set_num_threads(options.workers)
@@ -330,9 +335,8 @@ def main() -> None:
     found_noise = noise_times()
     rows = table + found_slots + marginals(x[:8192], options.workers) + found_noise
 
-    step, parameters = options.step_us_per_image, None
-    if step is None:
-        step, parameters = measure_step()
+    step, parameters = measure_step(SMALL, 32)
+    large_step, large_parameters = measure_step(cifar_network(), 4)
     dataset = found_slots[1]
     per_image = 1e6 * dataset["seconds"] / dataset["n"]
     at = {row["method"]: row for row in table if row["n"] == 1024}
@@ -351,7 +355,12 @@ def main() -> None:
         "noise_us_per_image": found_noise[2]["us_per_image"],
         "step_us_per_image": step,
         "step_parameters": parameters,
+        # The step of a small network, and of the one that such rows are trained with (Ho et al.).
         "step_share": per_image / step,
+        "step_share_one_sweep": 1e6 * found_slots[0]["seconds"] / found_slots[0]["n"] / step,
+        "cifar10_step_us_per_image": large_step,
+        "cifar10_step_parameters": large_parameters,
+        "cifar10_step_share": per_image / large_step,
     }
     write_results("pairing", rows, headline, described)
 

@@ -31,8 +31,6 @@ import numpy as np
 from common import machine, print_table, write_results
 from experiment import make_workspace
 
-from pipeline.plan import SLOTS_PER_JOB
-
 SIDE, CHANNELS = 32, 3
 LIMIT = 2 << 30
 SAMPLE_SECONDS = 0.02
@@ -167,8 +165,7 @@ def run(
         os.environ["TSPACE_STORE"] = str(workspace / "store")
         for stage in STAGES:
             found = measure(workspace, stage)
-            # A pairing job has so many passes, however few images are trained on.
-            passes = {"pair": SLOTS_PER_JOB, "train": images / rows}.get(stage, 1)
+            passes = {"train": images / rows}.get(stage, 1)
             rate = passes * rows / found["seconds"]
             made = {"prepare": "dataset", "encode": "latents", "pair": "pairings"}.get(stage)
             table.append(

@@ -10,12 +10,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import machine  # noqa: E402
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from common import machine  # noqa: E402
+from experiment import makespan  # noqa: E402
+
 from stages.drawing import save  # noqa: E402
 from stages.groups import units_of  # noqa: E402
 from stages.report import samples_text, table_rows  # noqa: E402
@@ -35,6 +40,8 @@ def main() -> None:
         arms = [row for row in found["rows"] if "arm" in row]
         if arms:
             replace(MEASURED, name, arms_table(found, arms))
+    if "disentangled" in results:
+        draw_wall_clock(results["disentangled"])
     if (ROOT / "results" / "summary.json").exists():
         show_results()
 
@@ -77,6 +84,44 @@ def spread(value: object) -> str:
         return f"not reached ({value['n']} of {value['of']})"
     low, high = number(value["min"]), number(value["max"])
     return number(value["mean"]) if low == high else f"{number(value['mean'])} ({low} to {high})"
+
+
+WORKERS = {"shared-16": (1,), "experts": (1, 8, 16), "data-parallel": (16,)}
+NAMES = {"shared-16": "one network", "experts": "16 experts", "data-parallel": "one network"}
+
+
+def draw_wall_clock(found: dict) -> None:
+    """FID over the seconds that training takes on 1, 8 and 16 workers, from the measured jobs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=110)
+    for colour, (arm, numbers) in zip(("C0", "C1", "C2"), WORKERS.items(), strict=True):
+        for style, workers in zip(("-", "--", ":"), numbers, strict=False):
+            points: dict[int, list[tuple[float, float]]] = {}
+            for row in found["rows"]:
+                if row.get("recipe") == arm:
+                    seconds = makespan(row["expert_seconds"], workers)
+                    if arm == "data-parallel":  # its batch is spread over the workers for nothing
+                        seconds /= workers
+                    points.setdefault(row["milestone"], []).append((seconds, row["fid"]))
+            runs = np.array([points[milestone] for milestone in sorted(points)])
+            seconds, fid = runs.mean(axis=1).T
+            parallel = ", its batch on" if arm == "data-parallel" else " on"
+            several = f"{workers} workers (computed)" if workers > 2 else "1 worker (measured)"
+            label = f"{NAMES[arm]}{parallel} {several}"
+            axes.plot(seconds, fid, style, marker="o", markersize=3, color=colour, label=label)
+            axes.fill_between(
+                seconds, *np.quantile(runs[..., 1], (0, 1), axis=1), color=colour, alpha=0.12
+            )
+    axes.set(xscale="log", yscale="log", xlabel="seconds of training, log", ylabel="FID, log")
+    axes.set_title("Mean of three seeds; band: lowest to highest", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "disentangled.png", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def number(value: object) -> str:

@@ -369,3 +369,20 @@ def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
     assert all(codec.name in job.needs for job in plan.latents(params, FACTS))
     spec = plan.experts(params, FACTS)["shared"].experts[0].job.spec
     assert (spec["channels"], spec["resolution"]) == (3, 2)
+
+
+def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
+    def run(images):
+        def change(raw):
+            raw["defaults"]["pairing"] = {"method": "assignment"}
+            raw["defaults"]["training"]["images"] = images
+            raw["defaults"]["training"]["milestones"] = []
+
+        return list(planned(change)["shared"].experts[0].pairings)
+
+    slots = {n: [job.spec["slots"] for job in run(n * FACTS.rows)] for n in (1, 3, 17, 18, 25)}
+    assert slots[1] == [[0, 1]] and slots[3] == [[0, 1], [1, 2], [2, 4]]
+    assert slots[17] == slots[18] == [[0, 1], [1, 2], [2, 4], [4, 8], [8, 16], [16, 24]]
+    assert slots[25] == [*slots[17], [24, 32]]
+    short, long = run(3 * FACTS.rows), run(25 * FACTS.rows)
+    assert [job.name for job in short] == [job.name for job in long[:3]]

@@ -28,7 +28,6 @@ from pipeline.plan.outputs import (
 )
 from pipeline.plan.recipes import (
     FROM_DATA,
-    SLOTS_PER_JOB,
     Expert,
     RecipePlan,
     Weights,
@@ -41,7 +40,6 @@ from pipeline.plan.recipes import (
 __all__ = [
     "CODE",
     "FROM_DATA",
-    "SLOTS_PER_JOB",
     "DatasetFacts",
     "Expert",
     "Job",

@@ -25,7 +25,7 @@ from pipeline.plan.job import Job, code_of
 
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
-SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs
+SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
 FROM_DATA = (config.FittedSchedule, config.ElboSchedule)
 
 
@@ -207,18 +207,23 @@ def pairings(
     settings = recipe.pairing.model_dump(mode="json", exclude={"refresh", "scale"})
     slots = -(-images // latent_facts(params, data).rows)
     jobs = []
-    for start in range(0, slots, SLOTS_PER_JOB):
+    start = 0
+    while start < slots:
+        # 1, 1, 2, 4, 8, 8 ...: a short run pairs few passes that it does not need, and a long one
+        # has the jobs of the short one among its own.
+        stop = start + min(max(start, 1), SLOTS_PER_JOB)
         spec = {
             "settings": settings,
-            "slots": [start, start + SLOTS_PER_JOB],
+            "slots": [start, stop],
             "by_class": recipe.network.class_conditional,
             "noise_key": derive_key(_seed(params, recipe), "noise"),
             "dataset": data.digest,
             "latents": list(shards),
             "code": code_of("pairing"),
         }
-        label = f"{settings['method']} passes {start + 1}-{start + SLOTS_PER_JOB}"
-        jobs.append(Job("pairing", spec, label, shards, weight=SLOTS_PER_JOB))
+        label = f"{settings['method']} passes {start + 1}-{stop}"
+        jobs.append(Job("pairing", spec, label, shards, weight=stop - start))
+        start = stop
     return jobs
 
 
