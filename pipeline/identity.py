@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _parsed(text: str, package: str) -> tuple[str, frozenset[str]]:
 def _imports(tree: ast.Module, package: str) -> set[str]:
     """Modules of `package` that a syntax tree imports (absolute imports, the only form here)."""
     found = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             found.update(a.name for a in node.names if a.name.split(".")[0] == package)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
@@ -73,13 +74,22 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
     return found
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree's statements, at any depth: a tenth of its nodes."""
+    yield tree
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        below = getattr(tree, name, ())
+        for node in below if isinstance(below, list) else ():  # a lambda's body is an expression
+            yield from _statements(node)
+
+
 def _without_comments(text: str, tree: ast.Module) -> str:
     lines = text.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         documented = isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         )
