@@ -6,7 +6,7 @@ In a throwaway clone of this checkout (what is committed), experts of one state 
 one image with the smallest network, by one worker, `--experts-per-job` to a process. Hardly any of
 it is training, so the seconds of `tspace train` over the number of experts are what an expert costs
 beside its own work: start-up of torch, Snakemake, the network built, four files written and
-checksummed. `stage no-op` is `tspace train` again, `dvc no-op` is `dvc repro` when all nine
+checksummed. `stage no-op` is `tspace train` again, `dvc no-op` is `dvc repro` when all
 stages are up to date; medians of the repeats, start-up of Python included.
 """
 
@@ -24,8 +24,6 @@ import yaml
 from common import machine, print_table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAN = "from stages import steps; from stages.workspace import Workspace; from pipeline import plan"
-PLAN += "; here = Workspace.here(); plan.experts(here.params, steps.facts_of(here))"
 
 
 def params(experts: int, experts_per_job: int) -> dict[str, Any]:
@@ -72,13 +70,6 @@ class Clone:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
         return seconds
 
-    def plan(self) -> tuple[str, ...]:
-        """The command that only plans: `tspace plan`, in versions that have it."""
-        command = ("tspace", "plan")
-        known = subprocess.run([*command, "--help"], cwd=self.root, env=self.environment,
-                               capture_output=True)  # fmt: skip
-        return command if known.returncode == 0 else (sys.executable, "-c", PLAN)
-
 
 def measure(clone: Clone, experts: int, experts_per_job: int, repeats: int) -> dict[str, Any]:
     (clone.root / "params.yaml").write_text(yaml.safe_dump(params(experts, experts_per_job)))
@@ -86,7 +77,6 @@ def measure(clone: Clone, experts: int, experts_per_job: int, repeats: int) -> d
     load = os.getloadavg()[0]
     train = clone.run("tspace", "train")
     clone.run("dvc", "repro")
-    plan = clone.plan()
 
     def median(*command: str) -> float:
         return statistics.median(clone.run(*command) for _ in range(repeats))
@@ -94,7 +84,7 @@ def measure(clone: Clone, experts: int, experts_per_job: int, repeats: int) -> d
     return {
         "experts": experts,
         "experts_per_job": experts_per_job,
-        "plan_seconds": median(*plan),
+        "plan_seconds": median("tspace", "plan"),
         "train_seconds": train,
         "overhead_seconds_per_expert": train / experts,
         "stage_noop_seconds": median("tspace", "train"),
