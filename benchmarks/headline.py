@@ -1,0 +1,169 @@
+"""How many times fewer images: each idea alone on two baselines, and the best combination found.
+
+`python benchmarks/headline.py` first searches, on one seed at a quarter of the budget, one setting
+after the other (SEARCH: all its options are trained, the lowest FID is kept); then trains the
+baselines, each idea alone on each of them, and what the search found, with three seeds at the full
+budget, on Fashion-MNIST latents. Because the search may also choose batch and learning rate, both
+baselines are trained with the chosen ones, too (`-tuned`): what the ideas add is what `best` is
+better than these. benchmarks/results/headline.json has images, FLOPs and seconds to the FID that a
+baseline ends with. Run it again to go on where it was interrupted.
+"""
+
+import copy
+import sys
+from typing import Any
+
+import experiment
+import fashion
+from disentangled import EACH, STATES
+from experiment import curve, s_compute, s_iterations, s_wall, speedup, summarise
+
+IMAGES = 32_000
+MILESTONES = [2_000, 4_000, 8_000, 16_000]
+EXPERTS_IMAGES = 4  # times as many for one expert per state
+STEPS = 16
+OTHER_STEPS = (8, 50)
+
+EVEN = {"schedule": fashion.SCHEDULE}
+EDM: dict[str, Any] = {
+    "schedule": {
+        "kind": "edm", "states": "continuous", "sigma_min": 0.03, "sigma_max": 33.0,
+        "sigma_data": 1.0,
+    },
+    "curriculum": {"kind": "edm-lognormal"},
+    "training": {"weighting": {"kind": "edm"}},
+}  # fmt: skip
+DDPM: dict[str, Any] = {"schedule": {"kind": "linear", "states": 1000}, "prediction": "eps"}
+PAIRED = {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}}
+STAGES = {
+    "network": {"kind": "multi-decoder", "decoder_channels": [20, 12, 4]},
+    "partition": {"kind": "optimal-denoiser", "draws": 2_000, "rows": 20_000},
+}
+
+
+def trained(**settings: Any) -> dict[str, Any]:
+    return {"training": settings}
+
+
+# One after the other; the first option is the plain one.
+SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
+    ("base", {"ddpm": DDPM, "even": EVEN, "edm": EDM}),
+    (
+        "step",
+        {
+            f"{batch}-{rate}": trained(batch=batch, learning_rate=rate)
+            for batch in (64, 32, 16)
+            for rate in (0.002, 0.005)
+        },
+    ),
+    ("decay", {kind: trained(decay=kind) for kind in ("cosine", "linear", "mdlrc")}),
+    ("average", {str(n): trained(ema_halflife=n) for n in (3_000, 1_000)}),
+    ("network", {"unet": {}, "stages": STAGES}),
+    ("pairing", {"independent": {}, "assignment": PAIRED}),
+    ("weighting", {"own": {}, "min-snr": trained(weighting={"kind": "min-snr"}),
+                   "uncertainty": trained(weighting={"kind": "uncertainty"})}),
+    ("curriculum", {"own": {}, "clts": {"curriculum": {"kind": "clts"}},
+                    "speed": {"curriculum": {"kind": "speed"}}}),
+]  # fmt: skip
+
+
+def over(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's blocks over another's; a block of another form replaces the whole block."""
+    found = copy.deepcopy(base)
+    for key, value in more.items():
+        mine = found.get(key)
+        whole = key != "training" or not isinstance(mine, dict)
+        found[key] = copy.deepcopy(value) if whole else mine | value
+    return found
+
+
+def search() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The best recipe found, and what each option scored."""
+    best: dict[str, Any] = {}
+    recipes: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for name, options in SEARCH:
+        tried = {
+            f"{name}-{option}".replace(".", "_"): over(best, own) for option, own in options.items()
+        }
+        recipes |= {key: own | {"seeds": [0]} for key, own in tried.items()}
+        wanted = fashion.params(recipes, images=IMAGES // 4, milestones=[])
+        fids = {k: v["fid"] for k, v in experiment.run("headline-search", wanted).recipes.items()}
+        scored = {key: fids[f"{key}-seed0"] for key in tried}
+        rows += [{"search": name, "option": key, "fid": fid} for key, fid in scored.items()]
+        best = tried[min(scored, key=scored.__getitem__)]
+    return best, rows
+
+
+def arms(best: dict[str, Any]) -> dict[str, Any]:
+    step = {k: v for k, v in best.get("training", {}).items() if k != "weighting"}
+    apart = {"partition": EACH, "training": long(EXPERTS_IMAGES)}
+    few_edm = EDM["schedule"] | {"states": STATES}
+    found = {
+        "ddpm": DDPM,
+        "ddpm-tuned": over(DDPM, {"training": step}),
+        "ddpm-experts": over(DDPM, {"schedule": DDPM["schedule"] | {"states": STATES}, **apart}),
+        "ddpm-curriculum": over(DDPM, {"curriculum": {"kind": "clts"}, **trained(decay="mdlrc")}),
+        "ddpm-stages": over(DDPM, STAGES),
+        "ddpm-paired": over(DDPM, PAIRED),
+        "edm": EDM,
+        "edm-tuned": over(EDM, {"training": step}),
+        "edm-experts": over(EDM, {"schedule": few_edm, "curriculum": {"kind": "uniform"}, **apart}),
+        "edm-curriculum": over(EDM, trained(decay="mdlrc")),
+        "edm-stages": over(EDM, STAGES),
+        "edm-paired": over(EDM, PAIRED),
+        "best": best,
+    }
+    for name in ("ddpm", "edm", "best"):
+        for steps in OTHER_STEPS:
+            found[f"{name}-{steps}"] = found[name] | {"sampling": {"kind": "ddim", "steps": steps}}
+    return found
+
+
+def long(times: int) -> dict[str, Any]:
+    """Training for so many times the images, scored at as many times the milestones."""
+    images = {"images": times * IMAGES, "milestones": [times * m for m in MILESTONES]}
+    return images | {"experts_per_job": 4}
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)
+    best, searched = search()
+    experiment.print_table(searched, list(searched[0]))
+    print(f"best: {best}")
+    done = experiment.run(
+        "headline", fashion.params(arms(best), images=IMAGES, milestones=MILESTONES)
+    )
+    runs = done.seeds()
+    rows: list[dict[str, Any]] = []
+    for arm, own in runs.items():
+        row: dict[str, Any] = {"arm": arm}
+        for key in ("fid", "precision", "recall", "images_seen", "train_flops"):
+            row[key] = summarise([run[key] for run in own.values()])
+        for base in ("ddpm", "edm"):
+            pairs = [(runs[base][seed], run) for seed, run in own.items()]
+            row[f"images_vs_{base}"] = summarise([speedup(a, b, curve) for a, b in pairs])
+            row[f"s_iterations_vs_{base}"] = summarise([s_iterations(a, b) for a, b in pairs])
+            row[f"flops_vs_{base}"] = summarise([s_compute(a, b) for a, b in pairs])
+            row[f"seconds_vs_{base}"] = summarise([s_wall(a, b, 1) for a, b in pairs])
+        rows.append(row)
+    experiment.print_table(
+        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
+        list(rows[0]),
+    )
+    at = {row["arm"]: row for row in rows}
+    headline = {
+        "images_speedup_vs_ddpm": at["best"]["images_vs_ddpm"]["mean"],
+        "images_speedup_vs_edm": at["best"]["images_vs_edm"]["mean"],
+        "tuned_ddpm_images_speedup": at["ddpm-tuned"]["images_vs_ddpm"]["mean"],
+        "tuned_edm_images_speedup": at["edm-tuned"]["images_vs_edm"]["mean"],
+        "s_iterations": at["ddpm-experts"]["s_iterations_vs_ddpm"]["mean"],
+        "s_compute": at["ddpm-experts"]["flops_vs_ddpm"]["mean"],
+        **{f"fid_{arm}": at[arm]["fid"]["mean"] for arm in ("ddpm", "edm", "best")},
+    }
+    described = fashion.dataset() | {"best": best, "searched": searched, "steps": STEPS}
+    experiment.write(done, rows, headline, described)
+
+
+if __name__ == "__main__":
+    main()
