@@ -1,0 +1,446 @@
+"""Training speed on a CPU: this pipeline, its peers and what the machine can do, in turns.
+
+    python benchmarks/throughput.py --diffusers-python A/bin/python --ddp-python B/bin/python
+
+`ours` is pipeline.training.train itself, with the settings a recipe gets by default, on rows of a
+shard on disk. `diffusers` is UNet2DModel in the loop of diffusers' unconditional training example
+(DDPMScheduler, AdamW, a cosine schedule, EMAModel, gradients clipped), once as near to our
+parameters and FLOPs as it can be, and once of our widths. `denoising-diffusion-pytorch` is its Unet
+and GaussianDiffusion in the step of its Trainer (Adam, ema-pytorch, gradients clipped); its Unet
+has attention on every level. Peers get their rows from memory, as tensors: what their scripts do
+to decode and augment images is not in their time. A peer whose Python is not given is left out.
+
+Every run is a process of its own with one thread a core; the first steps are not counted. Images/s
+is the median of the rounds, memory the largest ru_maxrss, interpreter and libraries included.
+FLOPs are those of one training step by torch's FlopCounterMode, forward and backward, the same
+counter for all, and networks differ in them: speed-ups are ratios of GFLOP/s, that is of images/s
+at equal FLOPs. `speedup_images` is the ratio of plain images/s.
+
+The ceiling is measured in the same rounds: `convolution` is the best GFLOP/s, forward and
+backward, of any one 3x3 convolution of our network at its own shape, in the better of both memory
+layouts; `all convolutions` is the sum of their FLOPs over the sum of their times; `matmul` is a
+large float32 product.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine, print_table, write_results
+
+ROWS = 4096
+WARM_UP = 5  # steps
+CEILING_REPEATS = 15
+OURS, CEILING = "ours", "ceiling"
+DIFFUSERS, DDP = "diffusers", "denoising-diffusion-pytorch"
+SAME_WIDTHS = "diffusers, our widths"
+
+# A peer's settings: as near to our parameters and FLOPs as widths that are multiples of 8 allow.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "images": {
+        "shape": (3, 32, 32),
+        "batch": 32,
+        OURS: {"kind": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 1},
+        DIFFUSERS: {"widths": (24, 56, 72), "groups": 8},
+        SAME_WIDTHS: {"widths": (32, 64, 64), "groups": 8},
+        DDP: {"dim": 24, "dim_mults": (1, 2, 2)},
+    },
+    # That of the training benchmarks, see fashion.py.
+    "latent": {
+        "shape": (2, 8, 8),
+        "batch": 64,
+        OURS: {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1},
+        DIFFUSERS: {"widths": (12, 32), "groups": 4},
+        SAME_WIDTHS: {"widths": (16, 32), "groups": 4},
+        DDP: {"dim": 8, "dim_mults": (1, 2)},
+    },
+}
+Stop = Callable[[], bool]
+
+
+class Clock:
+    """Asked after each step whether to stop; knows the speed of the steps after the warm-up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.marks: list[float] = []
+        self.done = False
+
+    def __call__(self) -> bool:
+        if not self.done:
+            self.marks.append(time.perf_counter())
+            counted = self.marks[WARM_UP:]
+            self.done = len(counted) > WARM_UP and counted[-1] - counted[0] >= self.seconds
+        return self.done
+
+    @property
+    def step_seconds(self) -> float:
+        counted = self.marks[WARM_UP:]
+        return (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+def make_rows(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 [ROWS, *shape]; what is in them takes no time."""
+    return np.random.default_rng(0).integers(0, 256, (ROWS, *shape), np.uint8)
+
+
+def count_step_flops(step: Callable[[], Any]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+# --- contenders: each trains until the clock stops it and says what its network is ----------------
+
+
+def our_spec(setting: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The spec of a recipe that names nothing but the network, the batch and the threads."""
+    from pipeline import config, plan
+
+    raw = {
+        "defaults": {
+            "network": setting[OURS],
+            "training": {"images": 100_000, "batch": setting["batch"], "threads": threads},
+        },
+        "recipes": {"throughput": {}},
+    }
+    channels, side, _ = setting["shape"]
+    facts = plan.DatasetFacts("0" * 64, ROWS, side, channels, 0, (127.5,) * channels, 73.9)
+    return plan.experts(config.resolve(raw), facts)["throughput"].experts[0].job.spec
+
+
+def ours(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
+    import torch
+
+    from pipeline import training
+    from pipeline.latents import Latents, write_shard
+    from pipeline.networks.build import network_of
+
+    spec = our_spec(setting, torch.get_num_threads())
+    shape = setting["shape"]
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "rows.arrow"
+        write_shard(shard, [(make_rows(shape), None)], shape, (127.5,) * shape[0], 73.9)
+        try:
+            training.train(spec, Latents([shard]), Path(folder), stop=stop)
+        except training.Interrupted:
+            pass
+        else:
+            raise SystemExit("the run ended before its time: fewer --seconds")
+    network = network_of(spec)
+    x, log_snr = torch.randn(setting["batch"], *shape), torch.zeros(setting["batch"])
+    return network, lambda: network(x, log_snr).square().mean().backward()
+
+
+def rows_in_batches(setting: dict[str, Any]) -> Iterator[Any]:
+    """uint8 tensors [batch, *shape] without end, by torch's DataLoader, as peers are fed."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    rows = TensorDataset(torch.from_numpy(make_rows(setting["shape"])))
+    while True:
+        for (batch,) in DataLoader(rows, setting["batch"], shuffle=True, drop_last=True):
+            yield batch
+
+
+def diffusers(
+    setting: dict[str, Any], stop: Stop, key: str = DIFFUSERS
+) -> tuple[Any, Callable[[], Any]]:
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+    from torch.nn import functional
+
+    channels, side, _ = setting["shape"]
+    widths = setting[key]["widths"]
+    model = UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * len(widths),
+        up_block_types=("UpBlock2D",) * len(widths),
+        norm_num_groups=setting[key]["groups"],
+        add_attention=False,
+    )
+    average = EMAModel(
+        model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
+    states = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    rates = get_scheduler(
+        "cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=100_000
+    )
+    model.train()
+    for batch in rows_in_batches(setting):
+        clean = batch.float() / 127.5 - 1
+        noise = torch.randn(clean.shape)
+        timesteps = torch.randint(0, states.config.num_train_timesteps, (len(clean),)).long()
+        noisy = states.add_noise(clean, noise, timesteps)
+        loss = functional.mse_loss(model(noisy, timesteps).sample, noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        average.step(model.parameters())
+        loss.detach().item()  # shown after each step
+        if stop():
+            break
+    return model, lambda: model(noisy, timesteps).sample.square().mean().backward()
+
+
+def same_widths(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
+    return diffusers(setting, stop, SAME_WIDTHS)
+
+
+def denoising_diffusion_pytorch(
+    setting: dict[str, Any], stop: Stop
+) -> tuple[Any, Callable[[], Any]]:
+    import torch
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from ema_pytorch import EMA
+
+    channels, side, _ = setting["shape"]
+    model = Unet(**setting[DDP], channels=channels)
+    diffusion = GaussianDiffusion(model, image_size=side)
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    average = EMA(diffusion, beta=0.995, update_every=10)
+    for batch in rows_in_batches(setting):
+        diffusion.train()
+        data = batch.float() / 255
+        loss = diffusion(data)
+        loss.item()  # shown after each step
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update()
+        if stop():
+            break
+    return model, lambda: diffusion(data).backward()
+
+
+CONTENDERS: dict[str, Callable[[dict[str, Any], Stop], tuple[Any, Callable[[], Any]]]] = {
+    OURS: ours,
+    DIFFUSERS: diffusers,
+    SAME_WIDTHS: same_widths,
+    DDP: denoising_diffusion_pytorch,
+}
+
+
+def train(name: str, setting: dict[str, Any], seconds: float) -> dict[str, Any]:
+    clock = Clock(seconds)
+    network, step = CONTENDERS[name](setting, clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before FLOPs are counted
+    return {
+        "step_seconds": clock.step_seconds,
+        "flops": count_step_flops(step),
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "peak_mib": peak,
+    }
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def best_seconds(call: Callable[[], Any], repeats: int = CEILING_REPEATS) -> float:
+    taken = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return min(taken[2:])
+
+
+def ceiling(setting: dict[str, Any]) -> dict[str, float]:
+    """GFLOP/s of the network's convolutions, each by itself, and of a matrix product."""
+    import torch
+
+    from pipeline.networks.build import network_of
+
+    network = network_of(our_spec(setting, torch.get_num_threads()))
+    found: list[tuple[torch.nn.Conv2d, torch.Size]] = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, given, _: found.append((m, given[0].shape)))
+    batch = setting["batch"]
+    with torch.no_grad():
+        network(torch.randn(batch, *setting["shape"]), torch.zeros(batch))
+    best, flops_sum, seconds_sum = 0.0, 0, 0.0
+    for convolution, shape in found:
+        flops, taken = 0, []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            convolution.to(memory_format=layout)
+            x = torch.randn(shape).contiguous(memory_format=layout)
+            x.requires_grad_(shape[1] != setting["shape"][0])  # images get no gradient
+            gradient = torch.randn_like(convolution(x))
+
+            def step(convolution=convolution, x=x, gradient=gradient):
+                convolution(x).backward(gradient)
+                convolution.zero_grad()
+                x.grad = None
+
+            flops = count_step_flops(step)
+            taken.append(best_seconds(step))
+        flops_sum += flops
+        seconds_sum += min(taken)
+        if convolution.kernel_size == (3, 3):
+            best = max(best, flops / min(taken))
+    a = torch.randn(2048, 2048)
+    return {
+        "convolution": best / 1e9,
+        "all convolutions": flops_sum / seconds_sum / 1e9,
+        "matmul": 2 * 2048**3 / best_seconds(lambda: a @ a, 5) / 1e9,
+    }
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def run(python: str, contender: str, setting: str, seconds: float) -> dict[str, Any]:
+    """One contender's figures, by a process of its own."""
+    command = [python, __file__, "--contender", contender, "--setting", setting]
+    command += ["--seconds", str(seconds)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{contender} on {setting} failed in {python}, see above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Rows of one setting: contenders, then ceilings."""
+    contenders = [c for c in CONTENDERS if c in pythons]
+    runs: dict[str, list[dict[str, Any]]] = {c: [] for c in (*contenders, CEILING)}
+    for _ in range(options.rounds):
+        for contender, found in runs.items():
+            found.append(run(pythons[contender], contender, name, options.seconds))
+    ceilings = {k: max(found[k] for found in runs[CEILING]) for k in runs[CEILING][0]}
+    batch = SETTINGS[name]["batch"]
+    rows = []
+    for contender in contenders:
+        found = runs[contender]
+        speeds = [batch / one["step_seconds"] for one in found]
+        flops = found[0]["flops"] / batch
+        speed = statistics.median(speeds)
+        rows.append(
+            {
+                "setting": name,
+                "contender": contender,
+                "parameters": found[0]["parameters"],
+                "mflop_per_image": flops / 1e6,
+                "images_per_second": speed,
+                "images_per_second_of_rounds": speeds,
+                "gflops": speed * flops / 1e9,
+                "ceiling_fraction": speed * flops / 1e9 / ceilings["convolution"],
+                "peak_mib": max(one["peak_mib"] for one in found),
+            }
+        )
+    rows += [{"setting": name, "ceiling": k, "gflops": value} for k, value in ceilings.items()]
+    return rows
+
+
+def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting in SETTINGS:
+        suffix = "" if setting == "images" else f"_{setting}"
+        mine, *peers = [r for r in rows if r["setting"] == setting and "contender" in r]
+        if peers:
+            best = max(peers, key=lambda row: row["gflops"])
+            found |= {
+                f"speedup_vs_best_peer{suffix}": mine["gflops"] / best["gflops"],
+                f"best_peer{suffix}": best["contender"],
+                f"peak_mib_best_peer{suffix}": best["peak_mib"],
+            }
+        for peer in peers:
+            key = peer["contender"].replace(", ", "_").replace("-", "_").replace(" ", "_")
+            speedup = mine["images_per_second"] / peer["images_per_second"]
+            found[f"speedup_vs_{key}{suffix}"] = mine["gflops"] / peer["gflops"]
+            found[f"speedup_images_vs_{key}{suffix}"] = speedup
+        found |= {
+            f"ceiling_fraction{suffix}": mine["ceiling_fraction"],
+            f"images_per_second_ours{suffix}": mine["images_per_second"],
+            f"peak_mib_ours{suffix}": mine["peak_mib"],
+        }
+    return found
+
+
+def versions(python: str, packages: list[str], option: str) -> dict[str, str]:
+    code = (
+        "import json, sys; from importlib.metadata import version; "
+        "print(json.dumps({p: version(p) for p in sys.argv[1:]}))"
+    )
+    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{option} {python}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--diffusers-python", help="a Python with diffusers")
+    parser.add_argument("--ddp-python", help="a Python with denoising-diffusion-pytorch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each contender in a round")
+    parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
+    parser.add_argument("--contender", choices=[*CONTENDERS, CEILING], help=argparse.SUPPRESS)
+    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        setting = SETTINGS[options.setting]
+        if options.contender == CEILING:
+            found = ceiling(setting)
+        else:
+            found = train(options.contender, setting, options.seconds)
+        print(json.dumps(found))
+        return
+    if options.quick:
+        options.rounds, options.seconds = 1, 1.0
+    # The record of the command is read on other machines.
+    others = (options.diffusers_python, options.ddp_python)
+    sys.argv = ["OTHER/bin/python" if a in others else a for a in sys.argv]
+    described = machine()
+    pythons = dict.fromkeys((OURS, CEILING), sys.executable)
+    for names, option, packages in (
+        ((DIFFUSERS, SAME_WIDTHS), "diffusers_python", ["diffusers"]),
+        ((DDP,), "ddp_python", ["denoising-diffusion-pytorch", "ema-pytorch"]),
+    ):
+        python = getattr(options, option)
+        flag = "--" + option.replace("_", "-")
+        if python is None:
+            print(f"{names[0]} is left out: no {flag} is given")
+            continue
+        described[names[0]] = versions(python, [*packages, "torch"], flag)
+        pythons |= dict.fromkeys(names, python)
+    rows = []
+    for name in SETTINGS:
+        found = measure(name, pythons, options)
+        columns = ("contender", "ceiling", "parameters", "mflop_per_image", "images_per_second")
+        print_table(found, (*columns, "gflops", "ceiling_fraction", "peak_mib"))
+        rows += found
+    if not options.quick:
+        write_results("throughput", rows, headline_of(rows), described)
+
+
+if __name__ == "__main__":
+    main()
