@@ -9,7 +9,7 @@ from stages.sections.parts import Findings, Section, code, paragraph
 
 
 def title(found: Findings) -> str:
-    recipes = counted(len(found.recipes), "recipe")
+    recipes = counted(len(found.units), "recipe")
     return f"{recipes} on {found.workspace.params.data.source}"
 
 
@@ -32,7 +32,7 @@ def opening(found: Findings, sections: Sequence[Section]) -> Html:
                 f"{counted(facts.rows, 'image')} of {size} × {size} pixels, {channels}, {classes} "
                 "(dataset digest ",
                 code(facts.digest[:16]),
-                f"). {counted(len(found.recipes), 'recipe')}: {shown}. Each is scored with {drawn} "
+                f"). {counted(len(found.units), 'recipe')}: {shown}. Each is scored with {drawn} "
                 f"samples against all images, in the {count(reference['dimension'])} features of "
                 f"the extractor {reference['extractor']}. ",
                 el("strong", f"The floor is FID {fixed([floor['fid']])[0]}"),
