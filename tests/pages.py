@@ -75,6 +75,7 @@ MERGED = {
     "loss": 1.93,
     "loss_of_average": 1.97,
     "evaluations": 9,
+    "fid": [[[0.75, 1.25], 5.25], [[1.5, 0.0], 5.75]],
     "search": "quadratic",
     "seconds": 2.5,
 }

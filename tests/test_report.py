@@ -116,8 +116,9 @@ def test_the_page_says_what_costs_hold(family):
     assert "fork, merged from base; grandchild from merged and base" in page.text
     assert "evaluations: merged 9. Their seconds are in the table" in page.text
     merging = next(t for t in page.tables if t[0][2:4] == ["method", "weights"])
-    assert merging[1][2:8] == ["task-vector", "0.75, 1.25", "1.93", "1.97", "9", "0.470"]
-    assert merging[1][8] == "0.125"  # the cosine of the two
+    assert merging[1][2:7] == ["task-vector", "0.75, 1.25", "1.93", "1.97", "9"]
+    assert merging[1][7:9] == ["5.25", "2.50"]  # of the best candidate; seconds
+    assert merging[1][9:11] == ["0.470", "0.125"]  # of signs; the cosine of the two
 
 
 def test_a_pilot_is_part_of_the_costs_once(measured):
