@@ -40,7 +40,6 @@ from common import machine, print_table, write_results
 
 ROWS = 4096
 WARM_UP = 5  # steps
-CEILING_REPEATS = 15
 OURS, CEILING = "ours", "ceiling"
 DIFFUSERS, DDP = "diffusers", "denoising-diffusion-pytorch"
 SAME_WIDTHS = "diffusers, our widths"
@@ -80,7 +79,7 @@ class Clock:
         if not self.done:
             self.marks.append(time.perf_counter())
             counted = self.marks[WARM_UP:]
-            self.done = len(counted) > WARM_UP and counted[-1] - counted[0] >= self.seconds
+            self.done = len(counted) > 1 and counted[-1] - counted[0] >= self.seconds
         return self.done
 
     @property
@@ -260,16 +259,20 @@ def train(name: str, setting: dict[str, Any], seconds: float) -> dict[str, Any]:
 # --- the machine ----------------------------------------------------------------------------------
 
 
-def best_seconds(call: Callable[[], Any], repeats: int = CEILING_REPEATS) -> float:
-    taken = []
-    for _ in range(repeats + 2):
+def best_seconds(call: Callable[[], Any], seconds: float) -> float:
+    """Of a call, the best of at least one after the first, within about so many seconds."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    call()
+    while True:
         start = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - start)
-    return min(taken[2:])
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now >= end:
+            return best
 
 
-def ceiling(setting: dict[str, Any]) -> dict[str, float]:
+def ceiling(setting: dict[str, Any], seconds: float) -> dict[str, float]:
     """GFLOP/s of the network's convolutions, each by itself, and of a matrix product."""
     import torch
 
@@ -283,6 +286,7 @@ def ceiling(setting: dict[str, Any]) -> dict[str, float]:
     batch = setting["batch"]
     with torch.no_grad():
         network(torch.randn(batch, *setting["shape"]), torch.zeros(batch))
+    each = seconds / (2 * len(found) + 1)
     best, flops_sum, seconds_sum = 0.0, 0, 0.0
     for convolution, shape in found:
         flops, taken = 0, []
@@ -298,7 +302,7 @@ def ceiling(setting: dict[str, Any]) -> dict[str, float]:
                 x.grad = None
 
             flops = count_step_flops(step)
-            taken.append(best_seconds(step))
+            taken.append(best_seconds(step, each))
         flops_sum += flops
         seconds_sum += min(taken)
         if convolution.kernel_size == (3, 3):
@@ -307,18 +311,18 @@ def ceiling(setting: dict[str, Any]) -> dict[str, float]:
     return {
         "convolution": best / 1e9,
         "all convolutions": flops_sum / seconds_sum / 1e9,
-        "matmul": 2 * 2048**3 / best_seconds(lambda: a @ a, 5) / 1e9,
+        "matmul": 2 * 2048**3 / best_seconds(lambda: a @ a, each) / 1e9,
     }
 
 
 # --- rounds ---------------------------------------------------------------------------------------
 
 
-def run(python: str, contender: str, setting: str, seconds: float) -> dict[str, Any]:
+def run(python: str, contender: str, setting: str, options: argparse.Namespace) -> dict[str, Any]:
     """One contender's figures, by a process of its own."""
     command = [python, __file__, "--contender", contender, "--setting", setting]
-    command += ["--seconds", str(seconds)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{contender} on {setting} failed in {python}, see above")
@@ -331,7 +335,7 @@ def measure(name: str, pythons: dict[str, str], options: argparse.Namespace) -> 
     runs: dict[str, list[dict[str, Any]]] = {c: [] for c in (*contenders, CEILING)}
     for _ in range(options.rounds):
         for contender, found in runs.items():
-            found.append(run(pythons[contender], contender, name, options.seconds))
+            found.append(run(pythons[contender], contender, name, options))
     ceilings = {k: max(found[k] for found in runs[CEILING]) for k in runs[CEILING][0]}
     batch = SETTINGS[name]["batch"]
     rows = []
@@ -399,23 +403,24 @@ def main() -> None:
     parser.add_argument("--ddp-python", help="a Python with denoising-diffusion-pytorch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each contender in a round")
-    parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--quick", action="store_true", help="a step each, nothing written")
     parser.add_argument("--contender", choices=[*CONTENDERS, CEILING], help=argparse.SUPPRESS)
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(options.threads)
         setting = SETTINGS[options.setting]
         if options.contender == CEILING:
-            found = ceiling(setting)
+            found = ceiling(setting, options.seconds)
         else:
             found = train(options.contender, setting, options.seconds)
         print(json.dumps(found))
         return
     if options.quick:
-        options.rounds, options.seconds = 1, 1.0
+        options.rounds, options.seconds = 1, 0.0
     # The record of the command is read on other machines.
     others = (options.diffusers_python, options.ddp_python)
     sys.argv = ["OTHER/bin/python" if a in others else a for a in sys.argv]

@@ -212,10 +212,12 @@ def train(
     if run.images:
         log(f"resumes at {run.images:,} of {spec['images']:,} images")
 
+    bfloat16 = settings["precision"] == "bfloat16"
+    if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log("this processor has no bfloat16 units: training.precision: float32 is much faster here")
     budget, batch = spec["images"], settings["batch"]
     warmup = min(settings["warmup"], budget // 10)
     step = max(batch, budget // CURVE_POINTS)
-    bfloat16 = settings["precision"] == "bfloat16"
     loss_sum = torch.full((), run.open_loss[0], device=device)
     loss_images = run.open_loss[1]
     last_loss: float | None = run.curve[-1][1] if run.curve else None
