@@ -251,7 +251,6 @@ def half_split_bias(
     Raises:
         UserError: fewer than 2 * `samples` features, or as `frechet_distance`.
     """
-    features = _checked(features, "features")
     samples = len(features) // 2 if samples is None else samples
     if 2 * samples > len(features):
         raise UserError(

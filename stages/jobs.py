@@ -474,7 +474,7 @@ def run_features(
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
-            dataset.images(0, rows),
+            _mapped(dataset, rows, entry).stored,
             labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
@@ -487,11 +487,13 @@ def run_features(
         extractor = features.classifier_extractor(module, device=device())
     else:
         extractor = _other_extractor(spec["settings"], workspace)
-    found = np.empty((rows, extractor.dimension), np.float32)
-    for start in range(0, rows, BLOCK):
-        images = dataset.images(start, min(start + BLOCK, rows))
-        found[start : start + len(images)] = extractor.features(images)
-    np.save(entry.path / "features.npy", found, allow_pickle=False)
+    with _completing(entry.path / "features.npy") as path:
+        size = (rows, extractor.dimension)
+        found = np.lib.format.open_memmap(path, "w+", np.float32, size)
+        for start in range(0, rows, BLOCK):
+            images = dataset.images(start, min(start + BLOCK, rows))
+            found[start : start + len(images)] = extractor.features(images)
+        found.flush()
     if labels is not None:
         np.save(entry.path / "labels.npy", labels, allow_pickle=False)
     fidelity.moments(found, extractor.digest).save(entry.path / "reference.safetensors")
@@ -602,7 +604,7 @@ def run_scores(
     settings = spec["settings"]
     samples = Latents([store.entry(n).file("samples.arrow") for n in spec["samples"]])
     generated = extractor.features(samples.raw(np.arange(len(samples))))
-    real = np.load(reference.file("features.npy"), allow_pickle=False)
+    real = np.load(reference.file("features.npy"), mmap_mode="r", allow_pickle=False)
     labelled = "labels.npy" in reference.files()
     result = scores.score(
         moments,

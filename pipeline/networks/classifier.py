@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 _STEM_SIZE = 16
 _LAST_SIZE = 2
 _GROUPS = 8
+MOST_HELD_OUT = 10_000
 _EVALUATION_BATCH = 500
 
 
@@ -126,9 +127,10 @@ def train_classifier(
     (default: the largest + 1).
 
     AdamW; the learning rate rises over the first tenth and falls linearly to 0. The share `holdout`
-    of the images is kept out of training and measures the accuracy. All draws come from `seed`, on
-    the CPU: the result is the same for the same number of threads. `progress(images_seen, total)`
-    is called about 100 times.
+    of the images, at most `MOST_HELD_OUT`, is kept out of training and measures the accuracy.
+    `images` may be mapped into memory: a batch is read when it is needed. All draws come from
+    `seed`, on the CPU: the result is the same for the same number of threads.
+    `progress(images_seen, total)` is called about 100 times.
 
     Returns the classifier on the CPU and a report: task (labels or rotations), classes, images
     (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), loss (of
@@ -150,7 +152,7 @@ def train_classifier(
         classes = 4
     else:
         classes = _check_labels(labels, len(images), classes)
-    held = round(holdout * len(images))
+    held = min(round(holdout * len(images)), MOST_HELD_OUT)
     if not 0 < held <= len(images) - batch:
         raise UserError(
             f"classifier: {len(images)} images, {held} of them held out, are too few for batches "
