@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import fidelity, merging, mixture, noise, objective
+from pipeline.consistency import evenly
 from pipeline.ema import combine, post_hoc_coefficients
 from pipeline.features import Extractor
 from pipeline.latents import Latents
@@ -206,7 +207,11 @@ class SmallSampleFid:
 
 
 class HeldOut:
-    """The training loss of a network in each of several ranges of states, on fixed noisy rows."""
+    """The training loss of a network in each of several ranges of states, on fixed noisy rows.
+
+    In each range the rows are spread over its states, so an evaluation costs as many answers as
+    there are rows and ranges. All networks are asked the same questions.
+    """
 
     def __init__(
         self,
@@ -216,7 +221,7 @@ class HeldOut:
         images: int,
         key: int,
     ):
-        """ranges: log-SNRs of each; images: of the held-out rows, at most, spread over states."""
+        """ranges: log-SNRs of each; images: of the held-out rows, at most."""
         self.prediction = model["prediction"]
         self.network = network_of(model, device=latents.device).eval().requires_grad_(False)
         rows = np.arange(min(images, len(latents)), dtype=np.int64)
@@ -227,10 +232,7 @@ class HeldOut:
         if model["classes"]:
             self.labels = torch.from_numpy(latents.labels[rows]).to(latents.device)
         self.levels = [
-            [
-                states[i]
-                for i in np.linspace(0, len(states) - 1, min(STATES, len(states))).astype(int)
-            ]
+            [states[i] for i in evenly(min(STATES, len(states), len(rows)), len(states))]
             for states in ranges
         ]
 
@@ -238,17 +240,21 @@ class HeldOut:
     def losses(self, weights: Weights) -> list[float]:
         """Mean squared error of the network's own target in each range."""
         self.network.load_state_dict(dict(weights))
-        return [float(np.mean([self._loss(v) for v in levels])) for levels in self.levels]
+        return [
+            float(np.mean([self._loss(v, i, len(levels)) for i, v in enumerate(levels)]))
+            for levels in self.levels
+        ]
 
-    def _loss(self, level: float) -> float:
+    def _loss(self, level: float, first: int, step: int) -> float:
+        """Of every `step`-th row from `first` on."""
         total = 0.0
         given = torch.full((1,), level, device=self.z.device)
-        for start in range(0, len(self.z), BATCH):
-            part = slice(start, start + BATCH)
+        rows = torch.arange(first, len(self.z), step, device=self.z.device)
+        for part in rows.split(BATCH):
             z, eps = self.z[part], self.eps[part]
             x = objective.add_noise(z, eps, level)
             own = None if self.labels is None else self.labels[part]
             output = self.network(x, given, own)
             wanted = objective.target(self.prediction, z, eps, level)
             total += float(objective.squared_error(output, wanted).sum())
-        return total / len(self.z)
+        return total / len(rows)
