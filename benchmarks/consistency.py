@@ -27,13 +27,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "experts": {
         "schedule": FEW,
         "partition": EACH,
-        "training": {"images": 4 * IMAGES, "experts_per_job": 4},
+        "training": {"images": 4 * IMAGES, "milestones": [2 * IMAGES], "experts_per_job": 4},
     },
 }
 
 
 def main() -> None:
-    wanted = fashion.params(ARMS, images=IMAGES)
+    wanted = fashion.params(ARMS, images=IMAGES, milestones=[IMAGES // 2])
     wanted["evaluate"]["consistency"] = {"recipes": list(ARMS), "samples": 256, "states": 8}
     done = experiment.run("consistency", wanted)
     path = experiment.BENCH / "consistency" / "artefacts" / "consistency" / "consistency.json"

@@ -55,7 +55,9 @@ def effect(runs: dict[str, Any], place: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    done = experiment.run("curriculum", fashion.params(ARMS | factorial(), images=24_000))
+    done = experiment.run(
+        "curriculum", fashion.params(ARMS | factorial(), images=24_000, milestones=[12_000])
+    )
     runs = done.seeds()
     rows, headline = [], {}
     for arm, own in runs.items():

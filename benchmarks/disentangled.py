@@ -21,7 +21,7 @@ import fashion
 from experiment import summarise
 
 STATES = 16
-IMAGES = 32_000
+IMAGES = 16_000
 BATCH = 32
 FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
 EACH = {"kind": "per-state"}
