@@ -158,7 +158,7 @@ def doctor(profile: Path | None, node: bool) -> None:
     "--width",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    help="For a rehearsal: this part of the networks' widths.",
+    help="For a rehearsal: this part of the networks' widths and blocks.",
 )
 def preset(name: str | None, force: bool, scale: float, width: float) -> None:
     """Write a preset to params.yaml; without NAME, list them."""

@@ -66,8 +66,8 @@ def rehearsal(text: str, scale: float, width: float) -> str:
 
     scale: factor on what counts images, samples and sampling steps, down to the floors of `COUNTS`;
     no batch stays above an eighth of the shortest run, and scores of few samples are allowed.
-    width: factor on the networks' widths, to a multiple of 8. Presets write a key and its value,
-    a number or a list of them, on one line.
+    width: factor on the networks' widths, to a multiple of 8, and on their blocks a level. Presets
+    write a key and its value, a number or a list of them, on one line.
     """
 
     def count(key: str, value: int) -> int:
@@ -77,6 +77,7 @@ def rehearsal(text: str, scale: float, width: float) -> str:
         return min(value, max(LEAST_WIDTH, round(value * width / LEAST_WIDTH) * LEAST_WIDTH))
 
     text = _each(text, WIDTHS, base_width)
+    text = _each(text, ("blocks",), lambda _, value: max(1, round(value * width)))
     if scale == 1:
         return text
     budgets: list[int] = []

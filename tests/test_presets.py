@@ -46,7 +46,7 @@ def test_presets_are_valid_as_they_are_and_as_a_rehearsal(name, tmp_path):
         assert recipe.training.images == 64
         assert recipe.training.milestones in ([], [64])
         assert recipe.training.batch == 8
-        assert recipe.network.channels == 8
+        assert recipe.network.channels == 8 and recipe.network.blocks == 1
         assert recipe.partition.kind == full.partition.kind
         cut = {"network", "training", "sampling", "merge", "partition", "curriculum"}
         assert recipe.model_dump(exclude=cut) == full.model_dump(exclude=cut)
