@@ -280,12 +280,16 @@ def ceiling(setting: dict[str, Any], seconds: float) -> dict[str, float]:
 
     network = network_of(our_spec(setting, torch.get_num_threads()))
     found: list[tuple[torch.nn.Conv2d, torch.Size]] = []
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda m, given, _: found.append((m, given[0].shape)))
+    hooks = [
+        module.register_forward_hook(lambda m, given, _: found.append((m, given[0].shape)))
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
     batch = setting["batch"]
     with torch.no_grad():
         network(torch.randn(batch, *setting["shape"]), torch.zeros(batch))
+    for hook in hooks:
+        hook.remove()
     each = seconds / (2 * len(found) + 1)
     best, flops_sum, seconds_sum = 0.0, 0, 0.0
     for convolution, shape in found:
@@ -363,27 +367,24 @@ def measure(name: str, pythons: dict[str, str], options: argparse.Namespace) -> 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    each: dict[str, Any] = {}
     for setting in SETTINGS:
         suffix = "" if setting == "images" else f"_{setting}"
         mine, *peers = [r for r in rows if r["setting"] == setting and "contender" in r]
         if peers:
             best = max(peers, key=lambda row: row["gflops"])
-            found |= {
-                f"speedup_vs_best_peer{suffix}": mine["gflops"] / best["gflops"],
-                f"best_peer{suffix}": best["contender"],
-                f"peak_mib_best_peer{suffix}": best["peak_mib"],
-            }
+            found[f"speedup_vs_best_peer{suffix}"] = mine["gflops"] / best["gflops"]
+            found[f"best_peer{suffix}"] = best["contender"]
+            found[f"peak_mib_best_peer{suffix}"] = best["peak_mib"]
+        found[f"ceiling_fraction{suffix}"] = mine["ceiling_fraction"]
+        found[f"images_per_second_ours{suffix}"] = mine["images_per_second"]
+        found[f"peak_mib_ours{suffix}"] = mine["peak_mib"]
         for peer in peers:
-            key = peer["contender"].replace(", ", "_").replace("-", "_").replace(" ", "_")
+            name = peer["contender"].replace(",", "").replace(" ", "_").replace("-", "_")
             speedup = mine["images_per_second"] / peer["images_per_second"]
-            found[f"speedup_vs_{key}{suffix}"] = mine["gflops"] / peer["gflops"]
-            found[f"speedup_images_vs_{key}{suffix}"] = speedup
-        found |= {
-            f"ceiling_fraction{suffix}": mine["ceiling_fraction"],
-            f"images_per_second_ours{suffix}": mine["images_per_second"],
-            f"peak_mib_ours{suffix}": mine["peak_mib"],
-        }
-    return found
+            each[f"speedup_vs_{name}{suffix}"] = mine["gflops"] / peer["gflops"]
+            each[f"speedup_images_vs_{name}{suffix}"] = speedup
+    return found | each
 
 
 def versions(python: str, packages: list[str], option: str) -> dict[str, str]:
