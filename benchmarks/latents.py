@@ -3,8 +3,9 @@
 `python benchmarks/latents.py` trains the autoencoder once, then networks of one shape on its
 latents and on pixels of Fashion-MNIST, three seeds each: `pixels` for somewhat longer than
 `latents`, and one seed, `pixels-long`, for as long as autoencoder and latents together, what a
-single recipe would pay. benchmarks/results/latents.json has the FID of each over its measured seconds of
-training, and what the autoencoder itself took. Run it again to go on where it was interrupted.
+single recipe would pay. benchmarks/results/latents.json has the FID of each over its measured
+seconds of training, and what the autoencoder itself took. Run it again to go on where it was
+interrupted.
 """
 
 import json
