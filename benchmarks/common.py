@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,18 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def versions(python: str, packages: list[str], option: str) -> dict[str, str]:
+    """Of packages in another Python; SystemExit naming the option it was given by if one lacks."""
+    code = (
+        "import json, sys; from importlib.metadata import version; "
+        "print(json.dumps({p: version(p) for p in sys.argv[1:]}))"
+    )
+    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{option} {python}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
 
 
 def time_alternating(

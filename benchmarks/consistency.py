@@ -22,7 +22,7 @@ IMAGES = 24_000
 ARMS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "clts": {"curriculum": {"kind": "clts"}},
-    "paired": {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}},
+    "paired": fashion.PAIRED,
     "few-states": {"schedule": FEW},
     "experts": {
         "schedule": FEW,
@@ -62,10 +62,7 @@ def main() -> None:
         for arm in ARMS
         for level, found in by_level(between(pairs, arm, arm)).items()
     ]
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     described = fashion.dataset() | {"pairs": pairs, "states": STATES}
     experiment.write(done, [*rows, *levels], headline, described)
 

@@ -72,10 +72,7 @@ def main() -> None:
         found = effect(runs, place)
         rows.append({"arm": f"effect of {factor}", "fid_ratio": found})
         headline[f"fid_ratio_{factor}"] = round(found["mean"], 3)
-    shown = [
-        {k: v if isinstance(v, str) else experiment.text(v) for k, v in row.items()} for row in rows
-    ]
-    experiment.print_table(shown, ["arm", *list(rows[0])[1:], "fid_ratio"])
+    experiment.show(rows)
     experiment.write(done, rows, headline, fashion.dataset())
 
 

@@ -141,10 +141,7 @@ def main() -> None:
         row["s_wall"] = summarise(walls)
         row["s_wall_2"] = summarise([experiment.s_wall(b, r, 2) for b, r in base])
         rows.append(row)
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
     for key in ("s_iterations", "s_wall", "s_compute"):
         for arm in ("experts", "forked"):

@@ -275,6 +275,14 @@ def table(experiment: Experiment, extra: Mapping[str, Mapping[str, Any]] | None 
     print_table(rows, list(columns))
 
 
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a benchmark's own rows, summaries over seeds as text."""
+    print_table(
+        [{k: text(v) if isinstance(v, Mapping) else v for k, v in row.items()} for row in rows],
+        list(dict.fromkeys(key for row in rows for key in row)),
+    )
+
+
 def run_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """A row for every recipe, seed and milestone, with all that was measured."""
     return [

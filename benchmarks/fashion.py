@@ -12,6 +12,18 @@ from common import machine
 SEEDS = [0, 1, 2]
 SCHEDULE = {"kind": "log-snr", "states": 1000, "log_snr_max": 7.0, "log_snr_min": -7.0}
 
+# Karras et al. 2022: the strong baseline of the benchmarks.
+EDM: dict[str, Any] = {
+    "schedule": {
+        "kind": "edm", "states": "continuous", "sigma_min": 0.03, "sigma_max": 33.0,
+        "sigma_data": 1.0,
+    },
+    "curriculum": {"kind": "edm-lognormal"},
+    "training": {"weighting": {"kind": "edm"}},
+}  # fmt: skip
+# Immiscible diffusion at dataset level.
+PAIRED = {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}}
+
 BASE: dict[str, Any] = {
     "seed": 0,
     "data": {"source": "fashion-mnist", "resolution": 32, "holdout": 2048},

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, print_table, time_alternating, write_results
+from common import machine, print_table, time_alternating, versions, write_results
 
 OURS, KEPT, SQRTM = "ours", "ours, reference kept", "sqrtm"
 PEERS = ("torch-fidelity", "torchmetrics")
@@ -110,18 +110,6 @@ class Peer:
         self.process.wait()
 
 
-def peer_versions(python: str) -> dict[str, str]:
-    packages = ["torch-fidelity", "torchmetrics", "torch", "numpy"]
-    code = (
-        "import json, sys; from importlib.metadata import version; "
-        "print(json.dumps({p: version(p) for p in sys.argv[1:]}))"
-    )
-    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"--peer-python {python}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
-
-
 def compare(dimension: int, count: int, repeats: int, python: str) -> list[dict[str, Any]]:
     """One row for each method."""
     from pipeline.fidelity import FeatureStatistics, frechet_distance
@@ -185,7 +173,9 @@ def main() -> None:
     # The record of the command is read on other machines.
     sys.argv = ["OTHER/bin/python" if a == arguments.peer_python else a for a in sys.argv]
     described = machine()
-    described["peers"] = peer_versions(arguments.peer_python)
+    described["peers"] = versions(
+        arguments.peer_python, ["torch-fidelity", "torchmetrics", "torch", "numpy"], "--peer-python"
+    )
     rows = []
     for dimension in arguments.dimensions:
         found = compare(dimension, 3 * dimension, arguments.repeats, arguments.peer_python)

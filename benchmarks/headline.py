@@ -25,16 +25,8 @@ STEPS = 16
 OTHER_STEPS = (8, 50)
 
 EVEN = {"schedule": fashion.SCHEDULE}
-EDM: dict[str, Any] = {
-    "schedule": {
-        "kind": "edm", "states": "continuous", "sigma_min": 0.03, "sigma_max": 33.0,
-        "sigma_data": 1.0,
-    },
-    "curriculum": {"kind": "edm-lognormal"},
-    "training": {"weighting": {"kind": "edm"}},
-}  # fmt: skip
+EDM, PAIRED = fashion.EDM, fashion.PAIRED
 DDPM: dict[str, Any] = {"schedule": {"kind": "linear", "states": 1000}, "prediction": "eps"}
-PAIRED = {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}}
 STAGES = {
     "network": {"kind": "multi-decoder", "decoder_channels": [20, 12, 4]},
     "partition": {"kind": "optimal-denoiser", "draws": 2_000, "rows": 20_000},
@@ -147,10 +139,7 @@ def main() -> None:
             row[f"flops_vs_{base}"] = summarise([s_compute(a, b) for a, b in pairs])
             row[f"seconds_vs_{base}"] = summarise([s_wall(a, b, 1) for a, b in pairs])
         rows.append(row)
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     at = {row["arm"]: row for row in rows}
     headline = {
         "images_speedup_vs_ddpm": at["best"]["images_vs_ddpm"]["mean"],

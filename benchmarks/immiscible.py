@@ -14,21 +14,14 @@ from experiment import summarise
 
 BASES: dict[str, dict[str, Any]] = {
     "ddpm": {"schedule": fashion.SCHEDULE},
-    "edm": {
-        "schedule": {
-            "kind": "edm", "states": "continuous", "sigma_min": 0.03, "sigma_max": 33.0,
-            "sigma_data": 1.0,
-        },
-        "curriculum": {"kind": "edm-lognormal"},
-        "training": {"weighting": {"kind": "edm"}},
-    },
-}  # fmt: skip
+    "edm": fashion.EDM,
+}
 # The length of the noises that knn-l2 with 8 candidates chooses, over that of all (d = 128).
 SHORTER = 0.93
 ARMS: dict[str, dict[str, Any]] = {
     "independent": {},
     "assignment-256": {"pairing": {"method": "assignment", "block": 256}},
-    "assignment-dataset": {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}},
+    "assignment-dataset": fashion.PAIRED,
     "knn-l2": {"pairing": {"method": "knn-l2", "candidates": 8}},
     "knn-dot": {"pairing": {"method": "knn-dot", "candidates": 8}},
     "shorter-noise": {"pairing": {"method": "independent", "scale": SHORTER}},
@@ -69,10 +62,7 @@ def main() -> None:
             row["precision"] = summarise([r["precision"] for r in last])
             row["recall"] = summarise([r["recall"] for r in last])
             rows.append(row)
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     experiment.write(done, rows, headline, fashion.dataset())
 
 

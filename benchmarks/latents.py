@@ -55,13 +55,7 @@ def main() -> None:
         for key in ("fid", "precision", "recall"):
             row[key] = summarise([run[key] for run in own])
         rows.append(row)
-    experiment.print_table(
-        [
-            {k: experiment.text(v) if isinstance(v, dict) else v for k, v in row.items()}
-            for row in rows
-        ],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     sooner = []
     for seed, run in only(runs["latents"]).items():
         pixel_seconds, pixel_fid = wall_curve(only(runs["pixels"])[seed], 1)

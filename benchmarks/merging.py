@@ -68,10 +68,7 @@ def main() -> None:
             row[key] = summarise([run[key] for run in own.values()])
         rows.append(row)
         headline[f"fid_{arm}"] = round(row["fid"]["mean"], 3)
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     experiment.write(done, rows, headline, fashion.dataset() | {"searches": searches()})
 
 

@@ -63,10 +63,7 @@ def main() -> None:
         row["flops_speedup"] = summarise(faster)
         rows.append(row)
         headline[f"fid_{arm}"] = round(row["fid"]["mean"], 3)
-    experiment.print_table(
-        [{k: v if isinstance(v, str) else experiment.text(v) for k, v in r.items()} for r in rows],
-        list(rows[0]),
-    )
+    experiment.show(rows)
     shown = {arm: [list(map(float, c)) for c in curve(own[0])] for arm, own in runs.items()}
     experiment.write(done, rows, headline, fashion.dataset() | {"curves_seed_0": shown})
 

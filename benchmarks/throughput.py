@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, print_table, write_results
+from common import machine, print_table, versions, write_results
 
 ROWS = 4096
 WARM_UP = 5  # steps
@@ -385,17 +385,6 @@ def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
             each[f"speedup_vs_{name}{suffix}"] = mine["gflops"] / peer["gflops"]
             each[f"speedup_images_vs_{name}{suffix}"] = speedup
     return found | each
-
-
-def versions(python: str, packages: list[str], option: str) -> dict[str, str]:
-    code = (
-        "import json, sys; from importlib.metadata import version; "
-        "print(json.dumps({p: version(p) for p in sys.argv[1:]}))"
-    )
-    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{option} {python}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
 
 
 def main() -> None:

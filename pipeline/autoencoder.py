@@ -29,13 +29,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from pipeline import noise, run
+from pipeline import noise
 from pipeline.ema import EMA
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.identity import canonical_json, file_digest
 from pipeline.networks.unet import EPS, initialise, norm_groups
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
-from pipeline.run import CHECKPOINT_SECONDS, CURVE_POINTS, Interrupted, Progress, save_checkpoint
+from pipeline.run import (
+    CHECKPOINT_SECONDS,
+    CURVE_POINTS,
+    Interrupted,
+    Progress,
+    resume,
+    save_checkpoint,
+)
 
 BETAS = (0.9, 0.99)
 WARMUP = 0.02  # parts of the budget
@@ -317,7 +324,7 @@ class _Run:
             self.curve, self.loss_images = state["curve"], state["loss_images"]
             self.loss_sum.fill_(state["loss_sum"])
 
-        run.resume(self.path, restore, "autoencoder")
+        resume(self.path, restore, "autoencoder")
 
     def checkpoint(self) -> None:
         state = {
@@ -492,7 +499,7 @@ def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it describes the latent encoder") from None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not the description of a latent encoder ({_line(e)})") from e
+        raise UserError(f"{path}: not the description of a latent encoder ({one_line(e)})") from e
 
     path = folder / WEIGHTS
     try:
@@ -509,7 +516,7 @@ def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it is the weights of the encoder") from None
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: not the weights of this latent encoder ({_line(e)})") from e
+        raise UserError(f"{path}: not the weights of this latent encoder ({one_line(e)})") from e
     encode, decode = _functions(network.to(device), codec["image_shape"], device)
     return Codec(**codec, _encode=encode, _decode=decode)
 
@@ -559,8 +566,9 @@ def fetch_diffusers(
             raise ValueError(f"weights missing: {report['missing_keys'][:3]}")
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as e:
         raise UserError(
-            f"latent.model: cannot load {str(model)!r} ({_line(e)}); give a folder with config.json"
-            " and diffusion_pytorch_model.safetensors, or the name of such a model on the hub"
+            f"latent.model: cannot load {str(model)!r} ({one_line(e)}); give a folder with "
+            "config.json and diffusion_pytorch_model.safetensors, or the name of such a model on "
+            "the hub"
         ) from e
     # Of the config as the class read it: defaults filled in, and no trace of where it came from.
     config = {k: v for k, v in json.loads(network.to_json_string()).items() if k[0] != "_"}
@@ -660,7 +668,3 @@ def _write_json(path: Path, value: Any) -> None:
 def _require(ok: bool, key: str, problem: str) -> None:
     if not ok:
         raise UserError(f"latent.{key} {problem}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

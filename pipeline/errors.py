@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and another's message on one line of it."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message and exits with status 2, without a traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception, its line breaks and runs of blanks made single blanks."""
+    return " ".join(str(error).split())

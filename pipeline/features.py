@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.identity import canonical_json, code_digest, digest
 from pipeline.networks.classifier import Classifier
 
@@ -163,7 +163,7 @@ def load_extractor(
         module = Classifier(**about["settings"])
         module.load_state_dict(weights)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not a classifier of this pipeline ({_line(error)})") from error
+        raise UserError(f"{path}: not a classifier of this pipeline ({one_line(error)})") from error
     if _weights_digest(module) != about["weights"]:
         raise UserError(f"{path}: damaged, its checksum does not match; delete it and train again")
     return classifier_extractor(module, device=device, batch=batch)
@@ -205,7 +205,7 @@ def module_extractor(
             dimension = module.dimension
     except Exception as error:
         raise UserError(
-            f"extractor module {source}: cannot be made: {type(error).__name__}: {_line(error)}"
+            f"extractor module {source}: cannot be made: {type(error).__name__}: {one_line(error)}"
         ) from error
     if not isinstance(module, nn.Module) or not isinstance(dimension, int) or dimension < 1:
         raise UserError(
@@ -216,7 +216,7 @@ def module_extractor(
         try:
             module.load_state_dict(_load_weights(Path(weights)))
         except RuntimeError as error:
-            raise UserError(f"{weights}: does not fit {source} ({_line(error)})") from error
+            raise UserError(f"{weights}: does not fit {source} ({one_line(error)})") from error
     return Extractor(
         module,
         name=f"module {class_name}",
@@ -258,8 +258,9 @@ def torch_fidelity_extractor(
         from torch_fidelity.utils import create_feature_extractor
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            f"extractor {name} needs torch-fidelity ({_line(error)}): pip install 'tspace[fid]'; "
-            "its weights can be given by a local path, and extractor classifier needs none of this"
+            f"extractor {name} needs torch-fidelity ({one_line(error)}): pip install "
+            "'tspace[fid]'; its weights can be given by a local path, and extractor classifier "
+            "needs none of this"
         ) from error
     try:
         module = create_feature_extractor(
@@ -277,7 +278,7 @@ def torch_fidelity_extractor(
     except Exception as error:
         raise UserError(
             f"extractor {name}: torch-fidelity cannot load its weights "
-            f"({type(error).__name__}: {_line(error)}); give a local file with them"
+            f"({type(error).__name__}: {one_line(error)}); give a local file with them"
         ) from error
 
     def compute(images: Tensor) -> Tensor:
@@ -315,8 +316,6 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it is the weights of the extractor") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or damaged ({_line(error)})") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        raise UserError(
+            f"{path}: not a safetensors file, or damaged ({one_line(error)})"
+        ) from error

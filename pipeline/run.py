@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 # How much work a kill may cost. The environment can change it; it never changes a result.
 CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
@@ -38,9 +38,8 @@ def resume(path: Path, restore: Callable[[dict[str, Any]], None], run: str) -> N
     try:
         restore(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"{path}: damaged checkpoint ({reason}); delete it to start this {run} again"
+            f"{path}: damaged checkpoint ({one_line(e)}); delete it to start this {run} again"
         ) from e
 
 

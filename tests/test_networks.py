@@ -26,12 +26,13 @@ BOUNDS = [1.5, -1.84]
 CHANNELS_LAST = torch.channels_last
 
 
-def randomise(module, seed=0):
-    """No zero weights left, so that every path of the network shows in its output."""
+def randomise(module, seed=0, names=None):
+    """No zero weights left (of these names), so that every path shows in the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+        for name, p in module.named_parameters():
+            if names is None or name in names:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
     return module
 
 
@@ -437,7 +438,7 @@ def test_projections_start_as_the_identity_and_are_counted():
     assert all(torch.equal(dict(projected.named_parameters())[k], p) for k, p in shared.items())
     x, log_snr = inputs()
     for net in (plain, projected):
-        randomise_shared(net, shared)
+        randomise(net, names=shared)
     assert torch.equal(plain(x.float(), log_snr.float()), projected(x.float(), log_snr.float()))
     with torch.no_grad():  # and each of them has a part in the answer
         for p in own.values():
@@ -447,15 +448,6 @@ def test_projections_start_as_the_identity_and_are_counted():
             p.copy_(kept)
     extra = count_flops(SMALL | {"projections": True}, **options) - count_flops(SMALL, **options)
     assert extra == 2 * (2 * (8**2 * 64 + 16**2 * 16) + 16**2 * 16)
-
-
-def randomise_shared(module, names, seed=0):
-    """The same values for all parameters of these names, whatever else there is."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name in names:
-                p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
 
 
 def test_parameters_match_a_count_by_hand():
