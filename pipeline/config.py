@@ -505,6 +505,7 @@ class Training(Block):
         Field(discriminator="kind"),
     ] = PlainWeighting()
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False  # torch.compile: other roundings, so part of the result's identity
     experts_per_job: Positive = 1  # small experts trained by one process, one after the other
     threads: Positive = 1  # CPU threads of a job: fixed, so that results do not depend on the host
 

@@ -7,6 +7,7 @@ was killed and resumed gives the very bits of one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from pipeline import curriculum as curricula
 from pipeline import noise, objective, pairing
+from pipeline.compiled import compiled
 from pipeline.ema import EMA, PowerEMA
 from pipeline.errors import UserError
 from pipeline.latents import Latents
@@ -36,6 +38,21 @@ from pipeline.run import (
 )
 
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    inputs: the noisy images, [n, *shape], what the network is told of their noise (log-SNR, [n] or
+    [1], or None) and their classes ([n] or None). wanted: the target, [n, *shape]. log_snr: [n], or
+    a plain number for an expert of one state. correction: weights, [n], or None.
+    """
+
+    inputs: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+    wanted: torch.Tensor
+    log_snr: torch.Tensor | float
+    correction: torch.Tensor | None
 
 
 class Draws:
@@ -54,6 +71,7 @@ class Draws:
         if components is not None:
             self.basis = torch.tensor(components.basis, device=latents.device)
         self.pairings = {slot: found for found in pairings for slot in found.slots}
+        self.prediction, self.conditioned = spec["prediction"], spec["conditioning"] == "state"
         self.noise_key = spec["noise_key"]
         self.rows_key = noise.derive_key(spec["stream_key"], "rows")
         self.states_key = noise.derive_key(spec["stream_key"], "states")
@@ -70,6 +88,26 @@ class Draws:
         self.corrected = spec["curriculum"].get("correct", False)
         self.curriculum = _curriculum(spec)
         self._slot, self._order = -1, np.empty(0, np.int64)
+
+    def batch(self, start: int, stop: int, layout: torch.memory_format) -> Batch:
+        """Images start..stop-1 of the run, noisy, in a layout of memory."""
+        device = self.latents.device
+        slots, rows = self.rows(start, stop)
+        z = self.images(slots, rows)
+        eps = self.noises(slots, rows)
+        correction = None
+        if self.fixed:  # one state: its amplitudes are plain numbers
+            log_snr: float | torch.Tensor = self.one_state
+            given = torch.full((1,), log_snr, device=device) if self.conditioned else None
+        else:
+            values, weights = self.states(start, stop)
+            log_snr = given = torch.from_numpy(values.astype(np.float32)).to(device)
+            if weights is not None:
+                correction = torch.from_numpy(weights.astype(np.float32)).to(device)
+        x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
+        wanted = objective.target(self.prediction, z, eps, log_snr)
+        labels = self.labels(start, stop, rows)
+        return Batch((x, given, labels), wanted, log_snr, correction)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots and dataset rows (int64 [n] each) of images start..stop-1 of the run."""
@@ -216,6 +254,10 @@ def train(
     if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log("this processor has no bfloat16 units: training.precision: float32 is much faster here")
     budget, batch = spec["images"], settings["batch"]
+    forward = network
+    if settings["compile"] and budget - run.images >= batch:
+        inputs, left = draws.batch(0, batch, layout).inputs, budget - run.images
+        forward = compiled(network, inputs, left, autocast=bfloat16, log=log)
     warmup = min(settings["warmup"], budget // 10)
     step = max(batch, budget // CURVE_POINTS)
     loss_sum = torch.full((), run.open_loss[0], device=device)
@@ -225,38 +267,23 @@ def train(
     told_images = run.images
     while run.images < budget:
         start, stop_at = run.images, min(run.images + batch, budget)
-        slots, rows = draws.rows(start, stop_at)
-        z = draws.images(slots, rows)
-        eps = draws.noises(slots, rows)
-        correction = None
-        if draws.fixed:  # one state: its amplitudes are plain numbers
-            log_snr: float | torch.Tensor = draws.one_state
-        else:
-            values, correction = draws.states(start, stop_at)
-            log_snr = torch.from_numpy(values.astype(np.float32)).to(device)
-        x = objective.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
-        wanted = objective.target(spec["prediction"], z, eps, log_snr)
-        given = log_snr
-        if not isinstance(log_snr, torch.Tensor):
-            conditioned = spec["conditioning"] == "state"
-            given = torch.full((1,), log_snr, device=device) if conditioned else None
+        one = draws.batch(start, stop_at, layout)
         if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
             torch.manual_seed(noise.derive_key(spec["stream_key"], "dropout", start))
-        labels = draws.labels(start, stop_at, rows)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = network(x, given, labels)
-            answer = None if guide is None else guide(x, given, labels)
-        if plain and uncertainty is None and correction is None:
-            loss = functional.mse_loss(output.float(), wanted)
+            output = forward(*one.inputs)
+            answer = None if guide is None else guide(*one.inputs)
+        if plain and uncertainty is None and one.correction is None:
+            loss = functional.mse_loss(output.float(), one.wanted)
         else:
-            error = objective.squared_error(output, wanted)
+            error = objective.squared_error(output, one.wanted)
             if not plain:
-                error = error * weigh(log_snr, spec["prediction"])
+                error = error * weigh(one.log_snr, spec["prediction"])
             if uncertainty is not None:
-                level = torch.full((1,), log_snr) if draws.fixed else log_snr
+                level = torch.full((1,), one.log_snr) if draws.fixed else one.log_snr
                 error = uncertainty.loss(error, level)
-            if correction is not None:
-                error = error * torch.from_numpy(correction.astype(np.float32)).to(device)
+            if one.correction is not None:
+                error = error * one.correction
             loss = error.mean()
         if answer is not None:
             kept = functional.mse_loss(output.float(), answer.float())

@@ -52,6 +52,7 @@ def spec(**changes):
         "power_ema": [],
         "weighting": {"kind": "uniform"},
         "precision": "float32",
+        "compile": False,
         "threads": 1,
     }
     base = {
@@ -191,6 +192,28 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, stop
         assert same(weights(folder, images), weights(tmp_path / "whole", images))
     curves = [(f / "curve.json").read_text() for f in (folder, tmp_path / "whole")]
     assert curves[0] == curves[1]
+
+
+def test_a_compiled_run_survives_an_interruption(latents, tmp_path, monkeypatch):
+    # The whole path but for the machine code, which takes a minute and a half to make.
+    compile_network = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda net, **kw: compile_network(net, backend="aot_eager", **kw)
+    )
+    wanted, said = spec(training={"compile": True}), []
+    for name in ("whole", "parts", "plain"):
+        (tmp_path / name).mkdir()
+    training.train(wanted, latents, tmp_path / "whole", log=said.append)
+    calls = iter([False] * 8 + [True, True])
+    with pytest.raises(training.Interrupted):
+        training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
+    training.train(wanted, latents, tmp_path / "parts")
+    training.train(spec(), latents, tmp_path / "plain")
+    assert [line.split()[0] for line in said] == ["compiled"]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, plain = weights(tmp_path / "whole"), weights(tmp_path / "plain")
+    for key, value in whole.items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-3, atol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_an_error_and_never_a_restart(latents, tmp_path):
