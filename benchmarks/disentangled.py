@@ -81,16 +81,16 @@ def arms(rates: dict[str, float]) -> dict[str, Any]:
 def tuning() -> dict[str, Any]:
     """Each kind of arm at a quarter of its budget and several learning rates."""
     found = {}
-    for rate in RATES:
+    for number, rate in enumerate(RATES):
         short = {"images": IMAGES // 4, "milestones": [], "learning_rate": rate}
-        found[f"tune-shared-{rate}"] = {"seeds": [0], "schedule": FEW, "training": short}
-        found[f"tune-experts-{rate}"] = {
+        found[f"tune-shared-{number}"] = {"seeds": [0], "schedule": FEW, "training": short}
+        found[f"tune-experts-{number}"] = {
             "seeds": [0],
             "schedule": FEW,
             "partition": EACH,
             "training": short | {"images": IMAGES, "experts_per_job": 4},
         }
-        found[f"tune-data-parallel-{rate}"] = {
+        found[f"tune-data-parallel-{number}"] = {
             "seeds": [0],
             "schedule": FEW,
             "training": short | {"images": IMAGES, "batch": BATCH * STATES},
@@ -106,8 +106,9 @@ def chosen(tuned: experiment.Experiment) -> dict[str, float]:
     """The learning rate with the lowest FID for each kind of arm."""
     best: dict[str, tuple[float, float]] = {}
     for name, metrics in tuned.recipes.items():
-        kind, _, rate = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
-        best[kind] = min(best.get(kind, (float("inf"), 0.0)), (metrics["fid"], float(rate)))
+        kind, _, number = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
+        scored = (metrics["fid"], RATES[int(number)])
+        best[kind] = min(best.get(kind, (float("inf"), 0.0)), scored)
     return {kind: rate for kind, (_, rate) in best.items()}
 
 
