@@ -1,9 +1,10 @@
 """One expert per state, trained apart, against one network for all: three speeds, never one.
 
 `python benchmarks/disentangled.py` trains every arm with three seeds on Fashion-MNIST latents and
-writes benchmarks/results/disentangled.json. Every arm is sampled on the same 16 states. Learning
-rates are chosen per arm by one seed at a quarter of the budget (recipes tune-...). Run it again to
-go on where it was interrupted.
+writes benchmarks/results/disentangled.json; `--pixels` does the main ones on 16x16 pixels, with
+half the images, into disentangled-pixels.json. All but shared-8 are sampled on the same 16 states.
+Learning rates are chosen for each kind of arm by one seed at a quarter of the budget (recipes
+tune-...). Run it again to go on where it was interrupted.
 
 * s_iterations: images that one worker must see, one after the other, until the FID that the shared
   network ends with: the shared network's over the arm's, with a worker for each expert (or, for the
@@ -12,6 +13,7 @@ go on where it was interrupted.
 * s_compute: the same in training FLOPs, summed over all workers.
 """
 
+import argparse
 import copy
 import sys
 from typing import Any
@@ -21,8 +23,10 @@ import fashion
 from experiment import summarise
 
 STATES = 16
+OTHER_STATES = (8, 31, 61)  # the last two hold all of the 16
 IMAGES = 16_000
 BATCH = 32
+PIXEL_ARMS = ("shared-16", "experts", "data-parallel", "trunk", "forked")
 FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
 EACH = {"kind": "per-state"}
 RATES = (0.001, 0.003, 0.01)
@@ -39,16 +43,24 @@ def parallel(images: int, rate: float) -> dict[str, Any]:
     return budget(images, rate, batch=BATCH * STATES)
 
 
-def arms(rates: dict[str, float]) -> dict[str, Any]:
+def arms(rates: dict[str, float], images: int = IMAGES) -> dict[str, Any]:
     shared, apart, joined = rates["shared"], rates["experts"], rates["data-parallel"]
-    four = 4 * IMAGES
+    four = 4 * images
     found: dict[str, Any] = {
-        "shared-1000": {"training": budget(IMAGES, shared)},
-        "shared-16": {"schedule": FEW, "training": budget(IMAGES, shared)},
+        "shared-1000": {"training": budget(images, shared)},
+        "shared-16": {"schedule": FEW, "training": budget(images, shared)},
+        **{
+            f"shared-{states}": {
+                "schedule": FEW | {"states": states},
+                "sampling": {"kind": "ddim", "steps": min(states, STATES)},
+                "training": budget(images, shared),
+            }
+            for states in OTHER_STATES
+        },
         "shared-wider": {
             "schedule": FEW,
             "network": {"channels": 32},
-            "training": budget(IMAGES, shared / 2),
+            "training": budget(images, shared / 2),
         },
         # Its quarter is the arm at equal images in all.
         "experts": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
@@ -60,17 +72,17 @@ def arms(rates: dict[str, float]) -> dict[str, Any]:
         "data-parallel": {"schedule": FEW, "training": parallel(four, joined)},
         "trunk": {
             "schedule": FEW,
-            "training": {"images": IMAGES // 4, "milestones": [], "learning_rate": shared},
+            "training": {"images": images // 4, "milestones": [], "learning_rate": shared},
         },
         "forked": {
             "schedule": FEW,
             "partition": EACH,
-            "training": budget(2 * IMAGES, shared / 3, parent="trunk"),
+            "training": budget(2 * images, shared / 3, parent="trunk"),
         },
         "forked-intervals": {
             "schedule": FEW,
             "partition": {"kind": "uniform", "intervals": 4},
-            "training": budget(2 * IMAGES, shared / 3, parent="trunk"),
+            "training": budget(2 * images, shared / 3, parent="trunk"),
         },
     }
     for recipe in found.values():
@@ -78,36 +90,41 @@ def arms(rates: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def tuning() -> dict[str, Any]:
+def tuning(images: int = IMAGES) -> dict[str, Any]:
     """Each kind of arm at a quarter of its budget and several learning rates."""
     found = {}
-    for rate in RATES:
-        short = {"images": IMAGES // 4, "milestones": [], "learning_rate": rate}
-        found[f"tune-shared-{rate}"] = {"seeds": [0], "schedule": FEW, "training": short}
-        found[f"tune-experts-{rate}"] = {
+    for number, rate in enumerate(RATES):
+        short = {"images": images // 4, "milestones": [], "learning_rate": rate}
+        found[f"tune-shared-{number}"] = {"seeds": [0], "schedule": FEW, "training": short}
+        found[f"tune-experts-{number}"] = {
             "seeds": [0],
             "schedule": FEW,
             "partition": EACH,
-            "training": short | {"images": IMAGES, "experts_per_job": 4},
+            "training": short | {"images": images, "experts_per_job": 4},
         }
-        found[f"tune-data-parallel-{rate}"] = {
+        found[f"tune-data-parallel-{number}"] = {
             "seeds": [0],
             "schedule": FEW,
-            "training": short | {"images": IMAGES, "batch": BATCH * STATES},
+            "training": short | {"images": images, "batch": BATCH * STATES},
         }
     return found
 
 
-def params(recipes: dict[str, Any]) -> dict[str, Any]:
-    return fashion.params(recipes, batch=BATCH, warmup=500, ema_halflife=1_000)
+def params(recipes: dict[str, Any], pixels: bool = False) -> dict[str, Any]:
+    found = fashion.params(recipes, batch=BATCH, warmup=500, ema_halflife=1_000)
+    if pixels:
+        found["data"]["resolution"] = 16
+        del found["latent"]
+    return found
 
 
 def chosen(tuned: experiment.Experiment) -> dict[str, float]:
     """The learning rate with the lowest FID for each kind of arm."""
     best: dict[str, tuple[float, float]] = {}
     for name, metrics in tuned.recipes.items():
-        kind, _, rate = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
-        best[kind] = min(best.get(kind, (float("inf"), 0.0)), (metrics["fid"], float(rate)))
+        kind, _, number = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
+        scored = (metrics["fid"], RATES[int(number)])
+        best[kind] = min(best.get(kind, (float("inf"), 0.0)), scored)
     return {kind: rate for kind, (_, rate) in best.items()}
 
 
@@ -124,9 +141,14 @@ def with_workers(arm: str, run: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)
-    rates = chosen(experiment.run("disentangled-tuning", params(tuning())))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pixels", action="store_true", help="16x16 pixels instead of latents")
+    pixels = parser.parse_args().pixels
+    name, images = ("disentangled-pixels", IMAGES // 2) if pixels else ("disentangled", IMAGES)
+    rates = chosen(experiment.run(f"{name}-tuning", params(tuning(images), pixels)))
     print(f"learning rates: {rates}")
-    done = experiment.run("disentangled", params(arms(rates)))
+    wanted = {k: v for k, v in arms(rates, images).items() if not pixels or k in PIXEL_ARMS}
+    done = experiment.run(name, params(wanted, pixels))
     runs = {
         arm: {seed: with_workers(arm, run) for seed, run in own.items()}
         for arm, own in done.seeds().items()
@@ -151,6 +173,8 @@ def main() -> None:
     against = [experiment.s_wall(parallel, run, STATES) for (_, run), parallel in pairs]
     headline["s_wall_vs_data_parallel"] = summarise(against)["mean"]
     described = fashion.dataset() | {"learning_rates": rates, "workers": STATES}
+    if pixels:
+        described = described | {"data": done.params["data"], "latent": None}
     experiment.write(done, rows, headline, described)
 
 

@@ -109,7 +109,7 @@ def run_encoder(
 ) -> None:
     from pipeline import autoencoder
 
-    rows = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).raw
+    images = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry)
     settings = dict(spec["settings"])
     threads = settings.pop("threads")
     common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
@@ -117,7 +117,7 @@ def run_encoder(
         autoencoder.fetch_diffusers(
             _model(workspace, settings["model"]),
             entry.path,
-            rows,
+            images.__getitem__,
             spec["rows"],
             log=reporter.log,
             **common,
@@ -133,7 +133,7 @@ def run_encoder(
 
     with _stopping(reporter, entry) as stop:
         autoencoder.train_autoencoder(
-            rows,
+            images.__getitem__,
             spec["rows"],
             settings=settings,
             seed=spec["seed"],
@@ -146,19 +146,21 @@ def run_encoder(
 
 
 def _mapped(dataset: Any, rows: int, entry: Entry):
-    """The first images as an array mapped into memory: Parquet gives single rows slowly."""
-    from pipeline.latents import Latents, write_shard
+    """The first images, uint8 [rows, C, H, W], mapped: Parquet gives single rows slowly."""
+    import numpy as np
 
-    path = entry.state / "images.arrow"
+    path = entry.state / "images.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         info = dataset.info
-        parts = ((first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK))
-        batches = ((dataset.images(first, last), None) for first, last in parts)
-        shape = (info.channels, info.resolution, info.resolution)
+        shape = (rows, info.channels, info.resolution, info.resolution)
         with _completing(path) as temporary:
-            write_shard(temporary, batches, shape, [0.0] * info.channels, 1.0)
-    return Latents([path])
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            for first in range(0, rows, BLOCK):
+                last = min(first + BLOCK, rows)
+                images[first:last] = dataset.images(first, last)
+            images.flush()
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _model(workspace: Workspace, model: str) -> str:
@@ -474,7 +476,7 @@ def run_features(
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
-            _mapped(dataset, rows, entry).stored,
+            _mapped(dataset, rows, entry),
             labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
