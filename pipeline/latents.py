@@ -109,12 +109,6 @@ class Latents:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @property
-    def stored(self) -> np.ndarray:
-        """All stored rows of a single shard, as they are mapped."""
-        [values] = self._blocks
-        return values
-
     def raw(self, rows: np.ndarray) -> np.ndarray:
         """Stored rows [n, *shape] by index (int64 [n]); [n, 2 C, H, W] with `variance`."""
         rows = np.asarray(rows)

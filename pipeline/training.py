@@ -33,6 +33,7 @@ from pipeline.run import (
     CURVE_POINTS,
     Interrupted,
     Progress,
+    keep_freed_memory,
     resume,
     save_checkpoint,
 )
@@ -211,6 +212,7 @@ def train(
     """
     settings = spec["training"]
     torch.set_num_threads(settings["threads"])
+    keep_freed_memory()
     device = latents.device
     network = network_of(spec, spec["start_key"], device)
     decoupled = spec.get("decouple", {})
