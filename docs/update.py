@@ -74,7 +74,7 @@ def main() -> None:
     }
     replace(README, "benchmarks", headlines(results))
     for name, found in results.items():
-        arms = [row for row in found["rows"] if "arm" in row]
+        arms = [row for row in found["rows"] if "arm" in row or "contender" in row]
         if arms:
             replace(MEASURED, name, arms_table(found, arms))
     if "disentangled" in results:
@@ -104,12 +104,15 @@ def headlines(results: dict[str, dict]) -> list[str]:
 
 def arms_table(found: dict, arms: list[dict]) -> list[str]:
     """The arms of a training benchmark: mean (lowest to highest) over its seeds."""
-    columns = list(dict.fromkeys(key for row in arms for key in row))
+    columns = list(
+        dict.fromkeys(k for row in arms for k, value in row.items() if not isinstance(value, list))
+    )
     lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in arms:
         cells = [spread(row.get(key)) for key in columns]
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"\n`{found['command']}`, {found['date']}, commit {found['commit']}.")
+    commit = f", commit {found['commit']}" if "commit" in found else ""
+    lines.append(f"\n`{found['command']}`, {found['date']}{commit}.")
     return lines
 
 
