@@ -83,9 +83,10 @@ def workers(folder: Path, number: int) -> str:
 
 @pytest.fixture(scope="module")
 def untrained(whole, tmp_path_factory):
-    """A checkout that has the latents, and no experts."""
+    """A checkout that has all that experts and mixtures are made from, and none of them."""
     checkout = Checkout.create(tmp_path_factory.mktemp("untrained") / "tspace", PARAMS)
-    assert checkout.repro("pair") == {"latents": 1, "analyses": 1}
+    made = checkout.repro("pair", "features")
+    assert made == {"latents": 1, "analyses": 1, "features": 1}
     return checkout
 
 
