@@ -18,8 +18,8 @@ import fashion
 from disentangled import EACH, STATES
 from experiment import curve, s_compute, s_iterations, s_wall, speedup, summarise
 
-IMAGES = 32_000
-MILESTONES = [2_000, 4_000, 8_000, 16_000]
+IMAGES = 24_000
+MILESTONES = [3_000, 6_000, 12_000]
 EXPERTS_IMAGES = 4  # times as many for one expert per state
 STEPS = 16
 OTHER_STEPS = (8, 50)
