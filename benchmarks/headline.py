@@ -29,7 +29,7 @@ EDM, PAIRED = fashion.EDM, fashion.PAIRED
 DDPM: dict[str, Any] = {"schedule": {"kind": "linear", "states": 1000}, "prediction": "eps"}
 STAGES = {
     "network": {"kind": "multi-decoder", "decoder_channels": [20, 12, 4]},
-    "partition": {"kind": "optimal-denoiser", "draws": 2_000, "rows": 20_000},
+    "partition": {"kind": "optimal-denoiser", "eta": 0.1, "draws": 2_000, "rows": 20_000},
 }
 
 
