@@ -45,7 +45,7 @@ SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
         {
             f"{batch}-{rate}": trained(batch=batch, learning_rate=rate)
             for batch in (64, 32, 16)
-            for rate in (0.002, 0.005)
+            for rate in (0.002, 0.005, 0.01)
         },
     ),
     ("decay", {kind: trained(decay=kind) for kind in ("cosine", "linear", "mdlrc")}),
