@@ -28,6 +28,7 @@ STATES = 16
 OTHER_STATES = (8, 31, 61)  # the last two hold all of the 16
 IMAGES = 16_000
 BATCH = 32
+APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
 PIXEL_ARMS = ("shared-16", "experts", "data-parallel", "trunk", "forked")
 FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
 EACH = {"kind": "per-state"}
@@ -67,10 +68,21 @@ def arms(rates: dict[str, float], images: int = IMAGES) -> dict[str, Any]:
         # Each expert sees as many images as `shared-16`, and a quarter as many.
         "experts": {"schedule": FEW, "partition": EACH, "training": budget(all_each, apart)},
         "experts-quarter": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
+        # A quarter and a sixteenth of the FLOPs an image.
         "experts-small": {
             "schedule": FEW,
             "partition": {"kind": "per-state", "channels": [8] * STATES},
             "training": budget(four, apart, budget="by-difficulty"),
+        },
+        "experts-small-even": {
+            "schedule": FEW,
+            "partition": {"kind": "per-state", "channels": [8] * STATES},
+            "training": budget(four, apart),
+        },
+        "experts-tiny": {
+            "schedule": FEW,
+            "partition": {"kind": "per-state", "channels": [4] * STATES},
+            "training": budget(2 * four, apart),
         },
         "data-parallel": {"schedule": FEW, "training": parallel(four, joined)},
         "trunk": {
@@ -171,12 +183,12 @@ def main() -> None:
         rows.append(row)
     experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
-    for arm in ("experts", "experts-quarter", "experts-small", "forked", "data-parallel"):
+    for arm in (*APART, "forked", "data-parallel"):
         for key in ("s_iterations", "s_wall", "s_compute"):
             if arm in by_arm:
                 name = key if arm == "experts" else f"{key}_{arm}"
                 headline[name] = by_arm[arm][key]["mean"]
-    for arm in ("experts", "experts-quarter", "experts-small"):
+    for arm in APART:
         if arm in runs:
             pairs = zip(runs["data-parallel"].values(), runs[arm].values(), strict=True)
             walls = [experiment.s_wall(joined, run, STATES, worse=True) for joined, run in pairs]
