@@ -143,14 +143,14 @@ def chosen(tuned: experiment.Experiment) -> dict[str, float]:
     return {kind: rate for kind, (_, rate) in best.items()}
 
 
-def with_workers(arm: str, run: dict[str, Any]) -> dict[str, Any]:
+def with_workers(arm: str, run: dict[str, Any], workers: int = STATES) -> dict[str, Any]:
     """A data-parallel run as if its batch were spread over workers that cost nothing to join."""
     if arm != "data-parallel":
         return run
     run = copy.deepcopy(run)
     for point in run["milestones"].values():
-        point["images_seen_critical"] /= STATES
-        point["expert_seconds"] = [[s / STATES for s in own] for own in point["expert_seconds"]]
+        point["images_seen_critical"] /= workers
+        point["expert_seconds"] = [[s / workers for s in own] for own in point["expert_seconds"]]
     return run
 
 
@@ -164,10 +164,8 @@ def main() -> None:
     print(f"learning rates: {rates}")
     wanted = {k: v for k, v in arms(rates, images).items() if not pixels or k in PIXEL_ARMS}
     done = experiment.run(name, params(wanted, pixels))
-    runs = {
-        arm: {seed: with_workers(arm, run) for seed, run in own.items()}
-        for arm, own in done.seeds().items()
-    }
+    raw = done.seeds()
+    runs = {arm: {s: with_workers(arm, run) for s, run in own.items()} for arm, own in raw.items()}
     rows, headline = [], {}
     for arm, own in runs.items():
         row: dict[str, Any] = {"arm": arm, "fid": summarise([r["fid"] for r in own.values()])}
@@ -178,8 +176,9 @@ def main() -> None:
         )
         row["s_compute"] = summarise([experiment.s_compute(b, r, worse=True) for b, r in base])
         for key, workers in (("s_wall", STATES), ("s_wall_2", 2)):
-            walls = [experiment.s_wall(b, r, workers, worse=True) for b, r in base]
-            row[key] = summarise(walls)
+            spread = [with_workers(arm, run, workers) for run in raw[arm].values()]
+            pairs = zip((b for b, _ in base), spread, strict=True)
+            row[key] = summarise([experiment.s_wall(b, r, workers, worse=True) for b, r in pairs])
         rows.append(row)
     experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
