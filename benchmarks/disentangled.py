@@ -6,9 +6,11 @@ half the images, into disentangled-pixels.json. All but shared-8 are sampled on 
 Learning rates are chosen for each kind of arm by one seed at a quarter of the budget (recipes
 tune-...). Run it again to go on where it was interrupted.
 
-* s_iterations: images that one worker must see, one after the other, until the FID that the shared
-  network ends with: the shared network's over the arm's, with a worker for each expert (or, for the
-  data-parallel arm, as many workers for its batch, without communication).
+All speed-ups are to equal FID: the worse of the two that the arm and `shared-16` end with.
+
+* s_iterations: images that one worker must see, one after the other: the shared network's over the
+  arm's, with a worker for each expert (or, for the data-parallel arm, as many workers for its
+  batch, without communication).
 * s_wall: the same in seconds with that many workers, computed from the measured seconds of jobs.
 * s_compute: the same in training FLOPs, summed over all workers.
 """
@@ -26,10 +28,11 @@ STATES = 16
 OTHER_STATES = (8, 31, 61)  # the last two hold all of the 16
 IMAGES = 16_000
 BATCH = 32
+APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
 PIXEL_ARMS = ("shared-16", "experts", "data-parallel", "trunk", "forked")
 FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
 EACH = {"kind": "per-state"}
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.001, 0.003, 0.01, 0.03)
 
 
 def budget(images: int, rate: float, **more: Any) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def parallel(images: int, rate: float) -> dict[str, Any]:
 
 def arms(rates: dict[str, float], images: int = IMAGES) -> dict[str, Any]:
     shared, apart, joined = rates["shared"], rates["experts"], rates["data-parallel"]
-    four = 4 * images
+    four, all_each = 4 * images, STATES * images
     found: dict[str, Any] = {
         "shared-1000": {"training": budget(images, shared)},
         "shared-16": {"schedule": FEW, "training": budget(images, shared)},
@@ -62,12 +65,24 @@ def arms(rates: dict[str, float], images: int = IMAGES) -> dict[str, Any]:
             "network": {"channels": 32},
             "training": budget(images, shared / 2),
         },
-        # Its quarter is the arm at equal images in all.
-        "experts": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
+        # Each expert sees as many images as `shared-16`, and a quarter as many.
+        "experts": {"schedule": FEW, "partition": EACH, "training": budget(all_each, apart)},
+        "experts-quarter": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
+        # A quarter and a sixteenth of the FLOPs an image.
         "experts-small": {
             "schedule": FEW,
             "partition": {"kind": "per-state", "channels": [8] * STATES},
             "training": budget(four, apart, budget="by-difficulty"),
+        },
+        "experts-small-even": {
+            "schedule": FEW,
+            "partition": {"kind": "per-state", "channels": [8] * STATES},
+            "training": budget(four, apart),
+        },
+        "experts-tiny": {
+            "schedule": FEW,
+            "partition": {"kind": "per-state", "channels": [4] * STATES},
+            "training": budget(2 * four, apart),
         },
         "data-parallel": {"schedule": FEW, "training": parallel(four, joined)},
         "trunk": {
@@ -128,14 +143,14 @@ def chosen(tuned: experiment.Experiment) -> dict[str, float]:
     return {kind: rate for kind, (_, rate) in best.items()}
 
 
-def with_workers(arm: str, run: dict[str, Any]) -> dict[str, Any]:
+def with_workers(arm: str, run: dict[str, Any], workers: int = STATES) -> dict[str, Any]:
     """A data-parallel run as if its batch were spread over workers that cost nothing to join."""
     if arm != "data-parallel":
         return run
     run = copy.deepcopy(run)
     for point in run["milestones"].values():
-        point["images_seen_critical"] /= STATES
-        point["expert_seconds"] = [[s / STATES for s in own] for own in point["expert_seconds"]]
+        point["images_seen_critical"] /= workers
+        point["expert_seconds"] = [[s / workers for s in own] for own in point["expert_seconds"]]
     return run
 
 
@@ -149,29 +164,35 @@ def main() -> None:
     print(f"learning rates: {rates}")
     wanted = {k: v for k, v in arms(rates, images).items() if not pixels or k in PIXEL_ARMS}
     done = experiment.run(name, params(wanted, pixels))
-    runs = {
-        arm: {seed: with_workers(arm, run) for seed, run in own.items()}
-        for arm, own in done.seeds().items()
-    }
+    raw = done.seeds()
+    runs = {arm: {s: with_workers(arm, run) for s, run in own.items()} for arm, own in raw.items()}
     rows, headline = [], {}
     for arm, own in runs.items():
         row: dict[str, Any] = {"arm": arm, "fid": summarise([r["fid"] for r in own.values()])}
         base = [(runs["shared-16"][seed], run) for seed, run in own.items()]
-        row["s_iterations"] = summarise([experiment.s_iterations(b, r) for b, r in base])
-        row["s_compute"] = summarise([experiment.s_compute(b, r) for b, r in base])
-        walls = [experiment.s_wall(b, r, STATES) for b, r in base]
-        row["s_wall"] = summarise(walls)
-        row["s_wall_2"] = summarise([experiment.s_wall(b, r, 2) for b, r in base])
+        row["images"] = next(iter(own.values()))["images_seen"]
+        row["s_iterations"] = summarise(
+            [experiment.s_iterations(b, r, worse=True) for b, r in base]
+        )
+        row["s_compute"] = summarise([experiment.s_compute(b, r, worse=True) for b, r in base])
+        for key, workers in (("s_wall", STATES), ("s_wall_2", 2)):
+            spread = [with_workers(arm, run, workers) for run in raw[arm].values()]
+            pairs = zip((b for b, _ in base), spread, strict=True)
+            row[key] = summarise([experiment.s_wall(b, r, workers, worse=True) for b, r in pairs])
         rows.append(row)
     experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
-    for key in ("s_iterations", "s_wall", "s_compute"):
-        for arm in ("experts", "forked"):
-            name = key if arm == "experts" else f"{key}_{arm}"
-            headline[name] = by_arm[arm][key]["mean"]
-    pairs = zip(runs["experts"].items(), runs["data-parallel"].values(), strict=True)
-    against = [experiment.s_wall(parallel, run, STATES) for (_, run), parallel in pairs]
-    headline["s_wall_vs_data_parallel"] = summarise(against)["mean"]
+    for arm in (*APART, "forked", "data-parallel"):
+        for key in ("s_iterations", "s_wall", "s_compute"):
+            if arm in by_arm:
+                name = key if arm == "experts" else f"{key}_{arm}"
+                headline[name] = by_arm[arm][key]["mean"]
+    for arm in APART:
+        if arm in runs:
+            pairs = zip(runs["data-parallel"].values(), runs[arm].values(), strict=True)
+            walls = [experiment.s_wall(joined, run, STATES, worse=True) for joined, run in pairs]
+            suffix = arm.removeprefix("experts").replace("-", "_")
+            headline[f"s_wall_vs_data_parallel{suffix}"] = summarise(walls)["mean"]
     described = fashion.dataset() | {"learning_rates": rates, "workers": STATES}
     if pixels:
         described = described | {"data": done.params["data"], "latent": None}

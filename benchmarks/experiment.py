@@ -5,8 +5,9 @@ lie below .bench/, with one store for all benchmarks, so an interrupted one goes
 two benchmarks that need the same expert train it once.
 
 Speed-ups are against a baseline's quality: how much sooner an arm has the FID that the baseline
-ends with, in images on the critical path, in FLOPs, and in seconds on a number of workers. The last
-is computed, from each expert's measured seconds.
+ends with (or, where asked for, the worse of the two ends), in images on the critical path, in
+FLOPs, and in seconds on a number of workers. The last is computed, from each expert's measured
+seconds.
 """
 
 import fcntl
@@ -203,29 +204,31 @@ def _points(recipe: Recipe) -> list[dict[str, Any]]:
 Curve = Callable[[Recipe], tuple[Any, Any]]
 
 
-def speedup(baseline: Recipe, arm: Recipe, of: Curve) -> float | None:
+def speedup(baseline: Recipe, arm: Recipe, of: Curve, *, worse: bool = False) -> float | None:
     """How many times less an arm needs than the baseline for the baseline's last FID.
 
-    A baseline that was as good before its end is charged for that moment only. None: never reached.
+    worse: for the worse of the two last ones, which both reach. Who was as good before its end is
+    charged for that moment only. None: never reached.
     """
-    cost, fid = of(baseline)
-    theirs = images_to_reach(*of(arm), fid[-1])
-    return None if theirs is None else images_to_reach(cost, fid, fid[-1]) / theirs
+    (cost, fid), theirs = of(baseline), of(arm)
+    target = max(fid[-1], theirs[1][-1]) if worse else fid[-1]
+    needed = images_to_reach(*theirs, target)
+    return None if needed is None else images_to_reach(cost, fid, target) / needed
 
 
-def s_iterations(baseline: Recipe, arm: Recipe) -> float | None:
+def s_iterations(baseline: Recipe, arm: Recipe, *, worse: bool = False) -> float | None:
     """Speed-up in images on the critical path: with a worker for every expert."""
-    return speedup(baseline, arm, lambda r: curve(r, "images_seen_critical"))
+    return speedup(baseline, arm, lambda r: curve(r, "images_seen_critical"), worse=worse)
 
 
-def s_compute(baseline: Recipe, arm: Recipe) -> float | None:
+def s_compute(baseline: Recipe, arm: Recipe, *, worse: bool = False) -> float | None:
     """Speed-up in training FLOPs, summed over experts."""
-    return speedup(baseline, arm, lambda r: curve(r, "train_flops"))
+    return speedup(baseline, arm, lambda r: curve(r, "train_flops"), worse=worse)
 
 
-def s_wall(baseline: Recipe, arm: Recipe, workers: int) -> float | None:
+def s_wall(baseline: Recipe, arm: Recipe, workers: int, *, worse: bool = False) -> float | None:
     """Speed-up in computed seconds when both have so many workers."""
-    return speedup(baseline, arm, lambda r: wall_curve(r, workers))
+    return speedup(baseline, arm, lambda r: wall_curve(r, workers), worse=worse)
 
 
 def summarise(values: Sequence[float | None]) -> dict[str, Any]:

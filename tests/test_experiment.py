@@ -64,6 +64,16 @@ def test_speedups_by_hand():
     assert experiment.s_compute(BASELINE, BASELINE) == 1
 
 
+def test_a_speedup_to_the_worse_of_the_two_ends():
+    slow = recipe([(100, 100, 1e5, [[1]], 8.0), (400, 400, 4e5, [[4]], 4.0)])
+    fast = recipe([(100, 50, 1e5, [[1]], 4.0), (400, 200, 4e5, [[4]], 1.0)])
+    assert experiment.s_iterations(fast, slow) is None
+    assert experiment.s_iterations(fast, slow, worse=True) == pytest.approx(50 / 400)
+    assert experiment.s_iterations(slow, fast, worse=True) == pytest.approx(400 / 50)
+    assert experiment.s_iterations(slow, fast, worse=True) == experiment.s_iterations(slow, fast)
+    assert experiment.s_wall(fast, slow, 1, worse=True) == pytest.approx(1 / 4)
+
+
 def test_a_baseline_that_got_worse_is_charged_for_its_best_moment_only():
     worse = recipe([(100, 100, 1, [[1]], 3.0), (200, 200, 2, [[2]], 1.0), (400, 400, 4, [[4]], 3)])
     assert experiment.s_iterations(worse, ARM) < 2
