@@ -119,7 +119,7 @@ def arms_table(found: dict, arms: list[dict]) -> list[str]:
 
 def spread(value: object) -> str:
     if not isinstance(value, dict):
-        return "" if value is None else str(value)
+        return "" if value is None else number(value)
     if value["mean"] is None:
         return f"not reached ({value['n']} of {value['of']})"
     low, high = number(value["min"]), number(value["max"])
