@@ -129,7 +129,7 @@ def params(recipes: dict[str, Any], pixels: bool = False) -> dict[str, Any]:
     found = fashion.params(recipes, batch=BATCH, warmup=500, ema_halflife=1_000)
     if pixels:
         found["data"]["resolution"] = 16
-        del found["latent"]
+        found["latent"] = {"encoder": "pixels"}
     return found
 
 
@@ -195,7 +195,7 @@ def main() -> None:
             headline[f"s_wall_vs_data_parallel{suffix}"] = summarise(walls)["mean"]
     described = fashion.dataset() | {"learning_rates": rates, "workers": STATES}
     if pixels:
-        described = described | {"data": done.params["data"], "latent": None}
+        described = described | {k: done.params[k] for k in ("data", "latent")}
     experiment.write(done, rows, headline, described)
 
 
