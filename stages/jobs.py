@@ -109,7 +109,7 @@ def run_encoder(
 ) -> None:
     from pipeline import autoencoder
 
-    images = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry)
+    read = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).__getitem__
     settings = dict(spec["settings"])
     threads = settings.pop("threads")
     common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
@@ -117,7 +117,7 @@ def run_encoder(
         autoencoder.fetch_diffusers(
             _model(workspace, settings["model"]),
             entry.path,
-            images.__getitem__,
+            read,
             spec["rows"],
             log=reporter.log,
             **common,
@@ -133,7 +133,7 @@ def run_encoder(
 
     with _stopping(reporter, entry) as stop:
         autoencoder.train_autoencoder(
-            images.__getitem__,
+            read,
             spec["rows"],
             settings=settings,
             seed=spec["seed"],
