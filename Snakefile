@@ -15,12 +15,17 @@ JOBS = PLAN["jobs"]
 RUN = PLAN["run"]
 
 
+def place(job):
+    return f"{RUN}/{JOBS[job]['recipe']}/{job}.done"
+
+
 def job_command(job):
     options = ["--root", PLAN["root"], "--store", PLAN["store"]]
     return shlex.join([PLAN["tspace"], "job", *options, *JOBS[job]["names"]])
 
 
 wildcard_constraints:
+    recipe="[a-z0-9_-]+",
     job="[A-Za-z0-9-]+",
 
 
@@ -30,23 +35,22 @@ localrules:
 
 rule all:
     input:
-        expand("{run}/{job}.done", run=RUN, job=JOBS),
+        [place(job) for job in JOBS],
 
 
-# One rule a kind, so that a profile can set resources for each.
+# One rule a kind, so that a profile can set resources for each, and a wildcard for the recipe, so
+# that it can tell recipes apart.
 for kind in sorted({job["kind"] for job in JOBS.values()}):
 
     rule:
         name:
             kind
         input:
-            lambda wildcards: [
-                f"{RUN}/{need}.done" for need in JOBS[wildcards.job]["needs"]
-            ],
+            lambda wildcards: [place(need) for need in JOBS[wildcards.job]["needs"]],
         output:
-            touch(f"{RUN}/{{job,{kind}-[A-Za-z0-9-]+}}.done"),
+            touch(f"{RUN}/{{recipe}}/{{job,{kind}-[A-Za-z0-9-]+}}.done"),
         log:
-            f"{RUN}/{{job}}.log",
+            f"{RUN}/{{recipe}}/{{job}}.log",
         priority: lambda wildcards: JOBS[wildcards.job]["priority"]
         conda:
             "envs/tspace.yaml"

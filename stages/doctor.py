@@ -428,6 +428,9 @@ def check_partitions(
     shared = _resources(settings.get("default-resources"))
     kinds = {kind: _resources(own) for kind, own in (settings.get("set-resources") or {}).items()}
     default = next((n for n, p in partitions.items() if p.get("Default") == "YES"), None)
+    for kind, own in {"all jobs": shared, **kinds}.items():
+        for key in [key for key, value in own.items() if "wildcards" in str(value)]:
+            yield Finding("ok", f"{key} ({kind})", f"not checked, differs by job: {own.pop(key)}")
     told = set()
     for kind, own in {"all jobs": {}, **kinds}.items():
         wanted = {**shared, **own}
@@ -551,7 +554,7 @@ def check_node(workspace: Workspace, settings: dict[str, Any], run: Callable = r
         ("qos", "qos"),
         ("constraint", "constraint"),
     ):
-        if wanted.get(key):
+        if wanted.get(key) and "wildcards" not in str(wanted[key]):
             options.append(f"--{option}={wanted[key]}")
     ask_, answer_, python, snakefile = (
         shlex.quote(str(p)) for p in (ask, answer, sys.executable, workspace.root / "Snakefile")

@@ -24,6 +24,7 @@ from pipeline.store import Entry, copy_entry, write_json
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5
+NO_RECIPE = "-"  # of jobs that recipes share: encoder, latents and the like
 LINE_SECONDS = 10.0  # between two lines of progress where lines cannot be rewritten
 
 
@@ -113,6 +114,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         "jobs": {
             ids[members[0].name]: {
                 "kind": members[0].kind,
+                "recipe": members[0].recipe or NO_RECIPE,
                 "names": [job.name for job in members],
                 "label": members[0].group or members[0].label,
                 "needs": sorted(

@@ -148,6 +148,12 @@ def test_partition_and_time_limit():
     assert judged({}, partitions="") == ["fail  partitions: none that you may see; ask the site"]
 
 
+def test_what_differs_by_recipe_is_not_judged():
+    by_recipe = "'other' if wildcards.recipe == 'big' else 'main'"
+    assert judged({"set-resources": {"expert": {"slurm_partition": by_recipe}}}) == []
+    assert judged({"default-resources": [f"slurm_partition={by_recipe}"]}) == []
+
+
 def test_gpus_asked_for_and_there():
     gpus = "main gpu:a100:4(S:0)\n"
     ask = {"set-resources": {"expert": {"gres": "gpu:1"}}}

@@ -6,6 +6,7 @@ The tests share one checkout and run in order; each leaves it reproduced and com
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -86,6 +87,25 @@ def test_a_changed_recipe_trains_alone_and_reverting_trains_nothing(checkout, fi
     assert changed["disentangled"] == first_mixtures["disentangled"]
     assert "fid" in checkout.run("dvc", "metrics", "diff").stdout
     checkout.edit("learning_rate: 0.003", "learning_rate: 0.001")
+    assert checkout.repro() == {}
+    assert checkout.mixtures() == first_mixtures
+
+
+def test_a_profile_can_tell_recipes_apart(checkout, first_mixtures, tmp_path):
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(
+        "cores: 2\nset-resources:\n  expert:\n"
+        "    disk_mb: \"321 if wildcards.recipe == 'few-state' else 123\"\n"
+    )
+    checkout.edit("learning_rate: 0.001", "learning_rate: 0.005")
+    checkout.edit("states: 100", "states: 90")
+    assert checkout.repro("train", SNAKEMAKE_PROFILE=str(profile)) == {"experts": 2}
+    log = (checkout.root / ".tspace/runs/experts/snakemake.log").read_text()
+    asked = re.findall(r"wildcards: recipe=([a-z-]+).*?disk_mb=(\d+)", log, re.DOTALL)
+    assert sorted(asked) == [("ddpm", "123"), ("few-state", "321")]
+    checkout.edit("learning_rate: 0.005", "learning_rate: 0.001")
+    checkout.edit("states: 90", "states: 100")
     assert checkout.repro() == {}
     assert checkout.mixtures() == first_mixtures
 

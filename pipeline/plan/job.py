@@ -38,6 +38,7 @@ class Job:
     weight: float = 1.0  # rough cost relative to others of its kind, for ordering
     threads: int = 1
     group: str = ""  # jobs of one group run in one process, one after the other
+    recipe: str = ""  # one that needs it, where recipes have such jobs of their own
 
     @functools.cached_property
     def name(self) -> str:

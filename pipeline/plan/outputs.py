@@ -46,6 +46,7 @@ def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: st
                 threads=base["threads"],
                 # The milestones of a recipe share a process: starting one costs seconds.
                 group=f"{plan.name} {start}",
+                recipe=plan.name,
             )
         )
     return jobs

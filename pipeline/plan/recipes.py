@@ -186,6 +186,7 @@ def _plan_recipe(
             weight=images,
             threads=training.threads,
             group=f"{name} {number // together}" if together > 1 else "",
+            recipe=name,
         )
         plan.experts.append(Expert(job, *own, images, snapshots, paired))
     if recipe.merge.method != "route":
@@ -363,7 +364,14 @@ def _merged(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: int
             spec["confirm"], more = _confirmation(params, data, plan)
             needs += more
     label = f"{plan.name} merged at {milestone:,}"
-    return Job("merged", spec, label, tuple(dict.fromkeys(needs)), threads=recipe.training.threads)
+    return Job(
+        "merged",
+        spec,
+        label,
+        tuple(dict.fromkeys(needs)),
+        threads=recipe.training.threads,
+        recipe=plan.name,
+    )
 
 
 def _confirmation(

@@ -56,6 +56,7 @@ class Job:
     state: str
     node: str
     folder: str
+    memory: str  # asked for
     comment: str
 
 
@@ -107,8 +108,8 @@ class Slurm:
 
     def jobs(self) -> list[Job]:
         """All jobs, also those that ended."""
-        lines = self.run("squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%Z|%k")
-        return [Job(*line.split("|", 4)) for line in lines.splitlines()]
+        lines = self.run("squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%Z|%m|%k")
+        return [Job(*line.split("|", 5)) for line in lines.splitlines()]
 
     def state(self, number: str) -> str:
         return next(job.state for job in self.jobs() if job.number == number)
@@ -215,7 +216,8 @@ class Site:
             return {}
         found = {}
         for job in self.slurm.jobs():
-            kind, _, key = job.comment.partition("_wildcards_")
+            kind, _, wildcards = job.comment.partition("_wildcards_")
+            key = wildcards[wildcards.find("expert-") :]
             mine = job.folder == str(self.root) and kind == "rule_expert" and key in plan
             if mine and (not states or job.state in states):
                 found[job] = [self.root / "store" / name for name in plan[key]["names"]]

@@ -166,7 +166,9 @@ def test_the_whole_pipeline_gives_the_same_bits(whole, mixtures):
     assert whole.checkout.mixtures() == mixtures
     assert whole.checkout.summary()["recipes"]["sixteen"]["fid"] >= 0
     # What a user sees in squeue says the recipe and the states.
-    comments = sorted(job.comment for job in whole.expert_jobs("COMPLETED"))
+    jobs = whole.expert_jobs("COMPLETED")
+    comments = sorted(job.comment for job in jobs)
+    assert {job.memory for job in jobs} == {"700M"}  # the profile's, for this recipe
     assert len(comments) == 2
     assert "sixteen-state-1-and-7-more" in comments[0]
     assert "sixteen-state-9-and-7-more" in comments[1]
