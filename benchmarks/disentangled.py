@@ -1,10 +1,11 @@
 """One expert per state, trained apart, against one network for all: three speeds, never one.
 
 `python benchmarks/disentangled.py` trains every arm with three seeds on Fashion-MNIST latents and
-writes benchmarks/results/disentangled.json; `--pixels` does the main ones on 16x16 pixels, with
-half the images, into disentangled-pixels.json. All but shared-8 are sampled on the same 16 states.
-Learning rates are chosen for each kind of arm by one seed at a quarter of the budget (recipes
-tune-...). Run it again to go on where it was interrupted.
+writes benchmarks/results/disentangled.json. `--long` does the main ones with four times the images,
+and `--pixels` on 16x16 pixels with half of them, into disentangled-long.json and
+disentangled-pixels.json. All but shared-8 are sampled on the same 16 states. Learning rates are
+chosen for each kind of network and batch by one seed at a quarter of the budget (recipes tune-...).
+Run it again to go on where it was interrupted.
 
 All speed-ups are to equal FID: the worse of the two that the arm and `shared-16` end with.
 
@@ -18,6 +19,7 @@ All speed-ups are to equal FID: the worse of the two that the arm and `shared-16
 import argparse
 import copy
 import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import experiment
@@ -25,107 +27,96 @@ import fashion
 from experiment import summarise
 
 STATES = 16
-OTHER_STATES = (8, 31, 61)  # the last two hold all of the 16
 IMAGES = 16_000
 BATCH = 32
-APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
-PIXEL_ARMS = ("shared-16", "experts", "data-parallel", "trunk", "forked")
-FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
-EACH = {"kind": "per-state"}
 RATES = (0.001, 0.003, 0.01, 0.03)
 
 
-def budget(images: int, rate: float, **more: Any) -> dict[str, Any]:
-    """Training to so many images, scored at each half of it down to an eighth."""
-    milestones = [images // 8, images // 4, images // 2]
-    return {"images": images, "milestones": milestones, "learning_rate": rate, **more}
+@dataclass(frozen=True)
+class Arm:
+    """What a recipe changes, and how many times the images of `shared-16` it sees in all."""
+
+    kind: str  # arms of one kind share a learning rate, tuned on the first of them
+    times: float
+    recipe: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
-def parallel(images: int, rate: float) -> dict[str, Any]:
-    """As many workers as there are states, one batch: what the same machines could do otherwise."""
-    return budget(images, rate, batch=BATCH * STATES)
+def few(states: int = STATES) -> dict[str, Any]:
+    schedule = {"kind": "log-snr", "states": states, "log_snr_max": 7.0, "log_snr_min": -7.0}
+    return {"schedule": schedule, "sampling": {"kind": "ddim", "steps": min(states, STATES)}}
 
 
-def arms(rates: dict[str, float], images: int = IMAGES) -> dict[str, Any]:
-    shared, apart, joined = rates["shared"], rates["experts"], rates["data-parallel"]
-    four, all_each = 4 * images, STATES * images
-    found: dict[str, Any] = {
-        "shared-1000": {"training": budget(images, shared)},
-        "shared-16": {"schedule": FEW, "training": budget(images, shared)},
-        **{
-            f"shared-{states}": {
-                "schedule": FEW | {"states": states},
-                "sampling": {"kind": "ddim", "steps": min(states, STATES)},
-                "training": budget(images, shared),
-            }
-            for states in OTHER_STATES
-        },
-        "shared-wider": {
-            "schedule": FEW,
-            "network": {"channels": 32},
-            "training": budget(images, shared / 2),
-        },
-        # Each expert sees as many images as `shared-16`, and a quarter as many.
-        "experts": {"schedule": FEW, "partition": EACH, "training": budget(all_each, apart)},
-        "experts-quarter": {"schedule": FEW, "partition": EACH, "training": budget(four, apart)},
-        # A quarter and a sixteenth of the FLOPs an image.
-        "experts-small": {
-            "schedule": FEW,
-            "partition": {"kind": "per-state", "channels": [8] * STATES},
-            "training": budget(four, apart, budget="by-difficulty"),
-        },
-        "experts-small-even": {
-            "schedule": FEW,
-            "partition": {"kind": "per-state", "channels": [8] * STATES},
-            "training": budget(four, apart),
-        },
-        "experts-tiny": {
-            "schedule": FEW,
-            "partition": {"kind": "per-state", "channels": [4] * STATES},
-            "training": budget(2 * four, apart),
-        },
-        "data-parallel": {"schedule": FEW, "training": parallel(four, joined)},
-        "trunk": {
-            "schedule": FEW,
-            "training": {"images": images // 4, "milestones": [], "learning_rate": shared},
-        },
-        "forked": {
-            "schedule": FEW,
-            "partition": EACH,
-            "training": budget(2 * images, shared / 3, parent="trunk"),
-        },
-        "forked-intervals": {
-            "schedule": FEW,
-            "partition": {"kind": "uniform", "intervals": 4},
-            "training": budget(2 * images, shared / 3, parent="trunk"),
-        },
+def apart(channels: int | None = None) -> dict[str, Any]:
+    """One expert per state, each with so many channels (None: as many as the shared network)."""
+    widths = {"channels": [channels] * STATES} if channels else {}
+    return few() | {"partition": {"kind": "per-state", **widths}}
+
+
+FOUR = few() | {"partition": {"kind": "uniform", "intervals": 4}}
+FORKED = {"parent": "trunk"}
+ARMS = {
+    "shared-16": Arm("shared", 1, few()),
+    "shared-1000": Arm("shared", 1, {}),
+    "shared-8": Arm("shared", 1, few(8)),
+    "shared-31": Arm("shared", 1, few(31)),  # this one and the next hold all of the 16 states
+    "shared-61": Arm("shared", 1, few(61)),
+    # As many weights as all experts together.
+    "shared-wider": Arm("wider", 1, few() | {"network": {"channels": 64}}),
+    # A quarter of the images of `shared-16` for each expert, and as many.
+    "experts-quarter": Arm("experts", 4, apart()),
+    "experts": Arm("experts", 16, apart()),
+    # A quarter and a sixteenth of the FLOPs an image.
+    "experts-small": Arm("small", 4, apart(8), {"budget": "by-difficulty"}),
+    "experts-small-even": Arm("small", 4, apart(8)),
+    "experts-tiny": Arm("tiny", 8, apart(4)),
+    "intervals": Arm("intervals", 2, FOUR),
+    # As many workers as there are states, one batch: what the same machines could do otherwise.
+    "data-parallel": Arm("data-parallel", 4, few(), {"batch": BATCH * STATES}),
+    "trunk": Arm("shared", 0.25, few(), {"milestones": []}),
+    "forked": Arm("forked", 2, apart(), FORKED),
+    "forked-intervals": Arm("forked-intervals", 2, FOUR, FORKED),
+}
+APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of this benchmark: its result's name, the images of `shared-16`, and the arms."""
+
+    name: str
+    images: int
+    arms: tuple[str, ...]
+    pixels: bool = False
+
+
+LATENTS = Setting("disentangled", IMAGES, tuple(ARMS))
+LONG = Setting(
+    "disentangled-long",
+    4 * IMAGES,
+    ("shared-16", "experts-quarter", "experts-small", "experts-tiny", "intervals", "data-parallel"),
+)
+PIXELS = Setting(
+    "disentangled-pixels",
+    IMAGES // 2,
+    ("shared-16", "experts", "data-parallel", "trunk", "forked"),
+    pixels=True,
+)
+
+
+def recipe(arm: Arm, images: int, rate: float) -> dict[str, Any]:
+    """An arm where `shared-16` sees so many images, scored at each half of its own to an eighth."""
+    total = int(arm.times * images)
+    training = {
+        "images": total,
+        "milestones": [total // 8, total // 4, total // 2],
+        "learning_rate": rate,
+        "experts_per_job": 4,
     }
-    for recipe in found.values():
-        recipe["training"].setdefault("experts_per_job", 4)
-    return found
+    return arm.recipe | {"training": training | arm.training}
 
 
-def tuning(images: int = IMAGES) -> dict[str, Any]:
-    """Each kind of arm at a quarter of its budget and several learning rates."""
-    found = {}
-    for number, rate in enumerate(RATES):
-        short = {"images": images // 4, "milestones": [], "learning_rate": rate}
-        found[f"tune-shared-{number}"] = {"seeds": [0], "schedule": FEW, "training": short}
-        found[f"tune-experts-{number}"] = {
-            "seeds": [0],
-            "schedule": FEW,
-            "partition": EACH,
-            "training": short | {"images": images, "experts_per_job": 4},
-        }
-        found[f"tune-data-parallel-{number}"] = {
-            "seeds": [0],
-            "schedule": FEW,
-            "training": short | {"images": images, "batch": BATCH * STATES},
-        }
-    return found
-
-
-def params(recipes: dict[str, Any], pixels: bool = False) -> dict[str, Any]:
+def params(recipes: dict[str, Any], pixels: bool) -> dict[str, Any]:
     found = fashion.params(recipes, batch=BATCH, warmup=500, ema_halflife=1_000)
     if pixels:
         found["data"]["resolution"] = 16
@@ -133,14 +124,36 @@ def params(recipes: dict[str, Any], pixels: bool = False) -> dict[str, Any]:
     return found
 
 
-def chosen(tuned: experiment.Experiment) -> dict[str, float]:
-    """The learning rate with the lowest FID for each kind of arm."""
-    best: dict[str, tuple[float, float]] = {}
-    for name, metrics in tuned.recipes.items():
-        kind, _, number = name.removeprefix("tune-").removesuffix("-seed0").rpartition("-")
-        scored = (metrics["fid"], RATES[int(number)])
-        best[kind] = min(best.get(kind, (float("inf"), 0.0)), scored)
-    return {kind: rate for kind, (_, rate) in best.items()}
+def tuned(setting: Setting) -> dict[str, dict[float, float]]:
+    """For each kind of the setting's arms, each learning rate's FID at a quarter of the images."""
+    wanted = {ARMS[name].kind for name in setting.arms}
+    first = {arm.kind: arm for arm in reversed(ARMS.values()) if arm.kind in wanted}
+    forks = {kind: arm for kind, arm in first.items() if "parent" in arm.training}
+    found = scores(setting, "tuning", {k: arm for k, arm in first.items() if k not in forks})
+    if forks:
+        trunk = recipe(ARMS["trunk"], setting.images, best(found["shared"])) | {"seeds": [0]}
+        found |= scores(setting, "forks", forks, trunk=trunk)
+    return found
+
+
+def scores(
+    setting: Setting, part: str, kinds: dict[str, Arm], **others: Any
+) -> dict[str, dict[float, float]]:
+    recipes = dict(others)
+    for kind, arm in kinds.items():
+        for number, rate in enumerate(RATES):
+            short = recipe(arm, setting.images // 4, rate) | {"seeds": [0]}
+            short["training"]["milestones"] = []
+            recipes[f"tune-{kind}-{number}"] = short
+    done = experiment.run(f"{setting.name}-{part}", params(recipes, setting.pixels)).seeds()
+    return {
+        kind: {rate: done[f"tune-{kind}-{number}"][0]["fid"] for number, rate in enumerate(RATES)}
+        for kind in kinds
+    }
+
+
+def best(fids: dict[float, float]) -> float:
+    return min(fids, key=fids.__getitem__)
 
 
 def with_workers(arm: str, run: dict[str, Any], workers: int = STATES) -> dict[str, Any]:
@@ -157,13 +170,18 @@ def with_workers(arm: str, run: dict[str, Any], workers: int = STATES) -> dict[s
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pixels", action="store_true", help="16x16 pixels instead of latents")
-    pixels = parser.parse_args().pixels
-    name, images = ("disentangled-pixels", IMAGES // 2) if pixels else ("disentangled", IMAGES)
-    rates = chosen(experiment.run(f"{name}-tuning", params(tuning(images), pixels)))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--long", action="store_true", help="four times the images, fewer arms")
+    which.add_argument("--pixels", action="store_true", help="16x16 pixels instead of latents")
+    asked = parser.parse_args()
+    setting = LONG if asked.long else PIXELS if asked.pixels else LATENTS
+    tuning = tuned(setting)
+    rates = {kind: best(fids) for kind, fids in tuning.items()}
     print(f"learning rates: {rates}")
-    wanted = {k: v for k, v in arms(rates, images).items() if not pixels or k in PIXEL_ARMS}
-    done = experiment.run(name, params(wanted, pixels))
+    wanted = {
+        name: recipe(ARMS[name], setting.images, rates[ARMS[name].kind]) for name in setting.arms
+    }
+    done = experiment.run(setting.name, params(wanted, setting.pixels))
     raw = done.seeds()
     runs = {arm: {s: with_workers(arm, run) for s, run in own.items()} for arm, own in raw.items()}
     rows, headline = [], {}
@@ -182,19 +200,22 @@ def main() -> None:
         rows.append(row)
     experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
-    for arm in (*APART, "forked", "data-parallel"):
+    for arm in (*APART, "intervals", "forked", "data-parallel"):
         for key in ("s_iterations", "s_wall", "s_compute"):
             if arm in by_arm:
-                name = key if arm == "experts" else f"{key}_{arm}"
-                headline[name] = by_arm[arm][key]["mean"]
+                headline[key if arm == "experts" else f"{key}_{arm}"] = by_arm[arm][key]["mean"]
     for arm in APART:
         if arm in runs:
             pairs = zip(runs["data-parallel"].values(), runs[arm].values(), strict=True)
             walls = [experiment.s_wall(joined, run, STATES, worse=True) for joined, run in pairs]
             suffix = arm.removeprefix("experts").replace("-", "_")
             headline[f"s_wall_vs_data_parallel{suffix}"] = summarise(walls)["mean"]
-    described = fashion.dataset() | {"learning_rates": rates, "workers": STATES}
-    if pixels:
+    described = fashion.dataset() | {
+        "learning_rates": rates,
+        "tuning_fid": tuning,
+        "workers": STATES,
+    }
+    if setting.pixels:
         described = described | {k: done.params[k] for k in ("data", "latent")}
     experiment.write(done, rows, headline, described)
 

@@ -139,10 +139,9 @@ def main() -> None:
         for base in ("ddpm", "edm", "edm-tuned"):
             pairs = [(runs[base][seed], run) for seed, run in own.items()]
             row[f"images_vs_{base}"] = summarise([speedup(a, b, curve) for a, b in pairs])
-            if base == "edm-tuned":
-                continue
-            row[f"flops_vs_{base}"] = summarise([s_compute(a, b) for a, b in pairs])
-            row[f"seconds_vs_{base}"] = summarise([s_wall(a, b, 1) for a, b in pairs])
+            if base in ("ddpm", "edm"):
+                row[f"flops_vs_{base}"] = summarise([s_compute(a, b) for a, b in pairs])
+                row[f"seconds_vs_{base}"] = summarise([s_wall(a, b, 1) for a, b in pairs])
         rows.append(row)
     experiment.show(rows)
     at = {row["arm"]: row for row in rows}
