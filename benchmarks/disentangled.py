@@ -4,7 +4,7 @@
 writes benchmarks/results/disentangled.json. `--long` does the main ones with four times the images,
 and `--pixels` on 16x16 pixels with half of them, into disentangled-long.json and
 disentangled-pixels.json. All but shared-8 are sampled on the same 16 states. Learning rates are
-chosen for each kind of network and batch by one seed at a quarter of the budget (recipes tune-...),
+chosen for each kind of network and batch by one seed at a quarter of the budget (forks: all of it),
 the best with a worse one on either side. Run it again to go on where it was interrupted.
 
 All speed-ups are to equal FID: the worse of the two that the arm and `shared-16` end with.
@@ -55,7 +55,12 @@ def apart(channels: int | None = None) -> dict[str, Any]:
     return few() | {"partition": {"kind": "per-state", **widths}}
 
 
-FOUR = few() | {"partition": {"kind": "uniform", "intervals": 4}}
+def four(channels: int = 16) -> dict[str, Any]:
+    """One expert for every four states."""
+    partition = {"kind": "uniform", "intervals": 4}
+    return few() | {"partition": partition, "network": {"channels": channels}}
+
+
 FORKED = {"parent": "trunk"}
 ARMS = {
     "shared-16": Arm("shared", 1, few()),
@@ -65,6 +70,8 @@ ARMS = {
     "shared-61": Arm("shared", 1, few(61)),
     # As many weights as all experts together.
     "shared-wider": Arm("wider", 1, few() | {"network": {"channels": 64}}),
+    # A quarter of the FLOPs an image, as a control for the small experts.
+    "shared-small": Arm("shared-small", 4, few() | {"network": {"channels": 8}}),
     # A quarter of the images of `shared-16` for each expert, and as many.
     "experts-quarter": Arm("experts", 4, apart()),
     "experts": Arm("experts", 16, apart()),
@@ -72,12 +79,13 @@ ARMS = {
     "experts-small": Arm("small", 4, apart(8), {"budget": "by-difficulty"}),
     "experts-small-even": Arm("small", 4, apart(8)),
     "experts-tiny": Arm("tiny", 8, apart(4)),
-    "intervals": Arm("intervals", 2, FOUR),
+    "intervals": Arm("intervals", 2, four()),
+    "intervals-small": Arm("intervals-small", 4, four(8)),
     # As many workers as there are states, one batch: what the same machines could do otherwise.
     "data-parallel": Arm("data-parallel", 4, few(), {"batch": BATCH * STATES}),
     "trunk": Arm("shared", 0.25, few(), {"milestones": []}),
     "forked": Arm("forked", 2, apart(), FORKED),
-    "forked-intervals": Arm("forked-intervals", 2, FOUR, FORKED),
+    "forked-intervals": Arm("forked-intervals", 2, four(), FORKED),
 }
 APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
 
@@ -96,7 +104,15 @@ LATENTS = Setting("disentangled", IMAGES, tuple(ARMS))
 LONG = Setting(
     "disentangled-long",
     4 * IMAGES,
-    ("shared-16", "experts-quarter", "experts-small", "experts-tiny", "intervals", "data-parallel"),
+    (
+        "shared-16",
+        "shared-small",
+        "experts-quarter",
+        "experts-small",
+        "intervals",
+        "intervals-small",
+        "data-parallel",
+    ),
 )
 PIXELS = Setting(
     "disentangled-pixels",
@@ -127,25 +143,29 @@ def params(recipes: dict[str, Any], pixels: bool) -> dict[str, Any]:
 
 
 def tuned(setting: Setting) -> dict[str, dict[float, float]]:
-    """For each kind of the setting's arms, each learning rate's FID at a quarter of the images."""
+    """For each kind of the setting's arms, each learning rate's FID at a quarter of the images.
+
+    Forks at all of them: what is best for a short fine-tuning is far too low for a longer one.
+    """
     wanted = {ARMS[name].kind for name in setting.arms}
     first = {arm.kind: arm for arm in reversed(ARMS.values()) if arm.kind in wanted}
     forks = {kind: arm for kind, arm in first.items() if "parent" in arm.training}
-    found = scores(setting, "tuning", {k: arm for k, arm in first.items() if k not in forks})
+    scratch = {kind: arm for kind, arm in first.items() if kind not in forks}
+    found = scores(setting, "tuning", scratch, setting.images // 4)
     if forks:
         trunk = recipe(ARMS["trunk"], setting.images, best(found["shared"])) | {"seeds": [0]}
-        found |= scores(setting, "forks", forks, trunk=trunk)
+        found |= scores(setting, "forks", forks, setting.images, trunk=trunk)
     return found
 
 
 def scores(
-    setting: Setting, part: str, kinds: dict[str, Arm], **others: Any
+    setting: Setting, part: str, kinds: dict[str, Arm], images: int, **others: Any
 ) -> dict[str, dict[float, float]]:
     wanted = {(kind, number) for kind in kinds for number in MIDDLE}
     while True:
         recipes = dict(others)
         for kind, number in sorted(wanted):
-            short = recipe(kinds[kind], setting.images // 4, RATES[number]) | {"seeds": [0]}
+            short = recipe(kinds[kind], images, RATES[number]) | {"seeds": [0]}
             short["training"]["milestones"] = []
             recipes[f"tune-{kind}-{number}"] = short
         done = experiment.run(f"{setting.name}-{part}", params(recipes, setting.pixels)).seeds()
@@ -209,7 +229,7 @@ def main() -> None:
         rows.append(row)
     experiment.show(rows)
     by_arm = {row["arm"]: row for row in rows}
-    for arm in (*APART, "intervals", "forked", "data-parallel"):
+    for arm in (*APART, "intervals", "intervals-small", "shared-small", "forked", "data-parallel"):
         for key in ("s_iterations", "s_wall", "s_compute"):
             if arm in by_arm:
                 headline[key if arm == "experts" else f"{key}_{arm}"] = by_arm[arm][key]["mean"]
