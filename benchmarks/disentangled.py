@@ -24,7 +24,7 @@ from typing import Any
 
 import experiment
 import fashion
-from experiment import summarise
+from experiment import s_compute, s_iterations, s_wall, summarise
 
 STATES = 16
 IMAGES = 16_000
@@ -88,6 +88,7 @@ ARMS = {
     "forked-intervals": Arm("forked-intervals", 2, four(), FORKED),
 }
 APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
+HEADLINE = (*APART, "intervals", "intervals-small", "shared-small", "forked", "data-parallel")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,63 @@ def with_workers(arm: str, run: dict[str, Any], workers: int = STATES) -> dict[s
     return run
 
 
+Runs = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> metrics
+
+
+def on(workers: int, runs: Runs) -> Runs:
+    return {
+        arm: {seed: with_workers(arm, run, workers) for seed, run in own.items()}
+        for arm, own in runs.items()
+    }
+
+
+def against(runs: Runs, base: str, arm: str, workers: int = STATES) -> dict[str, dict[str, Any]]:
+    """The three speeds of an arm over another, each over the seeds."""
+    spread = on(workers, {name: runs[name] for name in (base, arm)})
+    pairs = list(zip(spread[base].values(), spread[arm].values(), strict=True))
+    return {
+        "s_iterations": summarise([s_iterations(a, b, worse=True) for a, b in pairs]),
+        "s_compute": summarise([s_compute(a, b, worse=True) for a, b in pairs]),
+        "s_wall": summarise([s_wall(a, b, workers, worse=True) for a, b in pairs]),
+    }
+
+
+def table(runs: Runs) -> list[dict[str, Any]]:
+    rows = []
+    for arm, own in runs.items():
+        row = {
+            "arm": arm,
+            "fid": summarise([run["fid"] for run in own.values()]),
+            "images": next(iter(own.values()))["images_seen"],
+        }
+        row |= against(runs, "shared-16", arm)
+        row["s_wall_2"] = against(runs, "shared-16", arm, workers=2)["s_wall"]
+        rows.append(row)
+    return rows
+
+
+def figures(runs: Runs, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The headline: means of the table, and arms beside others than `shared-16`."""
+    found = {}
+    for row in rows:
+        if row["arm"] in HEADLINE:
+            suffix = "" if row["arm"] == "experts" else f"_{row['arm']}"
+            for key in ("s_iterations", "s_wall", "s_compute"):
+                found[key + suffix] = row[key]["mean"]
+    for arm in APART:
+        if arm in runs:
+            wall = against(runs, "data-parallel", arm)["s_wall"]["mean"]
+            suffix = arm.removeprefix("experts").replace("-", "_")
+            found[f"s_wall_vs_data_parallel{suffix}"] = wall
+    # A small network is cheaper by itself: what small experts add to that.
+    for arm in ("experts-small", "experts-small-even", "intervals-small"):
+        if arm in runs:
+            beside = against(runs, "shared-small", arm)
+            for key in ("s_iterations", "s_compute"):
+                found[f"{key}_{arm}_vs_shared-small"] = beside[key]["mean"]
+    return found
+
+
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -211,34 +269,9 @@ def main() -> None:
         name: recipe(ARMS[name], setting.images, rates[ARMS[name].kind]) for name in setting.arms
     }
     done = experiment.run(setting.name, params(wanted, setting.pixels))
-    raw = done.seeds()
-    runs = {arm: {s: with_workers(arm, run) for s, run in own.items()} for arm, own in raw.items()}
-    rows, headline = [], {}
-    for arm, own in runs.items():
-        row: dict[str, Any] = {"arm": arm, "fid": summarise([r["fid"] for r in own.values()])}
-        base = [(runs["shared-16"][seed], run) for seed, run in own.items()]
-        row["images"] = next(iter(own.values()))["images_seen"]
-        row["s_iterations"] = summarise(
-            [experiment.s_iterations(b, r, worse=True) for b, r in base]
-        )
-        row["s_compute"] = summarise([experiment.s_compute(b, r, worse=True) for b, r in base])
-        for key, workers in (("s_wall", STATES), ("s_wall_2", 2)):
-            spread = [with_workers(arm, run, workers) for run in raw[arm].values()]
-            pairs = zip((b for b, _ in base), spread, strict=True)
-            row[key] = summarise([experiment.s_wall(b, r, workers, worse=True) for b, r in pairs])
-        rows.append(row)
+    runs = done.seeds()
+    rows = table(runs)
     experiment.show(rows)
-    by_arm = {row["arm"]: row for row in rows}
-    for arm in (*APART, "intervals", "intervals-small", "shared-small", "forked", "data-parallel"):
-        for key in ("s_iterations", "s_wall", "s_compute"):
-            if arm in by_arm:
-                headline[key if arm == "experts" else f"{key}_{arm}"] = by_arm[arm][key]["mean"]
-    for arm in APART:
-        if arm in runs:
-            pairs = zip(runs["data-parallel"].values(), runs[arm].values(), strict=True)
-            walls = [experiment.s_wall(joined, run, STATES, worse=True) for joined, run in pairs]
-            suffix = arm.removeprefix("experts").replace("-", "_")
-            headline[f"s_wall_vs_data_parallel{suffix}"] = summarise(walls)["mean"]
     described = fashion.dataset() | {
         "learning_rates": rates,
         "tuning_fid": tuning,
@@ -246,7 +279,7 @@ def main() -> None:
     }
     if setting.pixels:
         described = described | {k: done.params[k] for k in ("data", "latent")}
-    experiment.write(done, rows, headline, described)
+    experiment.write(done, rows, figures(runs, rows), described)
 
 
 if __name__ == "__main__":
