@@ -39,12 +39,12 @@ SENTENCES = {
     "disentangled": "16 experts to one network's FID: {s_iterations} times fewer images in a row, "
     "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's "
     "speed on as many workers",
-    "disentangled-long": "the same with four times the images: {s_iterations_experts-quarter}, "
-    "{s_compute_experts-quarter}, {s_wall_vs_data_parallel_quarter}; experts of a quarter of the "
-    "size {s_iterations_experts-small}, {s_compute_experts-small}; one for each quarter of the "
-    "states {s_iterations_intervals}, {s_compute_intervals}",
-    "disentangled-pixels": "the same on 16x16 pixels: {s_iterations}, {s_compute}, "
-    "{s_wall_vs_data_parallel}",
+    "disentangled-long": "with four times the images: 16 experts {s_iterations_experts-quarter} "
+    "times fewer in a row, {s_compute_experts-quarter} times the compute speed; 4 experts "
+    "{s_iterations_intervals} and {s_compute_intervals}; 4 small ones beside a small network "
+    "{s_iterations_vs_small_intervals-small} and {s_compute_vs_small_intervals-small}",
+    "disentangled-pixels": "16x16 pixels: 16 experts {s_iterations} times fewer images in a row, "
+    "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's",
     "fidelity": "Frechet distance in 2,048 dimensions: {speedup_vs_torch_fidelity_d2048} times "
     "torch-fidelity's speed, {speedup_vs_sqrtm_d2048} times scipy's sqrtm",
     "headline": "the best combination found reaches plain DDPM's FID with at least "
