@@ -100,7 +100,7 @@ def write_results(
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     result = {
-        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": dict(described),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": [dict(row) for row in rows],

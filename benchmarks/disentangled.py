@@ -88,6 +88,9 @@ ARMS = {
     "forked-intervals": Arm("forked-intervals", 2, four(), FORKED),
 }
 APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "experts-tiny")
+SMALL = ("experts-small", "experts-small-even", "intervals-small")
+# A small network is cheaper by itself: what small experts add to that.
+BESIDE = ("s_iterations_vs_small", "s_compute_vs_small")
 HEADLINE = (*APART, "intervals", "intervals-small", "shared-small", "forked", "data-parallel")
 
 
@@ -228,6 +231,9 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         }
         row |= against(runs, "shared-16", arm)
         row["s_wall_2"] = against(runs, "shared-16", arm, workers=2)["s_wall"]
+        if arm in SMALL and "shared-small" in runs:
+            beside = against(runs, "shared-small", arm)
+            row |= {key: beside[key.removesuffix("_vs_small")] for key in BESIDE}
         rows.append(row)
     return rows
 
@@ -238,19 +244,14 @@ def figures(runs: Runs, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         if row["arm"] in HEADLINE:
             suffix = "" if row["arm"] == "experts" else f"_{row['arm']}"
-            for key in ("s_iterations", "s_wall", "s_compute"):
-                found[key + suffix] = row[key]["mean"]
+            for key in ("s_iterations", "s_wall", "s_compute", *BESIDE):
+                if key in row:
+                    found[key + suffix] = row[key]["mean"]
     for arm in APART:
         if arm in runs:
             wall = against(runs, "data-parallel", arm)["s_wall"]["mean"]
             suffix = arm.removeprefix("experts").replace("-", "_")
             found[f"s_wall_vs_data_parallel{suffix}"] = wall
-    # A small network is cheaper by itself: what small experts add to that.
-    for arm in ("experts-small", "experts-small-even", "intervals-small"):
-        if arm in runs:
-            beside = against(runs, "shared-small", arm)
-            for key in ("s_iterations", "s_compute"):
-                found[f"{key}_{arm}_vs_shared-small"] = beside[key]["mean"]
     return found
 
 
