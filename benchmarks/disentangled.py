@@ -14,6 +14,7 @@ All speed-ups are to equal FID: the worse of the two that the arm and `shared-16
   batch, without communication).
 * s_wall: the same in seconds with that many workers, computed from the measured seconds of jobs.
 * s_compute: the same in training FLOPs, summed over all workers.
+* ..._vs_small: beside `shared-small` instead, for experts of its size.
 """
 
 import argparse
