@@ -30,6 +30,8 @@ from experiment import s_compute, s_iterations, s_wall, summarise
 STATES = 16
 IMAGES = 16_000
 BATCH = 32
+FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
+EACH = {"kind": "per-state"}
 # Learning rates. The middle four are tried, and the next one while the best is at an end.
 RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 MIDDLE = range(2, 6)
@@ -46,14 +48,14 @@ class Arm:
 
 
 def few(states: int = STATES) -> dict[str, Any]:
-    schedule = {"kind": "log-snr", "states": states, "log_snr_max": 7.0, "log_snr_min": -7.0}
-    return {"schedule": schedule, "sampling": {"kind": "ddim", "steps": min(states, STATES)}}
+    sampling = {"kind": "ddim", "steps": min(states, STATES)}
+    return {"schedule": FEW | {"states": states}, "sampling": sampling}
 
 
 def apart(channels: int | None = None) -> dict[str, Any]:
     """One expert per state, each with so many channels (None: as many as the shared network)."""
     widths = {"channels": [channels] * STATES} if channels else {}
-    return few() | {"partition": {"kind": "per-state", **widths}}
+    return few() | {"partition": EACH | widths}
 
 
 def four(channels: int = 16) -> dict[str, Any]:

@@ -429,7 +429,7 @@ def check_partitions(
     kinds = {kind: _resources(own) for kind, own in (settings.get("set-resources") or {}).items()}
     default = next((n for n, p in partitions.items() if p.get("Default") == "YES"), None)
     for kind, own in {"all jobs": shared, **kinds}.items():
-        for key in [key for key, value in own.items() if "wildcards" in str(value)]:
+        for key in [key for key, value in own.items() if _by_job(value)]:
             yield Finding("ok", f"{key} ({kind})", f"not checked, differs by job: {own.pop(key)}")
     told = set()
     for kind, own in {"all jobs": {}, **kinds}.items():
@@ -454,6 +454,11 @@ def _resources(given: Any) -> dict[str, Any]:
     if isinstance(given, list):
         return dict(str(item).partition("=")[::2] for item in given)
     return dict(given or {})
+
+
+def _by_job(value: Any) -> bool:
+    """Whether a resource is an expression that differs by job, such as by recipe."""
+    return "wildcards" in str(value)
 
 
 def _check_partition(
@@ -554,7 +559,7 @@ def check_node(workspace: Workspace, settings: dict[str, Any], run: Callable = r
         ("qos", "qos"),
         ("constraint", "constraint"),
     ):
-        if wanted.get(key) and "wildcards" not in str(wanted[key]):
+        if wanted.get(key) and not _by_job(wanted[key]):
             options.append(f"--{option}={wanted[key]}")
     ask_, answer_, python, snakefile = (
         shlex.quote(str(p)) for p in (ask, answer, sys.executable, workspace.root / "Snakefile")

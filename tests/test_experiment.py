@@ -1,5 +1,6 @@
 """Speed-ups of the training benchmarks against numbers worked out by hand, and their workspace."""
 
+import importlib
 import itertools
 import math
 import sys
@@ -11,6 +12,13 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import experiment
+
+BENCHMARKS = Path(experiment.__file__).parent
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_a_benchmark_finds_what_it_imports(name):
+    importlib.import_module(name)
 
 
 def recipe(points):
