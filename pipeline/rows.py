@@ -18,9 +18,10 @@ _KEY = noise.derive_key("rows")
 def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarray:
     """`count` of the rows 0 .. `rows` - 1, a fair sample of them: int64 [count], ascending.
 
-    labels: int [rows]; every class then gets its share, to one row (largest remainders), and one whose
-    share is less than a row is taken or not by chance. Within a class, and without labels, the first rows of
-    a fixed permutation are taken. ValueError unless 0 <= count <= rows.
+    labels: int [rows]; every class then gets its share, to one row (largest remainders; ties, and
+    so classes that are too small for a row of their own, in a fixed random order). Within a class,
+    and without labels, the first rows of a fixed permutation are taken. ValueError unless
+    0 <= count <= rows.
     """
     if not 0 <= count <= rows:
         raise ValueError(f"cannot choose {count} of {rows} rows")
@@ -41,7 +42,7 @@ def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarra
 
 
 def _shares(counts: np.ndarray, total: int) -> np.ndarray:
-    """`total` split in proportion to `counts` by largest remainders, ties in a fixed random order."""
+    """`total` split in proportion to `counts` by largest remainders."""
     whole, rest = np.divmod(counts * total, counts.sum())
     order = noise.permutation(_KEY, 1, len(counts))
     largest = order[np.argsort(-rest[order], kind="stable")]
