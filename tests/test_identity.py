@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 
 import pytest
 
+from pipeline import identity
 from pipeline.identity import canonical_json, code_digest, digest
 
 
@@ -24,17 +26,24 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "toolbox"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
+    (folder / "tools").mkdir()
+    (folder / "tools" / "__init__.py").write_text("")
     (folder / "a.py").write_text("from toolbox import b\n\n\ndef f():\n    return b.g()\n")
     (folder / "b.py").write_text("def g():\n    return 1\n")
     (folder / "c.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def current(name="toolbox.a"):
-        code_digest.cache_clear()
-        return code_digest(name)
+    def forget():
+        for cached in (code_digest, identity.reachable, identity._source, identity._is_package):
+            cached.cache_clear()
+        importlib.invalidate_caches()
+
+    def current(*roots):
+        forget()
+        return code_digest(*(roots or ["toolbox.a"]))
 
     yield folder, current
-    code_digest.cache_clear()
+    forget()
     for name in [n for n in sys.modules if n.startswith("toolbox")]:
         del sys.modules[name]
 
@@ -74,6 +83,94 @@ def test_a_string_that_looks_like_a_comment_counts(package):
     before = current()
     (folder / "b.py").write_text('def g():\n    return "# 2"\n')
     assert current() != before
+
+
+USED = """
+def kept():
+    return {0}
+
+
+def other():
+    return {1}
+
+
+class Shape:
+    sides = {2}
+
+    def area(self):
+        return helper()
+
+
+def helper():
+    return 1
+
+
+SIZES = [1, 2]
+"""
+
+
+def test_only_the_definitions_that_are_used_count(package):
+    folder, current = package
+    (folder / "a.py").write_text("from toolbox.b import kept\n\n\ndef f():\n    return kept()\n")
+    (folder / "b.py").write_text(USED.format(1, 2, 3))
+    before = current()
+    (folder / "b.py").write_text(USED.format(1, 9, 9) + "\n\ndef further():\n    return 0\n")
+    assert current() == before
+    (folder / "b.py").write_text(USED.format(9, 2, 3))
+    assert current() != before
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from toolbox import b\n\n\ndef f():\n    return b.Shape()\n",
+        "def f():\n    from toolbox.b import Shape as S\n\n    return S()\n",
+        "import toolbox.b as b\n\n\nclass F(b.Shape):\n    pass\n",
+        "from toolbox import b\n\n\ndef f(kind):\n    return getattr(b, kind)()\n",
+    ],
+)
+def test_what_a_used_definition_uses_counts(package, use):
+    folder, current = package
+    (folder / "a.py").write_text(use)
+    (folder / "b.py").write_text(USED.format(1, 2, 3))
+    before = current()
+    (folder / "b.py").write_text(
+        USED.format(1, 2, 3).replace("return 1\n\n\nSIZES", "return 4\n\n\nSIZES")
+    )
+    assert current() != before
+
+
+def test_statements_that_run_at_import_count(package):
+    folder, current = package
+    before = current("toolbox.a:f")
+    (folder / "b.py").write_text("def g():\n    return 1\n\n\nif True:\n    print()\n")
+    assert current("toolbox.a:f") != before
+
+
+def test_moving_code_changes_nothing(package):
+    folder, current = package
+    before = current()
+    (folder / "b.py").rename(folder / "tools" / "moved.py")
+    (folder / "a.py").write_text(
+        "from toolbox.tools import moved as b\n\n\ndef f():\n    return b.g()\n"
+    )
+    assert current() == before
+    (folder / "a.py").write_text("def f():\n    return b.g()\n")
+    assert current() != before  # and what is not found any more is missed
+
+
+def test_types_of_arguments_do_not_lead_on(package):
+    folder, current = package
+    (folder / "a.py").write_text("from toolbox import c\n\n\ndef f(n: c.x) -> c.x:\n    return n\n")
+    before = current()
+    (folder / "c.py").write_text("x = 2\n")
+    assert current() == before
+
+
+def test_a_missing_name_is_an_error(package):
+    _, current = package
+    with pytest.raises(ValueError, match=r"toolbox\.b has no h"):
+        current("toolbox.b:h")
 
 
 def test_a_missing_module_is_an_error():
