@@ -94,7 +94,10 @@ def write_results(
     headline: Mapping[str, Any],
     described: Mapping[str, Any],
 ) -> Path:
-    """Write benchmarks/results/<name>.json; `described` is what `machine` said at the start."""
+    """Write benchmarks/results/<name>.json; `described` is what `machine` said at the start.
+
+    It names the commit of this checkout, with `+` if its code differs from it.
+    """
     for key, value in headline.items():
         print(f"{key}: {_text(value)}")
     RESULTS.mkdir(exist_ok=True)
@@ -103,8 +106,39 @@ def write_results(
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": dict(described),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
         "rows": [dict(row) for row in rows],
         "headline": dict(headline),
     }
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    path.write_text(as_lines(result))
     return path
+
+
+def as_lines(result: Mapping[str, Any]) -> str:
+    """JSON with a line for each row and each key of a block, which diffs and eyes can follow."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)
+
+    blocks = []
+    for key, value in result.items():
+        if isinstance(value, dict) and value:
+            lines = ",\n".join(f"  {text(name)}: {text(own)}" for name, own in value.items())
+            blocks.append(f" {text(key)}: {{\n{lines}\n }}")
+        elif isinstance(value, list) and value:
+            lines = ",\n".join(f"  {text(row)}" for row in value)
+            blocks.append(f" {text(key)}: [\n{lines}\n ]")
+        else:
+            blocks.append(f" {text(key)}: {text(value)}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def commit() -> str:
+    """Of this checkout; with `+` if its code differs from it."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent.parent
+        return subprocess.check_output(["git", *arguments], cwd=root, text=True).strip()
+
+    edited = git("status", "--porcelain", "--", "pipeline", "stages", "benchmarks/*.py")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if edited else "")

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from common import print_table, write_results
+from common import as_lines, print_table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / ".bench"
@@ -302,19 +302,8 @@ def write(
     headline: Mapping[str, Any],
     described: Mapping[str, Any],
 ) -> Path:
-    """Write benchmarks/results/<name>.json: the rows given, every run's, its params and commit."""
+    """Write benchmarks/results/<name>.json: the rows given, every run's, and its params."""
     path = write_results(experiment.name, [*rows, *run_rows(experiment)], headline, described)
     result = json.loads(path.read_text())
-    result |= {"commit": commit(), "params": experiment.params}
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    path.write_text(as_lines(result | {"params": experiment.params}))
     return path
-
-
-def commit() -> str:
-    """Of this checkout; with `+` if its code differs from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
-
-    edited = git("status", "--porcelain", "--", "pipeline", "stages", "benchmarks/*.py")
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if edited else "")
