@@ -132,7 +132,9 @@ def post_hoc_coefficients(
     """Coefficients [n] that combine n snapshots into the average of another length.
 
     Snapshot i was taken at images[i] of an average with sigma_rels[i]. The profile closest in the
-    least-squares sense to the target's (EDM2, section 3.2 and appendix C); in float64.
+    least-squares sense to the target's, divided by its sum as EDM2's code does: few snapshots fit
+    the profile badly, and a sum other than 1 would scale the network (section 3.2 and appendix C).
+    In float64.
     """
     t = np.asarray(images, dtype=np.float64)
     if len(t) != len(sigma_rels) or not len(t) or t.min() <= 0 or target_images <= 0:
@@ -144,7 +146,8 @@ def post_hoc_coefficients(
     # Profiles of unit norm: early snapshots have much taller ones.
     norm = np.sqrt(np.diag(inner))
     solution, *_ = np.linalg.lstsq(inner / norm / norm[:, None], target / norm, rcond=None)
-    return solution / norm
+    coefficients = solution / norm
+    return coefficients / coefficients.sum()
 
 
 def combine(

@@ -166,19 +166,61 @@ def test_a_stored_snapshot_is_its_own_reconstruction():
     np.testing.assert_allclose(coefficients, [0, 0, 0, 1, 0, 0], atol=1e-9)
 
 
-def test_coefficients_minimise_the_distance_of_profiles():
-    """Against a least-squares fit of the profiles on a fine grid."""
+GRID = (np.arange(200_000) + 0.5) / 200_000 * 1000  # images, the middles of equal cells
+
+
+def profile(t, sigma_rel):
+    """Weight of the weights at each of GRID's images in an average taken at t images."""
+    gamma = power_exponent(sigma_rel)
+    return np.where(GRID <= t, (gamma + 1) / t * np.minimum(GRID / t, 1) ** gamma, 0)
+
+
+def test_coefficients_are_the_closest_profile_of_sum_one():
+    """Against a least-squares fit of the profiles on a fine grid, divided by its sum."""
     times, lengths = [300, 600, 600, 1000, 1000], [0.1, 0.05, 0.1, 0.05, 0.1]
-    s = (np.arange(200_000) + 0.5) / 200_000 * 1000
-
-    def profile(t, sigma_rel):
-        gamma = power_exponent(sigma_rel)
-        return np.where(s <= t, (gamma + 1) / t * np.minimum(s / t, 1) ** gamma, 0)
-
     basis = np.stack([profile(t, length) for t, length in zip(times, lengths, strict=True)], axis=1)
     expected, *_ = np.linalg.lstsq(basis, profile(900, 0.15), rcond=None)
+    assert abs(expected.sum() - 1) > 1e-3  # the fit alone would scale the network
     found = post_hoc_coefficients(times, lengths, 900, 0.15)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-4)
+
+
+# What a run keeps with two milestones and its end, and lengths that its profiles fit badly.
+FEW = [((250, 500, 1000), (0.05, 0.1), 0.15), ((250, 500, 1000), (0.1,), 0.2)]
+
+
+@pytest.mark.parametrize(("milestones", "kept", "length"), FEW)
+def test_few_milestones_still_give_an_average(milestones, kept, length):
+    """The profile that the combined weights have sums to one over the run."""
+    times = [t for t in milestones for _ in kept]
+    lengths = [one for _ in milestones for one in kept]
+    found = post_hoc_coefficients(times, lengths, 1000, length)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    parts = (c * profile(t, one) for c, t, one in zip(found, times, lengths, strict=True))
+    assert sum(parts).mean() * 1000 == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("milestones", "kept", "length"), FEW)
+def test_few_milestones_come_near_the_tracked_average(milestones, kept, length):
+    """On a run that settles, as training does: scaled weights would be far off the tracked ones."""
+    rng = np.random.default_rng(4)
+    settled, start = rng.normal(size=(2, 200))
+    module = Weights(start)
+    stored, direct = PowerEMA(module, kept), PowerEMA(module, (length,))
+    snapshots, times, lengths = [], [], []
+    for images in range(1, 1001):
+        noise = rng.normal(size=200) / 10
+        module.set(settled + (start - settled) * np.exp(-images / 100) + noise)
+        stored.update(images - 1, 1)
+        direct.update(images - 1, 1)
+        if images in milestones:
+            for one, weights in stored.weights.items():
+                snapshots.append({"w": weights["w"].clone()})
+                times.append(images)
+                lengths.append(one)
+    found = combine(snapshots, post_hoc_coefficients(times, lengths, 1000, length))["w"]
+    expected = direct.weights[length]["w"]
+    assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 def test_combine_is_a_sum_in_float64():
