@@ -351,6 +351,7 @@ class Assignment(Block):
     method: Literal["assignment"]
     block: Positive = 256  # images that are solved together exactly
     sweeps: Positive = 1  # 1 is batch-wise; more approach an assignment of the whole dataset
+    within_class: bool = True  # of a class-conditional network: noise then tells nothing of class
     components: Positive | None = None  # cost in so many principal components; null: all pixels
     keep: Positive | None = None  # paired noise in so many components, fresh noise in the others
     refresh: Share = 0.0  # share of the noise's variance that is drawn anew
@@ -362,6 +363,7 @@ class Nearest(Block):
 
     method: Literal["knn-l2", "knn-dot"]
     candidates: Annotated[int, Field(ge=2, le=65_536)] = 8
+    center: bool = True  # choose by the rows without their mean; false is the paper's
     components: Positive | None = None
     keep: Positive | None = None
     refresh: Share = 0.0
@@ -917,6 +919,8 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         )
     if recipe.sampling.steps is None and states is None:
         yield "sampling.steps", "a continuous schedule needs a number of steps"
+    if not getattr(recipe.pairing, "within_class", True) and not recipe.network.class_conditional:
+        yield "pairing.within_class", "needs network.class_conditional: true (or leave it out)"
     if recipe.sampling.guidance != 1.0 and not recipe.network.class_conditional:
         yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
     if recipe.sampling.eta and recipe.sampling.kind != "ddim":

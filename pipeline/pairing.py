@@ -17,6 +17,10 @@ further sweeps solve other blocks of the already paired rows, which never raises
 approaches an assignment of the whole dataset. `knn-l2` is the selection of Improved Immiscible
 Diffusion (arXiv 2505.18521); `knn-dot` drops the noise's own norm from its score.
 
+A row that chooses pulls its noise towards itself, so all rows together pull the noise's mean
+towards theirs, where sampling does not start. Rows are therefore `centred` before they choose,
+which is a correction of ours to that paper. A permutation has all noises whatever the cost.
+
 All costs are exact integers: rows and noises are rounded to integers whose inner products stay
 below 2^24, so that a float32 matrix product is exact in whatever order it is summed. From the
 same input (and version of scipy, which breaks ties) a pairing is therefore equal to the bit for
@@ -52,6 +56,21 @@ _INT8, _INT16 = 127, 32767
 _BASIS_SCALE = 1 << 14
 _PROJECTION_SCALE = 128
 _CHUNK_BYTES = 32 << 20
+
+
+def centred(rows: RowSource, means: np.ndarray, labels: np.ndarray | None = None) -> RowSource:
+    """The rows without the data's mean, or without their class's.
+
+    means: float32 [1 + K, ...], of all rows and of each class (`spectrum.means`); labels: int64
+    [count] for the latter. A network that is told the class needs noise of mean 0 in each class.
+    """
+    flat = means.reshape(len(means), -1)
+
+    def without(index: np.ndarray) -> np.ndarray:
+        own = flat[0] if labels is None else flat[1 + labels[index]]
+        return rows(index).reshape(len(index), -1) - own
+
+    return without
 
 
 # --- principal components ---------------------------------------------------------------------
@@ -444,15 +463,22 @@ def diagnose(
     eps: np.ndarray,
     components: Components | None = None,
     labels: np.ndarray | None = None,
+    mean: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """How close a pairing is, and what it does to the noise. x, eps: [n, d], row by row paired.
+
+    mean: the mean image [d], or that of each row's class [n, d].
 
     cost                  mean |x - eps|^2
     distance_cut_percent  the cost against unpaired N(0, I), mean |x|^2 + d
     alignment_percent     the part of that cut that is alignment, 2 mean <x, eps>; the rest is noise
                           of a smaller norm
     noise_std             sqrt(mean |eps|^2 / d); 1 for N(0, I)
-    component_variance    of the noise along the first components (at most 4); 1 for N(0, I)
+    noise_mean            of the noise along the mean image, in standard deviations; for N(0, I) 0
+                          but for `noise_mean_error`, its standard error
+    mean_share            the mean image's part of the rows' square, |mean|^2 / mean |x|^2
+    component_mean, component_variance  of the noise along the first components (at most 4); 0 and
+                          1 for N(0, I)
     component_correlation of rows and noise along them; 0 if unpaired
     class_leak, class_chance  share of noises whose class is told right from the noise alone by
                           nearest class mean (in the components if given), fitted on every other
@@ -470,10 +496,18 @@ def diagnose(
         "alignment_percent": 100 * 2 * inner / (row_square + d),
         "noise_std": math.sqrt(noise_square / d),
     }
+    if mean is not None:
+        mean = np.broadcast_to(mean.astype(np.float64), x.shape)
+        norm = np.linalg.norm(mean, axis=1)
+        along = np.einsum("nd,nd->n", mean, eps) / np.maximum(norm, np.finfo(float).tiny)
+        found["noise_mean"] = float(along.mean())
+        found["noise_mean_error"] = 1 / math.sqrt(n)
+        found["mean_share"] = float((norm**2).mean() / row_square)
     features = eps
     if components is not None:
         features = eps @ components.basis.T
         along_x, along_noise = (x @ components.basis[:4].T).T, features[:, :4].T
+        found["component_mean"] = [float(v) for v in along_noise.mean(axis=1)]
         found["component_variance"] = [float(v) for v in along_noise.var(axis=1)]
         found["component_correlation"] = [
             float(np.corrcoef(a, b)[0, 1]) for a, b in zip(along_x, along_noise, strict=True)
@@ -542,13 +576,16 @@ def expected_maximum(k: int) -> float:
     return float(z[-1] - np.trapezoid(distribution**k, z))
 
 
-def knn_bias(k: int, dim: int, row_square: float) -> dict[str, float]:
+def knn_bias(k: int, dim: int, row_square: float, mean_square: float = 0.0) -> dict[str, float]:
     """What `knn-l2` with k candidates does, for rows with |x|^2 = row_square in `dim` dimensions.
+
+    mean_square: of the rows' mean; 0 for centred ones.
 
     The score |eps|^2 - 2 <x, eps> has the variance 2 dim + 4 |x|^2, and its least of k lies m_k
     deviations below the mean; each term takes its share of that (regression to the mean).
 
     noise_std  sqrt(E|eps|^2 / dim), below 1: most of the selection picks short noise
+    noise_mean  of the chosen noise along the rows' mean
     alignment  E<x, eps>
     distance_drop  E|x - eps|^2 below that of unpaired noise
     """
@@ -556,6 +593,7 @@ def knn_bias(k: int, dim: int, row_square: float) -> dict[str, float]:
     m = expected_maximum(k)
     return {
         "noise_std": math.sqrt(1 - 2 * m / deviation),
+        "noise_mean": 2 * m * math.sqrt(mean_square) / deviation,
         "alignment": 2 * m * row_square / deviation,
         "distance_drop": m * deviation,
     }

@@ -404,7 +404,7 @@ def run_pairing(
 ) -> None:
     import numpy as np
 
-    from pipeline import noise, pairing
+    from pipeline import noise, pairing, spectrum
 
     latents = _latents(spec, store)
     settings = dict(spec["settings"])
@@ -422,14 +422,16 @@ def run_pairing(
     components = None
     if number is not None:
         components = pairing.principal_components(rows, count, number, key=key)
-    labels = latents.labels if spec["by_class"] and method == "assignment" else None
+    labels = latents.labels if spec["classes"] else None
+    means = spectrum.means(latents, spec["classes"])
+    chosen_by = pairing.centred(rows, means, labels) if settings.pop("center", False) else rows
     slots = {}
     reporter.unit = "passes"
     first, last = spec["slots"]
     for slot in range(first, last):
         slots[slot] = pairing.pair_slot(
             method,
-            rows,
+            chosen_by,
             count,
             key=key,
             slot=slot,
@@ -446,6 +448,7 @@ def run_pairing(
         noise.normal(key, first, ids, latents.shape),
         pairing.principal_components(rows, count, min(4, int(np.prod(latents.shape))), key=key),
         None if latents.labels is None else latents.labels[shown],
+        means.reshape(len(means), -1)[0 if labels is None else 1 + labels[shown]],
     )
     pairing.write_pairing(
         entry.path / "pairing.arrow",

@@ -62,8 +62,11 @@ BOUNDS = {
 # 64 values of unit variance: |x|^2 + d is 128, of which the cost cuts its share.
 KNN = {"cost": 106.24, "distance_cut_percent": 17.0, "alignment_percent": 10.5, "noise_std": 0.9341}
 DIAGNOSTICS = {
-    "knn-l2": KNN | {"component_variance": [1.01, 0.97], "component_correlation": [0.3, 0.2]},
+    "knn-l2": KNN
+    | {"noise_mean": 0.67, "noise_mean_error": 0.02, "mean_share": 0.33}
+    | {"component_variance": [1.01, 0.97], "component_correlation": [0.3, 0.2]},
     "assignment": {"cost": 110.0, "distance_cut_percent": 14.1, "alignment_percent": 14.1}
+    | {"noise_mean": 0.01, "noise_mean_error": 0.02, "mean_share": 0.33}
     | {"noise_std": 1.001, "component_variance": [0.98], "component_correlation": [0.7]}
     | {"class_leak": 0.31, "class_chance": 0.1},
 }

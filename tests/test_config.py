@@ -51,6 +51,8 @@ BAD = [
     ("features.extractor", "clasifier", "did you mean `classifier`?"),
     ("features.dimension", -3, "features.dimension: input should be greater than 0, found -3"),
     ("evaluate.samples", 0, "evaluate.samples: input should be greater than 0, found 0"),
+    ("recipes.one.pairing", {"method": "assignment", "within_class": False}, "needs network.class"),
+    ("recipes.one.pairing", {"method": "assignment", "center": True}, "center: no such key"),
     ("evaluate.sample", 5, "evaluate.sample: no such key; did you mean `samples`?"),
     ("defaults.traning", {}, "defaults.traning: no such key; did you mean `training`?"),
     ("defaults.training.lr", 0.1, "defaults.training.lr: no such key"),

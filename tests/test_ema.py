@@ -172,7 +172,7 @@ GRID = (np.arange(200_000) + 0.5) / 200_000 * 1000  # images, the middles of equ
 def profile(t, sigma_rel):
     """Weight of the weights at each of GRID's images in an average taken at t images."""
     gamma = power_exponent(sigma_rel)
-    return np.where(GRID <= t, (gamma + 1) / t * np.minimum(GRID / t, 1) ** gamma, 0)
+    return np.where(t >= GRID, (gamma + 1) / t * np.minimum(GRID / t, 1) ** gamma, 0)
 
 
 def test_coefficients_are_the_closest_profile_of_sum_one():

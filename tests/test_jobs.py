@@ -7,7 +7,7 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from pipeline import dataset, plan
+from pipeline import config, dataset, plan
 from stages import jobs, steps
 from stages.workspace import Workspace
 
@@ -39,6 +39,27 @@ def test_features_of_more_images_than_a_block(workspace):
     report = json.loads(entry.file("report.json").read_text())
     assert found.shape == (ROWS, report["dimension"])
     assert np.isfinite(found).all() and found.std(0).max() > 0
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
+    found = {}
+    for center in (False, True):
+        recipe = {"pairing": {"method": "knn-l2", "center": center}}
+        recipe["network"] = {"class_conditional": conditional}
+        raw = yaml.safe_load((workspace.root / "params.yaml").read_text())
+        raw["recipes"] = {"knn": recipe | {"training": {"images": 100, "batch": 10}}}
+        params = config.resolve(raw)
+        facts = steps.facts_of(workspace)
+        for job in (
+            *plan.latents(params, facts),
+            *plan.experts(params, facts)["knn"].experts[0].pairings,
+        ):
+            entry = workspace.store.plan(job.kind, job.spec)
+            assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
+        found[center] = entry.load_json("diagnostics.json")
+    assert found[False]["noise_mean"] > 10 * found[False]["noise_mean_error"]
+    assert abs(found[True]["noise_mean"]) < 4 * found[True]["noise_mean_error"]
 
 
 def test_mapped_images_are_the_datasets(workspace):

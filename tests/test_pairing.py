@@ -203,6 +203,53 @@ def test_knn_picks_the_nearest_candidate():
         np.testing.assert_array_equal(eps, candidates[np.arange(300), paired])
 
 
+def rows_around_a_mean(count, dim, share):
+    """Rows of one norm whose mean image has this share of their square, and that mean."""
+    rng = np.random.default_rng(3)
+    mean = rng.standard_normal(dim)
+    mean *= math.sqrt(share * dim) / np.linalg.norm(mean)
+    apart = rng.standard_normal((count, dim))
+    apart -= (apart @ mean)[:, None] * mean / (mean @ mean)
+    apart *= math.sqrt((1 - share) * dim) / np.linalg.norm(apart, axis=1, keepdims=True)
+    return (mean + apart).astype(np.float32), mean.astype(np.float32)
+
+
+@pytest.mark.parametrize("method", ["knn-l2", "knn-dot"])
+def test_centred_rows_leave_the_noise_at_zero_and_others_pull_it_to_the_mean_image(method):
+    count, dim, share = 4000, 128, 0.33  # as the mean image of Fashion-MNIST's latents
+    x, mean = rows_around_a_mean(count, dim, share)
+    plain = noises(x, pair(x, method), method)
+    found = pairing.diagnose(x, plain, mean=mean)
+    expected = pairing.knn_bias(8, dim, dim, share * dim)["noise_mean"]
+    if method == "knn-dot":
+        expected = pairing.expected_maximum(8) * math.sqrt(share)
+    assert found["noise_mean"] == pytest.approx(expected, rel=0.06)
+    assert expected > 0.6
+    assert found["mean_share"] == pytest.approx(share, rel=0.02)
+    rows = pairing.centred(source(x), mean[None])
+    chosen = pairing.pair_slot(method, rows, count, key=KEY, slot=0)
+    found = pairing.diagnose(x, noises(x, chosen, method), mean=mean)
+    assert abs(found["noise_mean"]) < 4 * found["noise_mean_error"]
+    assert found["noise_mean_error"] == pytest.approx(1 / math.sqrt(count))
+
+
+def test_rows_are_centred_around_their_class():
+    """The noise of each class then has mean 0, which the mean of all rows would not give."""
+    count, dim = 4000, 64
+    labels = np.arange(count) % 2
+    away = np.full(dim, 0.6, np.float32) * np.where(labels, 1, -1)[:, None].astype(np.float32)
+    x = make_rows(count, dim) + away
+    means = np.stack([x.mean(0), x[labels == 0].mean(0), x[labels == 1].mean(0)])
+    along = {}
+    for name, given in (("all", None), ("class", labels)):
+        rows = pairing.centred(source(x), means, given)
+        chosen = pairing.pair_slot("knn-dot", rows, count, key=KEY, slot=0)
+        eps = noises(x, chosen, "knn-dot")
+        along[name] = pairing.diagnose(x, eps, mean=means[1 + labels])["noise_mean"]
+    assert along["all"] > 0.5
+    assert abs(along["class"]) < 4 / math.sqrt(count)
+
+
 def test_expected_maximum():
     # Closed forms for 2 to 4, quadrature beyond.
     closed = {1: 0, 2: 1 / math.sqrt(math.pi), 3: 1.5 / math.sqrt(math.pi), 4: 1.0293753730}
@@ -311,6 +358,7 @@ def test_diagnose_independent_and_dependent_noise():
     np.testing.assert_allclose(found["cost"], expected, rtol=1e-6)
     assert abs(found["distance_cut_percent"]) < 1
     np.testing.assert_allclose(found["component_variance"], np.ones(4), atol=0.1)
+    np.testing.assert_allclose(found["component_mean"], np.zeros(4), atol=0.07)
     np.testing.assert_allclose(found["component_correlation"], np.zeros(4), atol=0.07)
     mixed = (0.6 * x + 0.8 * eps).astype(np.float32)
     found = pairing.diagnose(x, mixed, components)

@@ -371,6 +371,25 @@ def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
     assert (spec["channels"], spec["resolution"]) == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("pairing", "conditional", "classes"),
+    [
+        ({"method": "assignment"}, True, 10),
+        ({"method": "assignment", "within_class": False}, True, 0),
+        ({"method": "assignment"}, False, 0),
+        ({"method": "knn-l2"}, True, 10),
+        ({"method": "knn-l2", "center": False}, True, 0),
+    ],
+)
+def test_pairings_heed_classes_only_where_asked_and_known(pairing, conditional, classes):
+    def change(raw):
+        raw["defaults"] |= {"pairing": pairing, "network": {"class_conditional": conditional}}
+
+    [job] = planned(change)["shared"].experts[0].pairings
+    assert job.spec["classes"] == classes
+    assert "within_class" not in job.spec["settings"]
+
+
 def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
     def run(images):
         def change(raw):

@@ -42,7 +42,7 @@ MEASURED = f"""{HEAD}\
     partition: {{kind: optimal-denoiser, intervals: 3}}
     network: {{kind: multi-decoder, decoder_channels: [8, 8, 4]}}
   paired: {{pairing: {{method: assignment, keep: 4}}}}
-  knn: {{pairing: {{method: knn-l2, candidates: 8}}}}
+  knn: {{pairing: {{method: knn-l2, candidates: 8, center: false}}}}
   shrunk: {{pairing: {{method: independent, scale: 0.9}}}}
   least: {{schedule: {{kind: elbo, states: 8}}}}
 """
@@ -141,6 +141,8 @@ def test_warnings_name_pairings_that_leave_the_marginal(measured):
     # m_8 = 1.4236 of a score of variance 2 * 64 + 4 * 64.
     expected = math.sqrt(1 - 2 * 1.4236 / math.sqrt(6 * 64))
     assert f"in 64 values: {expected:.4g}" in page.text
+    assert "Its mean lies 0.67 standard deviations along the mean image, which is 33 %" in page.text
+    assert "pairing.center: true removes that" in page.text
     assert "6.5 % is that short noise and only 10.5 % alignment" in page.text
     assert "shrunk: its noise is multiplied by 0.9" in page.text
     assert "paired: assignment leaves" not in page.text

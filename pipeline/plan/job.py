@@ -16,7 +16,7 @@ CODE = {
     "bounds": ("pipeline.clustering", "pipeline.latents"),
     "pilot": ("pipeline.pilot",),
     "features": ("pipeline.features", "pipeline.networks.classifier", "pipeline.scores"),
-    "pairing": ("pipeline.pairing", "pipeline.latents"),
+    "pairing": ("pipeline.pairing", "pipeline.latents", "pipeline.spectrum"),
     "expert": ("pipeline.training",),
     "merged": ("pipeline.merging", "pipeline.selection", "pipeline.features"),
     "samples": ("pipeline.mixture", "pipeline.sampling"),

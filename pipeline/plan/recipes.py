@@ -205,7 +205,12 @@ def pairings(
     if recipe.pairing.method == "independent":
         return []
     # What is done to the noise afterwards does not change who is paired with whom.
-    settings = recipe.pairing.model_dump(mode="json", exclude={"refresh", "scale"})
+    apart = {"refresh", "scale", "within_class"}
+    settings = recipe.pairing.model_dump(mode="json", exclude=apart)
+    # Within or around the classes that the network is told: 0 where these play no part.
+    by_class = recipe.network.class_conditional and (
+        getattr(recipe.pairing, "within_class", False) or getattr(recipe.pairing, "center", False)
+    )
     slots = -(-images // latent_facts(params, data).rows)
     jobs = []
     start = 0
@@ -216,7 +221,7 @@ def pairings(
         spec = {
             "settings": settings,
             "slots": [start, stop],
-            "by_class": recipe.network.class_conditional,
+            "classes": data.classes if by_class else 0,
             "noise_key": derive_key(_seed(params, recipe), "noise"),
             "dataset": data.digest,
             "latents": list(shards),

@@ -51,6 +51,7 @@ def _table(paired: list[tuple[Unit, dict[str, Any]]], found: Findings) -> Html:
         fixed([d["distance_cut_percent"] for d in told], most=1),
         fixed([d["alignment_percent"] for d in told], most=1),
         fixed([d["noise_std"] for d in told], most=4),
+        fixed([d["noise_mean"] for d in told], most=3),
         [", ".join(fixed(d.get("component_variance", []), most=2)) or MISSING for d in told],
         [", ".join(fixed(d.get("component_correlation", []), most=2)) or MISSING for d in told],
         [_leak(d) for d in told],
@@ -60,7 +61,7 @@ def _table(paired: list[tuple[Unit, dict[str, Any]]], found: Findings) -> Html:
         block = found.plan(unit).recipe.pairing
         after = [f"{key} {short(v, 3)}" for key, v in _afterwards(block).items()]
         lines.append([found.heading(unit), block.method, *numbers, ", ".join(after) or "nothing"])
-    head = ["recipe", "method", "cost", "cut, %", "by alignment, %", "noise std"]
+    head = ["recipe", "method", "cost", "cut, %", "by alignment, %", "noise std", "mean"]
     head += ["variance along components", "correlation along components", "class leak", "afterward"]
     return rows(head, lines, ("recipe", "method", "afterward"))
 
@@ -86,6 +87,8 @@ def _words() -> Html:
             ("cut", "how much lower that is than unpaired; by alignment: the part of it that is "
              "alignment, the rest is noise of a smaller norm"),
             ("noise std", "root mean square of the chosen noises; 1 for N(0, 1)"),
+            ("mean", "of the chosen noises along the mean image, in standard deviations; 0 for "
+             "N(0, 1)"),
             ("variance", "of the chosen noise along the data's first components; 1 for N(0, 1)"),
             ("correlation", "of image and noise along them; 0 if unpaired"),
             ("class leak", "share of noises from which alone the image's class is told right"),
@@ -106,8 +109,9 @@ def _marginal(unit: Unit, told: dict[str, Any], found: Findings) -> Html | None:
     variances = [v for v in told.get("component_variance", []) if known(v)]
     stretch = max(variances, key=lambda v: abs(v - 1), default=1.0)
     wide = abs(stretch - 1) > ERRORS * math.sqrt(2 / rows_diagnosed)
+    moved = abs(told["noise_mean"]) > ERRORS * told["noise_mean_error"]
     chosen = block.method.startswith("knn")
-    if not chosen and abs(std - 1) <= chance and not wide:
+    if not chosen and abs(std - 1) <= chance and not wide and not moved:
         return None
     parts = [f"{unit.name}: {block.method} leaves N(0, 1). "]
     if abs(std - 1) > chance:
@@ -117,7 +121,7 @@ def _marginal(unit: Unit, told: dict[str, Any], found: Findings) -> Html | None:
             f"{abs(100 * (1 - std)):.1f} % {longer} than what sampling starts from"
         )
         if block.method == "knn-l2" and block.components is None:
-            square = _row_square(told, dim)
+            square = _row_square(told, dim) * (1 - block.center * told["mean_share"])
             bias = pairing.knn_bias(block.candidates, dim, square)
             parts.append(
                 f" (expected of the shortest of {block.candidates} distances in {dim} values: "
@@ -135,6 +139,14 @@ def _marginal(unit: Unit, told: dict[str, Any], found: Findings) -> Html | None:
             f"Along the data's first components its variance is up to {short(stretch, 3)} "
             "instead of 1. "
         )
+    if moved:
+        parts.append(
+            f"Its mean lies {short(told['noise_mean'], 2)} standard deviations along the mean "
+            f"image, which is {100 * told['mean_share']:.0f} % of the images' square: training "
+            "sees noise around there, and sampling starts from 0. "
+        )
+        if not getattr(block, "center", True):
+            parts.append("pairing.center: true removes that. ")
     if getattr(block, "refresh", 0):
         std_used = math.sqrt((1 - block.refresh) * std**2 + block.refresh)
         parts.append(
