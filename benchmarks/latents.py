@@ -16,6 +16,8 @@ import experiment
 import fashion
 from experiment import images_to_reach, summarise, wall_curve
 
+from pipeline.store import Store
+
 LATENT_IMAGES, PIXEL_IMAGES = 32_000, 6_000
 ROUNDED = 1_000  # the long run's images
 
@@ -38,7 +40,10 @@ def main() -> None:
         ),
     }
     folder = experiment.BENCH / "latents"
-    encoder = json.loads(next((folder / "artefacts" / "latents").glob("*/record.json")).read_text())
+    record = next((folder / "artefacts" / "latents").glob("*/record.json"))
+    encoder = (
+        Store(experiment.BENCH / "store").entry(f"encoder/{record.parent.name}").circumstances()
+    )
     took = {arm: summarise(list(seconds(done).values()))["mean"] for arm, done in runs.items()}
     long = PIXEL_IMAGES * (encoder["seconds"] + took["latents"]) / took["pixels"]
     long_images = round(long / ROUNDED) * ROUNDED

@@ -194,7 +194,7 @@ def train_autoencoder(
     limit: rows that the finished codec is measured on, at most.
 
     Leaves in `folder` a codec (`load_codec`) with the averaged weights; `curve.json` (mean loss
-    over the run) and `record.json` (seconds, images, parameters).
+    over the run) and `record.json` (images, parameters).
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError for settings
     that do not fit the images, a damaged checkpoint, or a loss that is no longer finite.
@@ -269,7 +269,6 @@ def train_autoencoder(
         if asked and stop_at < budget:
             raise Interrupted
 
-    seconds = run.elapsed
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(ema.weights[name])
@@ -278,8 +277,7 @@ def train_autoencoder(
     write_codec(folder, "autoencoder", network, config, shape, latent_shape, found)
     _write_json(folder / "curve.json", run.curve)
     parameters = sum(p.numel() for p in network.parameters())
-    record = {"images": budget, "seconds": seconds, "parameters": parameters}
-    _write_json(folder / "record.json", {**record, "device": str(device)})
+    _write_json(folder / "record.json", {"images": budget, "parameters": parameters})
 
 
 class _Run:
@@ -288,17 +286,10 @@ class _Run:
     def __init__(self, folder: Path, network: Autoencoder, optimizer, ema: EMA):
         self.network, self.optimizer, self.ema = network, optimizer, ema
         self.images = 0
-        self.seconds = 0.0  # of earlier processes
-        self.started = time.monotonic()
         self.curve: list[list[float]] = []
         self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
         self.loss_images = 0
         self.path = Path(folder) / "state" / "checkpoint.pt"
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, over all processes that worked on it."""
-        return self.seconds + time.monotonic() - self.started
 
     def close_point(self) -> float:
         """Mean loss since the last point of the curve, which it is added to."""
@@ -320,7 +311,7 @@ class _Run:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema.load_state_dict(state["ema"])
-            self.images, self.seconds = state["images"], state["seconds"]
+            self.images = state["images"]
             self.curve, self.loss_images = state["curve"], state["loss_images"]
             self.loss_sum.fill_(state["loss_sum"])
 
@@ -332,7 +323,6 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "images": self.images,
-            "seconds": self.elapsed,
             "curve": self.curve,
             "loss_sum": self.loss_sum.item(),
             "loss_images": self.loss_images,

@@ -1,4 +1,16 @@
-"""The one exception a user is meant to see, and another's message on one line of it."""
+"""The one exception a user is meant to see, and what others have to say on one line of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+FULL_TEXTS = ("no space left on device", "disk quota exceeded", "file write failed")
 
 
 class UserError(Exception):
@@ -11,3 +23,51 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an exception, its line breaks and runs of blanks made single blanks."""
     return " ".join(str(error).split())
+
+
+def system_message(error: BaseException, folder: Path) -> str | None:
+    """One line for what the file system refused (room, permission, a file for a folder), else None.
+
+    folder: where it was about to write, for errors that do not say.
+    """
+    for each in _chain(error):
+        number = each.errno if isinstance(each, OSError) else None
+        name = each.filename if isinstance(each, OSError) else None
+        path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
+        text = one_line(each).lower()
+        if number in FULL or any(part in text for part in FULL_TEXTS):
+            return f"{path}: the disk is full, {_free(path)}; make room and run again"
+        if number in REFUSED:
+            owner = _owner(path)
+            return (
+                f"{path}: may not be written or read by this user ({os.strerror(number)}{owner}); "
+                "ask its owner for group permissions (umask 002), or set TSPACE_STORE to a folder "
+                "of yours"
+            )
+        if number == errno.ENOTDIR or (number == errno.EEXIST and path.is_file()):
+            return f"{path}: a file where a folder is needed; move it, or name another folder"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _existing(path: Path) -> Path:
+    return next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), Path("/"))
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(_existing(path)).free:,} bytes free"
+    except OSError:
+        return "how much room is left cannot be read"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f", it belongs to {_existing(path).owner()}"
+    except (OSError, KeyError):  # no such user on this host
+        return ""

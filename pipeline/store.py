@@ -5,6 +5,8 @@
         lease        who works on it now; its modification time is the heartbeat
         state/       resumable state of unfinished work; removed when finished
         log.txt      what the job said; progress.json its last progress
+        error.txt    why it failed last; removed when finished
+        circumstances.json  how it was made: seconds, host, load, interruptions
         ...          the entry's files
         DONE         sizes and checksums of the files; renamed into place last
 
@@ -19,6 +21,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -34,7 +37,12 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # a lease without a heartbeat for so long belongs to a dead job
 
 # Files of an entry that are not results: never listed in DONE, never copied.
-WORKING_FILES = frozenset({"spec.json", "lease", "state", "log.txt", "progress.json", "DONE"})
+WORKING_FILES = frozenset(
+    {
+        *("spec.json", "lease", "state", "log.txt", "progress.json", "error.txt"),
+        *("circumstances.json", "DONE"),
+    }
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -126,15 +134,22 @@ class Entry:
             _check(self.path / name, known)
 
     def finish(self) -> None:
-        """Declare every file now in the folder a result, and the entry finished."""
+        """Declare every file now in the folder a result, and the entry finished.
+
+        Equal results give an equal DONE, whatever happened on the way.
+        """
         files = {}
+        permissions = stat.S_IMODE((self.path / "spec.json").stat().st_mode)
         for path in sorted(self.path.iterdir()):
             if path.name in WORKING_FILES or path.name.startswith("."):
                 continue
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
+            if stat.S_IMODE(path.stat().st_mode) != permissions:
+                path.chmod(permissions)  # safetensors writes for its user alone, whatever the umask
             files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         write_json(self.path / "DONE", {"files": files})
+        (self.path / "error.txt").unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         for leftover in self.path.glob(".taken-over.*"):
             leftover.unlink(missing_ok=True)
@@ -145,6 +160,19 @@ class Entry:
             return json.loads((self.path / "progress.json").read_text())
         except (OSError, ValueError):
             return None
+
+    def circumstances(self) -> dict[str, Any]:
+        """How it was made; empty where that is not known, as of an entry that was pulled.
+
+        seconds (wall clock), cpu_seconds, device_seconds (of a GPU; None without one), over all
+        processes that worked on it; device; host (the kind of processor), its cores, threads, load
+        (mean 1-minute load average a core); interruptions; of trainings also snapshot_seconds and
+        snapshot_cpu_seconds, by images.
+        """
+        try:
+            return json.loads((self.path / "circumstances.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def leased(self) -> bool:
         """Whether a live job works on it."""
@@ -298,7 +326,10 @@ def _is_zombie(pid: int) -> bool:
 def _now(folder: Path) -> float:
     """The file system's own clock: on a network share it is not this host's."""
     probe = folder / f".clock.{uuid.uuid4().hex}"
-    probe.touch()
+    try:
+        probe.touch()
+    except OSError:  # a store that may only be read: this host's clock has to do
+        return time.time()
     try:
         return probe.stat().st_mtime
     finally:

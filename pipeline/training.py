@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from pipeline import curriculum as curricula
 from pipeline import noise, objective, pairing
+from pipeline.circumstances import Clock
 from pipeline.compiled import compiled
 from pipeline.ema import EMA, PowerEMA
 from pipeline.errors import UserError
@@ -196,7 +197,7 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Train the expert of `spec`, from its checkpoint in `folder`/state if there is one.
 
     pairings: files that together hold the slots the run passes through; none for independent
@@ -205,7 +206,9 @@ def train(
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot, with
     `power_ema` also `power-<length>-<images>.safetensors` for each length, `curve.json` (mean loss
-    over the run) and `record.json` (seconds, images, FLOPs, parameters).
+    over the run) and `record.json` (images, FLOPs, parameters): all the same bytes whenever the
+    run gives the same bits. Returns `snapshot_seconds` and `snapshot_cpu_seconds`, by images: what
+    training took up to each snapshot, over all processes that worked on it.
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
     is no longer finite or the parent's weights do not fit.
@@ -334,6 +337,7 @@ def train(
             if stop():
                 raise Interrupted
     run.finish()
+    return run.spent()
 
 
 class _Run:
@@ -353,9 +357,8 @@ class _Run:
         self.parts = {"network": network, "optimizer": optimizer, "ema": ema}
         self.parts |= {"power": power, "uncertainty": uncertainty}
         self.images = 0
-        self.seconds = 0.0  # of earlier processes
-        self.started = time.monotonic()
-        self.snapshot_seconds: dict[str, float] = {}
+        self.clock = Clock()
+        self.snapshot_seconds: dict[str, tuple[float, float]] = {}  # wall clock, CPU
         self.curve: list[list[float]] = []
         self.open_loss: tuple[float, int] = (0.0, 0)
         self.path = folder / "state" / "checkpoint.pt"
@@ -367,22 +370,17 @@ class _Run:
             for name, part in self.parts.items():
                 if part is not None:
                     part.load_state_dict(state[name])
-            self.images, self.seconds = state["images"], state["seconds"]
+            self.images, self.clock.before = state["images"], tuple(state["seconds"])
             self.curve, self.open_loss = state["curve"], tuple(state["open_loss"])
             self.snapshot_seconds = state["snapshot_seconds"]
 
         resume(self.path, restore, "expert")
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, over all processes that worked on it."""
-        return self.seconds + time.monotonic() - self.started
-
     def checkpoint(self, loss_sum: torch.Tensor, loss_images: int) -> None:
         state = {
             **{name: part and part.state_dict() for name, part in self.parts.items()},
             "images": self.images,
-            "seconds": self.elapsed,
+            "seconds": self.clock.read(),
             "snapshot_seconds": self.snapshot_seconds,
             "curve": self.curve,
             "open_loss": [loss_sum.item(), loss_images],
@@ -398,40 +396,39 @@ class _Run:
                     if self.parts["ema"] is not None
                     else {k: p.detach() for k, p in self.network.named_parameters()}
                 )
-                self._write_weights(f"weights-{images}.safetensors", weights, stop)
+                self._write_weights(f"weights-{images}.safetensors", weights)
                 averages = self.parts["power"].weights if self.parts["power"] else {}
                 for length, average in averages.items():
-                    self._write_weights(f"power-{length}-{images}.safetensors", average, stop)
-                self.snapshot_seconds[str(images)] = self.elapsed
+                    self._write_weights(f"power-{length}-{images}.safetensors", average)
+                self.snapshot_seconds[str(images)] = self.clock.read()
 
-    def _write_weights(self, name: str, weights: dict[str, torch.Tensor], images: int) -> None:
+    def _write_weights(self, name: str, weights: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f".{name}.part"
         kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
-        # One key: safetensors writes several in random order, and the file's checksum would differ.
-        # Without the code's digest, equal weights are equal files whatever made them.
-        spec = {key: value for key, value in self.spec.items() if key != "code"}
-        meta = {"tspace": json.dumps({"spec": spec, "images": images}, sort_keys=True)}
-        save_file(kept, temporary, metadata=meta)
+        # Without metadata equal weights are equal files, whatever code or entries they came from.
+        save_file(kept, temporary)
         os.replace(temporary, self.folder / name)
 
     def finish(self) -> None:
         spec = self.spec
         record = {
             "images": self.images,
-            "seconds": self.elapsed,
-            "snapshot_seconds": self.snapshot_seconds,
             "parameters": count_parameters(self.network),
             # Backward costs twice the forward pass.
             "flops": 3 * self.images * flops_per_image(spec),
-            "device": str(self.network_device()),
         }
         for name, value in (("curve.json", self.curve), ("record.json", record)):
             temporary = self.folder / f".{name}.part"
             temporary.write_text(json.dumps(value))
             os.replace(temporary, self.folder / name)
 
-    def network_device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def spent(self) -> dict[str, dict[str, float]]:
+        """Seconds up to each snapshot, by the wall clock and of CPUs."""
+        wall, cpu = (
+            {images: seconds[i] for images, seconds in self.snapshot_seconds.items()}
+            for i in range(2)
+        )
+        return {"snapshot_seconds": wall, "snapshot_cpu_seconds": cpu}
 
 
 def flops_per_image(spec: dict[str, Any]) -> float:

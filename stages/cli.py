@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import pipeline
-from pipeline.errors import UserError
+from pipeline.errors import UserError, system_message
 
 
 class Commands(click.Group):
@@ -19,6 +19,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as e:
             click.echo(f"tspace: {e}", err=True)
+            sys.exit(2)
+        except OSError as e:
+            message = system_message(e, Path.cwd())
+            if message is None:
+                raise
+            click.echo(f"tspace: {message}", err=True)
             sys.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -71,7 +71,8 @@ def before(workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan) -> lis
     found = []
     for job in pilots.values():
         record = _record(workspace, job)
-        images, seconds = record["images"], record["seconds"]
+        images = record["images"]
+        seconds = _seconds(workspace, job, images)
         found.append(("pilot", Cost(images, images, record["flops"], seconds, seconds)))
     for each in line:
         cost = own(workspace, each, each.milestones[-1])
@@ -88,7 +89,7 @@ def own(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Cost:
         seen = expert.snapshots[milestone]
         flops += record["flops"] * seen / record["images"]
         images.append(seen)
-        seconds.append(record["snapshot_seconds"][str(seen)])
+        seconds.append(_seconds(workspace, expert.job, seen))
     return Cost(sum(images), max(images), flops, sum(seconds), max(seconds))
 
 
@@ -96,8 +97,8 @@ def merging(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Cost:
     """The job that merges a recipe's experts, as far as it wrote down what it took."""
     if milestone not in recipe.merged:
         return Cost()
-    report = workspace.store.entry(recipe.merged[milestone].name).load_json("report.json")
-    seconds = report.get("seconds", 0.0)
+    made = workspace.store.entry(recipe.merged[milestone].name).circumstances()
+    seconds = made.get("seconds", 0.0)
     return Cost(seconds=seconds, seconds_critical=seconds)
 
 
@@ -114,6 +115,11 @@ def analyses_of(workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan) -
     """What was measured before one recipe could be planned."""
     alone = workspace.params.model_copy(update={"recipes": {recipe.name: recipe.recipe}})
     return plan.analyses(alone, facts)
+
+
+def _seconds(workspace: Workspace, job: Job, images: int) -> float:
+    made = workspace.store.entry(job.name).circumstances()
+    return made.get("snapshot_seconds", {}).get(str(images), 0.0)
 
 
 def _record(workspace: Workspace, job: Job) -> dict[str, Any]:

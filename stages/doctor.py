@@ -58,7 +58,7 @@ def examine(workspace: Workspace, profile: Path | None, node: bool) -> int:
 
 def findings(workspace: Workspace, profile: Path | None, node: bool) -> Iterator[Finding]:
     """Every check, the cheap ones first. UserError for a profile that cannot be read."""
-    where = profile or Path(os.environ.get("SNAKEMAKE_PROFILE", "profiles/default"))
+    where = profile or Path(os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default")
     settings = read_profile(workspace.root / where)
     yield from check_versions(workspace)
     yield from check_torch()

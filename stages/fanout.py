@@ -133,11 +133,8 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             (entries[job.name].path / "progress.json").unlink(missing_ok=True)
     write_json(run / "plan.json", plan)
     log = run / "snakemake.log"
-    environment = {
-        "SNAKEMAKE_PROFILE": str(workspace.root / "profiles" / "default"),
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-    }
+    profile = os.environ.get("SNAKEMAKE_PROFILE") or str(workspace.root / "profiles" / "default")
+    environment = {**os.environ, "SNAKEMAKE_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workspace.root / "Snakefile")]
     command += ["--directory", str(workspace.root), "--config", f"plan={run / 'plan.json'}"]
     # DVC already keeps two runs in one checkout apart; a stale lock would outlive a killed run.

@@ -27,6 +27,7 @@ from pipeline import plan
 from pipeline.config import MultiDecoder
 from pipeline.errors import UserError
 from pipeline.identity import canonical_json
+from pipeline.store import Entry
 from stages import steps
 from stages.costs import interval_costs
 from stages.markup import counted, si
@@ -137,6 +138,7 @@ class Finished:
 
     spec: dict[str, Any]
     record: dict[str, Any]
+    seconds: float | None  # of training an image; None of one that was trained elsewhere
     label: str  # when its recipe was collected last; empty if it is no longer in a plan
     when: float
 
@@ -159,7 +161,9 @@ def finished_experts(workspace: Workspace) -> list[Finished]:
                 record = json.loads(Path(path.path, "record.json").read_bytes())
             except (OSError, ValueError):  # unfinished, or a damaged one that nobody asked for
                 continue
-            found[path.name] = Finished(spec, record, labels.get(path.name, ""), when)
+            spent = Entry(Path(path.path)).circumstances().get("snapshot_seconds")
+            seconds = max(spent.values()) / record["images"] if spent else None
+            found[path.name] = Finished(spec, record, seconds, labels.get(path.name, ""), when)
     return list(found.values())
 
 
@@ -202,10 +206,11 @@ class Costs:
         if not alike:
             return counted_cost(spec)
         record = alike[0].record
+        timed = [e for e in alike if e.seconds is not None]
         # The same batch, threads and precision tell more than just the same network.
-        same = [e for e in alike if _speed(e.spec) == _speed(spec)] or alike
+        same = [e for e in timed if _speed(e.spec) == _speed(spec)] or timed
         # The middle of some: the first one on a machine also waits for the disk.
-        seconds = statistics.median(e.record["seconds"] / e.record["images"] for e in same[:RECENT])
+        seconds = statistics.median(e.seconds for e in same[:RECENT]) if same else None
         return Cost(record["flops"] / record["images"], record["parameters"], seconds)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.circumstances import measured
+from pipeline.errors import UserError, system_message
 from pipeline.store import Entry, Store, write_json, write_text
 from stages.fanout import Reporter
 from stages.workspace import Workspace
@@ -21,7 +22,8 @@ DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
 PAIRING_BYTES = 1 << 30  # of rows and noises that it keeps; it never changes a pairing
 COMPARED_FEATURES = 10_000  # real images whose similarity is what unrelated images have
 
-Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], None]
+# Writes an entry's results; what it returns belongs to the circumstances, not to the results.
+Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], dict[str, Any] | None]
 
 
 def run_job(workspace: Workspace, store: Store, name: str) -> bool:
@@ -37,17 +39,29 @@ def run_job(workspace: Workspace, store: Store, name: str) -> bool:
         try:
             spec = entry.spec()
             reporter.log(f"started by process {os.getpid()} on {os.uname().nodename}")
-            RUNNERS[entry.kind](spec, entry, store, workspace, reporter)
+            with measured(entry) as circumstances:
+                found = RUNNERS[entry.kind](spec, entry, store, workspace, reporter)
+                circumstances.update(found or {})
             entry.finish()
             reporter.log("finished")
             return True
         except UserError as e:
-            reporter.log(f"failed: {e}")
-            write_text(entry.path / "error.txt", f"{e}\n")
+            _fail(entry, reporter, str(e), f"failed: {e}")
         except Exception as e:
-            reporter.log(traceback.format_exc())
-            write_text(entry.path / "error.txt", f"{type(e).__name__}: {e}\n")
+            text = system_message(e, entry.path) or f"{type(e).__name__}: {e}"
+            _fail(entry, reporter, text, traceback.format_exc())
     return False
+
+
+def _fail(entry: Entry, reporter: Reporter, error: str, log: str) -> None:
+    """Keep why a job failed where its stage looks for it, on a full disk, too."""
+    # Half-written files are of no use any more, and what they took may be all the room there is.
+    for part in (*entry.path.glob(".*.part"), *entry.path.glob("state/*.part")):
+        part.unlink(missing_ok=True)
+    print(error, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        write_text(entry.path / "error.txt", f"{error}\n")
+        reporter.log(log)
 
 
 def device() -> str:
@@ -155,12 +169,23 @@ def _mapped(dataset: Any, rows: int, entry: Entry):
         info = dataset.info
         shape = (rows, info.channels, info.resolution, info.resolution)
         with _completing(path) as temporary:
-            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            images = _new_array(temporary, np.uint8, shape)
             for first in range(0, rows, BLOCK):
                 last = min(first + BLOCK, rows)
                 images[first:last] = dataset.images(first, last)
             images.flush()
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]):
+    """A mapped .npy file with room for all of it: a full disk would kill whoever fills a hole."""
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as f:
+            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _model(workspace: Workspace, model: str) -> str:
@@ -313,7 +338,6 @@ def run_merged(
         return load_file(store.entry(source["entry"]).file(source["file"]))
 
     reporter.unit = "evaluations"
-    started = time.monotonic()
     merged, report = merge_experts(
         spec,
         weights(spec["parent"]) if "parent" in spec else None,
@@ -325,7 +349,7 @@ def run_merged(
     )
     with _completing(entry.path / "weights.safetensors") as path:
         save_file(dict(merged), path)
-    write_json(entry.path / "report.json", report | {"seconds": time.monotonic() - started})
+    write_json(entry.path / "report.json", report)
 
 
 def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace):
@@ -359,13 +383,13 @@ def _latents(spec: dict[str, Any], store: Store):
 
 def run_expert(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
-) -> None:
+) -> dict[str, Any]:
     from pipeline.training import train
 
     parent = spec.get("parent")
 
     with _stopping(reporter, entry) as stop:
-        train(
+        return train(
             spec,
             _latents(spec, store),
             entry.path,
@@ -494,7 +518,7 @@ def run_features(
         extractor = _other_extractor(spec["settings"], workspace)
     with _completing(entry.path / "features.npy") as path:
         size = (rows, extractor.dimension)
-        found = np.lib.format.open_memmap(path, "w+", np.float32, size)
+        found = _new_array(path, np.float32, size)
         for start in range(0, rows, BLOCK):
             images = dataset.images(start, min(start + BLOCK, rows))
             found[start : start + len(images)] = extractor.features(images)

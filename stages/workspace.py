@@ -36,8 +36,10 @@ class Workspace:
 
     @functools.cached_property
     def store(self) -> Store:
-        """Shared between clones when TSPACE_STORE names a folder."""
-        return Store(Path(os.environ.get("TSPACE_STORE", self.root / "store")).absolute())
+        """Shared between clones when TSPACE_STORE names a folder; empty is unset."""
+        return Store(
+            Path(os.environ.get("TSPACE_STORE") or self.root / "store").expanduser().absolute()
+        )
 
     @property
     def dataset(self) -> Path:

@@ -174,7 +174,7 @@ def test_nearest_is_the_one_with_fewest_other_settings(trained):
         return base | {"training": settings, "images": int(draw.integers(2))}
 
     specs = [random_spec() for _ in range(60)]
-    finished = [inspection.Finished(s, {}, "", float(i)) for i, s in enumerate(specs)]
+    finished = [inspection.Finished(s, {}, None, "", float(i)) for i, s in enumerate(specs)]
     reasons = inspection.Reasons(finished)
     for _ in range(40):
         wanted = random_spec()
@@ -194,7 +194,8 @@ def test_costs_are_those_of_finished_experts(restored):
     assert totals["images"] == 96 and totals["jobs"] == 1
     assert totals["flops"] == record["flops"]
     assert totals["weights_bytes"] == 2 * 4 * record["parameters"]
-    assert rows[0].seconds_left == pytest.approx(record["seconds"], rel=1e-9)
+    made = restored.store.entry(experts_of(restored, "one")[0].name).circumstances()
+    assert rows[0].seconds_left == pytest.approx(made["snapshot_seconds"]["96"], rel=1e-9)
     assert totals["seconds_critical"] == totals["seconds"] == rows[0].seconds_left
 
 
@@ -352,7 +353,7 @@ def test_neither_needs_torch_where_the_networks_are_known(trained):
 def test_a_thousand_experts_are_compared_with_a_thousand_quickly(trained):
     base = experts_of(trained, "one")[0].spec
     specs = [base | {"log_snr": [float(i)], "conditioning": "none"} for i in range(1000)]
-    finished = [inspection.Finished(s, {}, "", 0.0) for s in specs]
+    finished = [inspection.Finished(s, {}, None, "", 0.0) for s in specs]
     started = time.process_time()
     reasons = inspection.Reasons(finished)
     told = {reasons.of(s | {"code": "other"}, "") for s in specs}

@@ -90,7 +90,7 @@ def trained(workspace: Workspace, recipe: RecipePlan) -> list[Trained]:
         entry = workspace.store.entry(expert.job.name)
         record = entry.load_json("record.json")
         images = expert.snapshots[recipe.milestones[-1]]
-        seconds = record["snapshot_seconds"][str(images)]
+        seconds = entry.circumstances().get("snapshot_seconds", {}).get(str(images), 0.0)
         found.append(Trained(expert, seconds, record, entry.load_json("curve.json")))
     return found
 
