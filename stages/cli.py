@@ -125,6 +125,16 @@ def status(watch: bool) -> None:
 
 
 @main.command()
+@click.option("--rev", default="HEAD", show_default=True, help="The commit to compare with.")
+def verify(rev: str) -> None:
+    """Say whether the results here are those that a commit's dvc.lock recorded."""
+    from stages.verify import verify as same
+    from stages.workspace import Workspace
+
+    sys.exit(0 if same(Workspace.here(), rev) else 1)
+
+
+@main.command()
 @click.option("--recipe", required=True, help="A finished recipe.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.errors import UserError
+from stages.verify import cache_folder
 from stages.workspace import Workspace
 
 COMMAND_SECONDS = 20.0  # SLURM's own commands give up later than a person
@@ -195,20 +196,32 @@ def _probe(workspace: Workspace, probe: Path) -> Iterator[Finding]:
         yield Finding("warn", "clock", text)
     else:
         yield Finding("ok", "clock", "the file system's agrees with this host's")
-    artefacts = workspace.root / "artefacts"
-    target = (artefacts if artefacts.exists() else workspace.root) / f".doctor.{uuid.uuid4().hex}"
-    try:
-        os.link(probe / "file", target)
-        yield Finding("ok", "links", "store and artefacts/ share files by hard links")
-    except OSError as e:
-        yield Finding(
-            "warn",
-            "links",
-            f"no hard links from the store to artefacts/ ({e.strerror}), so results are kept "
-            "twice; put TSPACE_STORE on the checkout's file system",
-        )
-    finally:
-        target.unlink(missing_ok=True)
+    yield _links(workspace, probe / "file")
+
+
+def _links(workspace: Workspace, probe: Path) -> Finding:
+    """Whether a result is on the disk once: in the store, artefacts/ and DVC's cache by one name.
+
+    DVC adopts a file by a hard link only where that is its first choice of `cache.type`.
+    """
+    said = "store, artefacts/ and DVC's cache share files by hard links"
+    artefacts, cache = workspace.root / "artefacts", cache_folder(workspace.root)
+    for name, folder in (("artefacts/", artefacts), ("DVC's cache", cache)):
+        target = (folder if folder.exists() else workspace.root) / f".doctor.{uuid.uuid4().hex}"
+        try:
+            os.link(probe, target)
+        except OSError as e:
+            text = f"no hard links from the store to {name} ({e.strerror}), so results are kept"
+            return Finding(
+                "warn", "links", f"{text} twice; put TSPACE_STORE on the checkout's file system"
+            )
+        finally:
+            target.unlink(missing_ok=True)
+    ran, kind = run(sys.executable, "-m", "dvc", "config", "cache.type", cwd=workspace.root)
+    if ran and kind.strip().startswith("hardlink"):
+        return Finding("ok", "links", said)
+    text = "DVC's cache.type does not begin with hardlink, so results are kept two or three times"
+    return Finding("warn", "links", f"{text}; run `dvc config cache.type hardlink,copy`")
 
 
 # --- DVC and the data

@@ -213,10 +213,11 @@ def test_a_profile_that_cannot_be_read(tmp_path):
 
 def test_the_store_is_tried(tmp_path, monkeypatch):
     monkeypatch.setenv("TSPACE_STORE", str(tmp_path / "store"))
-    found = list(doctor.check_store(Workspace(tmp_path)))
-    assert {f.what: f.level for f in found} == dict.fromkeys(
-        ("store", "clock", "links", "disk"), "ok"
-    )
+    for answer, level in (("hardlink,copy", "ok"), ("reflink,copy", "warn"), ("", "warn")):
+        monkeypatch.setattr(doctor, "run", lambda *_, cwd, answer=answer: (True, answer))
+        found = list(doctor.check_store(Workspace(tmp_path)))
+        levels = {"store": "ok", "clock": "ok", "links": level, "disk": "ok"}
+        assert {f.what: f.level for f in found} == levels
     assert list(tmp_path.rglob("*")) == [tmp_path / "store"]
     (tmp_path / "file").touch()
     monkeypatch.setenv("TSPACE_STORE", str(tmp_path / "file" / "store"))
