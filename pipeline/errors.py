@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -25,6 +26,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+@contextlib.contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Makes a full disk, met while `needed` bytes are written to `path`, a UserError saying so."""
+    try:
+        yield
+    except Exception as e:
+        if any(_full(each) for each in _chain(e)):
+            raise UserError(_no_room(path, f" where {needed:,} are needed")) from e
+        raise
+
+
 def system_message(error: BaseException, folder: Path) -> str | None:
     """One line for what the file system refused (room, permission, a file for a folder), else None.
 
@@ -34,19 +46,30 @@ def system_message(error: BaseException, folder: Path) -> str | None:
         number = each.errno if isinstance(each, OSError) else None
         name = each.filename if isinstance(each, OSError) else None
         path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
-        text = one_line(each).lower()
-        if number in FULL or any(part in text for part in FULL_TEXTS):
-            return f"{path}: the disk is full, {_free(path)}; make room and run again"
+        if _full(each):
+            return _no_room(path)
         if number in REFUSED:
-            owner = _owner(path)
             return (
-                f"{path}: may not be written or read by this user ({os.strerror(number)}{owner}); "
-                "ask its owner for group permissions (umask 002), or set TSPACE_STORE to a folder "
-                "of yours"
+                f"{path}: may not be written or read by this user ({os.strerror(number)}"
+                f"{_owner(path)}); ask its owner for group permissions (umask 002), or set "
+                "TSPACE_STORE to a folder of yours"
             )
         if number == errno.ENOTDIR or (number == errno.EEXIST and path.is_file()):
             return f"{path}: a file where a folder is needed; move it, or name another folder"
     return None
+
+
+def _full(error: BaseException) -> bool:
+    text = one_line(error).lower()  # of libraries that do not raise OSError
+    return getattr(error, "errno", None) in FULL or any(part in text for part in FULL_TEXTS)
+
+
+def _no_room(path: Path, needed: str = "") -> str:
+    try:
+        free = f", {shutil.disk_usage(_existing(path)).free:,} bytes free{needed}"
+    except OSError:
+        free = ""
+    return f"{path}: the disk is full{free}; make room and run again (what is finished is kept)"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -57,13 +80,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _existing(path: Path) -> Path:
     return next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), Path("/"))
-
-
-def _free(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(_existing(path)).free:,} bytes free"
-    except OSError:
-        return "how much room is left cannot be read"
 
 
 def _owner(path: Path) -> str:

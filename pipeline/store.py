@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, room_for
 from pipeline.identity import digest, file_digest
 
 HEARTBEAT_SECONDS = 10.0
@@ -278,7 +278,8 @@ def _place(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, temporary)
+            with room_for(target, source.stat().st_size):
+                shutil.copyfile(source, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

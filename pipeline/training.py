@@ -25,7 +25,7 @@ from pipeline import noise, objective, pairing
 from pipeline.circumstances import Clock
 from pipeline.compiled import compiled
 from pipeline.ema import EMA, PowerEMA
-from pipeline.errors import UserError
+from pipeline.errors import UserError, room_for
 from pipeline.latents import Latents
 from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
 from pipeline.optim import Adam, apply, make_optimizer, rate_and_momentum
@@ -406,7 +406,8 @@ class _Run:
         temporary = self.folder / f".{name}.part"
         kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
         # Without metadata equal weights are equal files, whatever code or entries they came from.
-        save_file(kept, temporary)
+        with room_for(self.folder / name, sum(w.nbytes for w in kept.values())):
+            save_file(kept, temporary)
         os.replace(temporary, self.folder / name)
 
     def finish(self) -> None:

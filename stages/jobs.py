@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.circumstances import measured
-from pipeline.errors import UserError, system_message
+from pipeline.errors import UserError, room_for, system_message
 from pipeline.store import Entry, Store, write_json, write_text
 from stages.fanout import Reporter
 from stages.workspace import Workspace
@@ -183,8 +183,9 @@ def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]):
 
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS
-        with open(path, "r+b") as f:
-            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        size = path.stat().st_size
+        with room_for(path, size), open(path, "r+b") as f:
+            os.posix_fallocate(f.fileno(), 0, size)
     return array
 
 

@@ -79,7 +79,12 @@ def provenance(
 ) -> Section:
     workspace, facts, metrics = found.workspace, found.facts, found.metrics
     params = workspace.params
-    devices = sorted({str(t.record["device"]) for own in trained.values() for t in own})
+    made = [
+        workspace.store.entry(t.expert.job.name).circumstances()
+        for own in trained.values()
+        for t in own
+    ]
+    devices = sorted({each["device"] for each in made if each})
     shards = [job.name for job in plan.latents(params, facts)]
     entries = [
         ("dataset", code(facts.digest)),
