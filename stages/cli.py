@@ -135,6 +135,17 @@ def verify(rev: str) -> None:
 
 
 @main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def gc(dry_run: bool, yes: bool) -> None:
+    """Delete what the store holds and no params, lock, branch or experiment needs."""
+    from stages.gc import gc as collect
+    from stages.workspace import Workspace
+
+    collect(Workspace.here(), dry_run, yes)
+
+
+@main.command()
 @click.option("--recipe", required=True, help="A finished recipe.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
