@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.store import Entry
 from stages.inspection import needed_jobs
 from stages.markup import counted, si
-from stages.verify import cached_file, git, recorded
+from stages.verify import cached, cached_listing, git, recorded
 from stages.workspace import Workspace
 
 RECENT_SECONDS = 86_400  # what changed since may be of a run that no plan shows yet
@@ -102,23 +102,20 @@ def _needed(workspace: Workspace) -> tuple[dict[str, str], int]:
     refs = git(workspace, "for-each-ref", "--format=%(objectname)", *REFS).split()
     for commit in dict.fromkeys([git(workspace, "rev-parse", "HEAD").strip(), *refs]):
         for md5 in _folders(workspace, commit):
-            manifest = cached_file(workspace, md5, "manifest.json")
-            if manifest is None:
+            files = cached_listing(workspace, md5)
+            if files is None:
                 unknown.add(md5)
-                continue
-            for name in _names(manifest):
-                reasons.setdefault(name, "that a branch, tag or experiment names")
+            elif "manifest.json" in files:  # mixtures and results have none: they hold no entries
+                for name in _names(cached(workspace, files["manifest.json"])):
+                    reasons.setdefault(name, "that a branch, tag or experiment names")
     return reasons, len(unknown)
 
 
 def _folders(workspace: Workspace, commit: str) -> Iterator[str]:
-    """The fan-out stages' outputs in a commit's dvc.lock; none where it has no lock."""
+    """The folders in a commit's dvc.lock; none where it has no lock."""
     with contextlib.suppress(UserError):
         for outs in recorded(workspace, commit).values():
-            for out in outs:
-                without = Path(out["path"]).name in ("mixtures", "results")  # they hold no entries
-                if out["md5"].endswith(".dir") and not without:
-                    yield out["md5"]
+            yield from (out["md5"] for out in outs if out["md5"].endswith(".dir"))
 
 
 def _names(manifest: Path) -> list[str]:

@@ -114,13 +114,6 @@ def cached(workspace: Workspace, md5: str) -> Path:
     return cache_folder(workspace.root) / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def cached_file(workspace: Workspace, md5: str, name: str) -> Path | None:
-    """A file of a folder in DVC's cache; None if the cache lacks it or the list of the folder."""
-    files = cached_listing(workspace, md5) or {}
-    path = cached(workspace, files[name]) if name in files else None
-    return path if path is not None and path.exists() else None
-
-
 @functools.cache
 def cache_folder(root: Path) -> Path:
     """DVC's cache of a checkout."""
