@@ -103,11 +103,14 @@ def _needed(workspace: Workspace) -> tuple[dict[str, str], int]:
     for commit in dict.fromkeys([git(workspace, "rev-parse", "HEAD").strip(), *refs]):
         for md5 in _folders(workspace, commit):
             files = cached_listing(workspace, md5)
-            if files is None:
+            if files is not None and "manifest.json" not in files:
+                continue  # mixtures, results: they hold no entries
+            manifest = files and cached(workspace, files["manifest.json"])
+            if not (manifest and manifest.exists()):
                 unknown.add(md5)
-            elif "manifest.json" in files:  # mixtures and results have none: they hold no entries
-                for name in _names(cached(workspace, files["manifest.json"])):
-                    reasons.setdefault(name, "that a branch, tag or experiment names")
+                continue
+            for name in _names(manifest):
+                reasons.setdefault(name, "that a branch, tag or experiment names")
     return reasons, len(unknown)
 
 
