@@ -31,6 +31,8 @@ def pixel_params(images: int, milestones: list[int], seeds: list[int]) -> dict[s
 
 
 def main() -> None:
+    from pipeline.store import Store
+
     runs = {
         "latents": experiment.run("latents", fashion.params({"latent": {}}, images=LATENT_IMAGES)),
         "pixels": experiment.run(
@@ -38,7 +40,8 @@ def main() -> None:
         ),
     }
     folder = experiment.BENCH / "latents"
-    encoder = json.loads(next((folder / "artefacts" / "latents").glob("*/record.json")).read_text())
+    trained = next((folder / "artefacts" / "latents").glob("*/record.json")).parent.name
+    encoder = Store(experiment.BENCH / "store").entry(f"encoder/{trained}").circumstances()
     took = {arm: summarise(list(seconds(done).values()))["mean"] for arm, done in runs.items()}
     long = PIXEL_IMAGES * (encoder["seconds"] + took["latents"]) / took["pixels"]
     long_images = round(long / ROUNDED) * ROUNDED

@@ -5,6 +5,7 @@
         lease        who works on it now; its modification time is the heartbeat
         state/       resumable state of unfinished work; removed when finished
         log.txt      what the job said; progress.json its last progress
+        circumstances.json   how it was made: seconds, load, machine
         ...          the entry's files
         DONE         sizes and checksums of the files; renamed into place last
 
@@ -34,7 +35,9 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # a lease without a heartbeat for so long belongs to a dead job
 
 # Files of an entry that are not results: never listed in DONE, never copied.
-WORKING_FILES = frozenset({"spec.json", "lease", "state", "log.txt", "progress.json", "DONE"})
+WORKING_FILES = frozenset(
+    {"spec.json", "lease", "state", "log.txt", "progress.json", "circumstances.json", "DONE"}
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,6 +148,13 @@ class Entry:
             return json.loads((self.path / "progress.json").read_text())
         except (OSError, ValueError):
             return None
+
+    def circumstances(self) -> dict[str, Any]:
+        """How it was made: seconds, load, kind of machine; {} where unknown (it was pulled)."""
+        try:
+            return json.loads((self.path / "circumstances.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def leased(self) -> bool:
         """Whether a live job works on it."""

@@ -52,7 +52,8 @@ def latents(found: Findings, picture: Path | None) -> Section | None:
         facts_of.append(
             (
                 "training",
-                f"{fixed([record['seconds']], most=1)[0]} s, {count(record['images'])} images, "
+                f"{fixed([entry.circumstances().get('seconds')], most=1)[0]} s, "
+                f"{count(record['images'])} images, "
                 f"{si(record['parameters'])} parameters; shared by all recipes and not in their "
                 "costs",
             )
