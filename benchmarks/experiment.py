@@ -128,8 +128,8 @@ def expert_seconds(workspace: Any, planned: Any, milestone: int) -> list[list[fl
         before = expert_seconds(workspace, planned.parent, planned.parent.milestones[-1])
     own = []
     for expert in planned.experts:
-        known = workspace.store.entry(expert.job.name).circumstances()
-        own.append(known["snapshot_seconds"][str(expert.snapshots[milestone])])
+        made = workspace.store.entry(expert.job.name).circumstances()
+        own.append(made["snapshot_seconds"][str(expert.snapshots[milestone])])
     return [*before, own]
 
 

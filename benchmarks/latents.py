@@ -16,6 +16,8 @@ import experiment
 import fashion
 from experiment import images_to_reach, summarise, wall_curve
 
+from pipeline.store import Store
+
 LATENT_IMAGES, PIXEL_IMAGES = 32_000, 6_000
 ROUNDED = 1_000  # the long run's images
 
@@ -31,8 +33,6 @@ def pixel_params(images: int, milestones: list[int], seeds: list[int]) -> dict[s
 
 
 def main() -> None:
-    from pipeline.store import Store
-
     runs = {
         "latents": experiment.run("latents", fashion.params({"latent": {}}, images=LATENT_IMAGES)),
         "pixels": experiment.run(
@@ -40,8 +40,10 @@ def main() -> None:
         ),
     }
     folder = experiment.BENCH / "latents"
-    trained = next((folder / "artefacts" / "latents").glob("*/record.json")).parent.name
-    encoder = Store(experiment.BENCH / "store").entry(f"encoder/{trained}").circumstances()
+    record = next((folder / "artefacts" / "latents").glob("*/record.json"))
+    encoder = (
+        Store(experiment.BENCH / "store").entry(f"encoder/{record.parent.name}").circumstances()
+    )
     took = {arm: summarise(list(seconds(done).values()))["mean"] for arm, done in runs.items()}
     long = PIXEL_IMAGES * (encoder["seconds"] + took["latents"]) / took["pixels"]
     long_images = round(long / ROUNDED) * ROUNDED

@@ -5,7 +5,8 @@
         lease        who works on it now; its modification time is the heartbeat
         state/       resumable state of unfinished work; removed when finished
         log.txt      what the job said; progress.json its last progress
-        circumstances.json   how it was made: seconds, load, machine
+        error.txt    why it failed last; removed when finished
+        circumstances.json  how it was made: seconds, host, load, interruptions
         ...          the entry's files
         DONE         sizes and checksums of the files; renamed into place last
 
@@ -36,7 +37,10 @@ STALE_SECONDS = 90.0  # a lease without a heartbeat for so long belongs to a dea
 
 # Files of an entry that are not results: never listed in DONE, never copied.
 WORKING_FILES = frozenset(
-    {"spec.json", "lease", "state", "log.txt", "progress.json", "circumstances.json", "DONE"}
+    {
+        *("spec.json", "lease", "state", "log.txt", "progress.json", "error.txt"),
+        *("circumstances.json", "DONE"),
+    }
 )
 
 
@@ -138,6 +142,7 @@ class Entry:
                 os.fsync(f.fileno())
             files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         write_json(self.path / "DONE", {"files": files})
+        (self.path / "error.txt").unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         for leftover in self.path.glob(".taken-over.*"):
             leftover.unlink(missing_ok=True)
@@ -150,7 +155,13 @@ class Entry:
             return None
 
     def circumstances(self) -> dict[str, Any]:
-        """How it was made: seconds, load, kind of machine; {} where unknown (it was pulled)."""
+        """How it was made; empty where that is not known, as of an entry that was pulled.
+
+        seconds (wall clock), cpu_seconds, device_seconds (of a GPU; None without one), over all
+        processes that worked on it; device; host (the kind of processor), its cores, threads, load
+        (mean 1-minute load average a core); interruptions; of trainings also snapshot_seconds and
+        snapshot_cpu_seconds, by images.
+        """
         try:
             return json.loads((self.path / "circumstances.json").read_text())
         except (OSError, ValueError):

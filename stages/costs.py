@@ -139,9 +139,13 @@ def _busy(machine: Mapping[str, Any]) -> bool:
 def elsewhere(found: Mapping[str, Mapping[str, Any]]) -> dict[str, bool | None]:
     """Which recipes ran, at least in part, on another kind of machine than most of them.
 
-    found: `times` of each recipe. None where its machine is unknown.
+    found: `times` of each recipe. None where its machine is unknown. Beside a device the CPU does
+    not count: some jobs of such a machine do without its device.
     """
-    kinds = {name: (tuple(own["devices"]), tuple(own["hosts"])) for name, own in found.items()}
+    kinds = {}
+    for name, own in found.items():
+        devices = [device for device in own["devices"] if device != "cpu"] or own["devices"]
+        kinds[name] = (tuple(devices), tuple(own["hosts"]))
     most = Counter(kind for kind in kinds.values() if any(kind)).most_common(1)
     return {name: kind != most[0][0] if any(kind) else None for name, kind in kinds.items()}
 

@@ -274,6 +274,12 @@ def test_seconds_that_do_not_compare_are_marked(tmp_path):
     assert "Recipes whose seconds are unknown are in the first chart only." in page.text
 
 
+def test_a_job_that_does_without_the_device_is_not_elsewhere():
+    gpu, both, cpu = ({"devices": d, "hosts": ["x"]} for d in (["H100"], ["H100", "cpu"], ["cpu"]))
+    found = costs.elsewhere({"a": gpu, "b": both, "c": cpu, "d": {"devices": [], "hosts": []}})
+    assert found == {"a": False, "b": False, "c": True, "d": None}
+
+
 def test_what_dvc_tracks_does_not_depend_on_circumstances(family):
     """The costs in metrics.json are the same on a machine twice as slow."""
     _, workspace, facts, recipes, *_ = family[0]

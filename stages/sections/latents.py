@@ -48,11 +48,11 @@ def latents(found: Findings, picture: Path | None) -> Section | None:
         ),
     ]
     if "record.json" in entry.files():
-        record = entry.load_json("record.json")
+        record, made = entry.load_json("record.json"), entry.circumstances()
         facts_of.append(
             (
                 "training",
-                f"{fixed([entry.circumstances().get('seconds')], most=1)[0]} s, "
+                f"{fixed([made.get('seconds')], most=1)[0]} s, "
                 f"{count(record['images'])} images, "
                 f"{si(record['parameters'])} parameters; shared by all recipes and not in their "
                 "costs",
