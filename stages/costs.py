@@ -181,10 +181,14 @@ def footnotes(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[st
         f"{name} on {', '.join(map(str, [*found[name]['hosts'], *found[name]['devices']]))}"
         for name in away
     )
-    loads = ", ".join(f"{found[name]['load']:.2g}" for name in busy)
+    load = max((found[name]["load"] for name in busy), default=0.0)
     notes = [
         ("*", away, f"measured on another kind of machine than the rest ({machines})"),
-        ("†", busy, f"measured while the machine had other work, too (load a core {loads})"),
+        (
+            "†",
+            busy,
+            f"measured while the machine had other work, too (load a core up to {load:.2g})",
+        ),
         ("–", unknown, "seconds unknown: trained elsewhere"),
     ]
     return [note for note in notes if note[1]]

@@ -266,7 +266,7 @@ def test_seconds_that_do_not_compare_are_marked(tmp_path):
     assert [row[0] for row in rows] == ["a", "b *", "c †", "d", "e"]
     assert rows[4][-2:] == ["–", "–"] and "–" not in "".join("".join(row) for row in rows[:4])
     notes = report.footnote_text(both)
-    assert "than the rest (b on Intel Xeon, cpu)" in notes and "(load a core 3)" in notes
+    assert "than the rest (b on Intel Xeon, cpu)" in notes and "(load a core up to 3)" in notes
     page = written([path, workspace, facts, planned, both, summary, pictures])
     check_self_contained(page)
     assert [row[0].split() for row in page.tables[0][1:3]] == [["a"], ["b", "*"]]
