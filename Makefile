@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 repro: $(BIN)/.ready
 	dvc repro
+	@test -e results/report.html || tspace report # what DVC brought back from its cache
 
 test: $(BIN)/.ready-test lint
 	pytest -n auto -m "not cluster and not presets"

@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))  # a clone must read its results with its own code
 
 @dataclass(frozen=True)
 class Experiment:
-    """Finished recipes: metrics.json of each, and at each milestone the experts' seconds.
+    """Finished recipes: metrics.json of each with what costs.json says, and the experts' seconds.
 
     `expert_seconds` of a milestone holds a list for each generation: what a recipe starts from
     comes before it.
@@ -103,13 +103,16 @@ def read(name: str, folder: Path) -> Experiment:
     """The results of a finished workspace."""
     from pipeline import plan
     from stages import steps
+    from stages.costs import together
     from stages.workspace import Workspace
 
     workspace = Workspace(folder)
+    spent = json.loads((folder / "results" / "costs.json").read_text())["recipes"]
     params = yaml.safe_load((folder / "params.yaml").read_text())
     recipes = {}
     for key, planned in plan.experts(workspace.params, steps.facts_of(workspace)).items():
-        found = json.loads((folder / "results" / key / "metrics.json").read_text())
+        metrics = json.loads((folder / "results" / "recipes" / key / "metrics.json").read_text())
+        found = together({key: metrics}, spent)[key]
         for images, point in found["milestones"].items():
             point["expert_seconds"] = expert_seconds(workspace, planned, int(images))
         found["sample_flops"] = sample_flops(planned)
@@ -262,7 +265,7 @@ def text(summary: Mapping[str, Any], form: str = "{:.3g}") -> str:
 
 
 COLUMNS = {"fid": "{:.3f}", "images_seen": "{:,.0f}", "images_seen_critical": "{:,.0f}"}
-COLUMNS |= {"train_flops": "{:.3g}", "train_seconds_total": "{:.0f}"}
+COLUMNS |= {"train_flops": "{:.3g}", "compute_seconds": "{:.0f}"}
 
 
 def table(experiment: Experiment, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:

@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from common import machine  # noqa: E402
 from experiment import makespan  # noqa: E402
 
+from stages.costs import together  # noqa: E402
 from stages.drawing import save  # noqa: E402
 from stages.groups import units_of  # noqa: E402
-from stages.report import samples_text, table_rows  # noqa: E402
+from stages.report import footnote_text, samples_text, table_rows  # noqa: E402
 
 README = ROOT / "README.md"
 MEASURED = ROOT / "docs" / "benchmarks.md"
@@ -179,17 +180,25 @@ def number(value: object) -> str:
 
 
 def show_results() -> None:
-    summary = json.loads((ROOT / "results" / "summary.json").read_text())
-    (ROOT / "docs" / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    recipes, groups = summary["recipes"], summary["groups"]
+    results = ROOT / "results"
+    summary = json.loads((results / "summary.json").read_text())
+    spent = json.loads((results / "costs.json").read_text())["recipes"]
+    last = {
+        name: {key: value for key, value in own.items() if key != "milestones"}
+        for name, own in spent.items()
+    }
+    shown = summary | {"costs": last}
+    (ROOT / "docs" / "results.json").write_text(json.dumps(shown, indent=1) + "\n")
+    recipes, groups = together(summary["recipes"], last), summary["groups"]
     head, *rows = table_rows(recipes, groups)
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     floor = summary["reference"]["floor"]
+    notes = " ".join(filter(None, [seeds(recipes, groups), footnote_text(recipes)]))
     lines.append(
         f"\n{samples_text(recipes)} against all real images; one half of the real images against "
         f"the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}. "
-        f"{seeds(recipes, groups)} Measured with `make repro` on {describe(machine())}; numbers in "
+        f"{notes} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )
     replace(README, "results", lines)
@@ -210,7 +219,8 @@ def describe(found: dict) -> str:
 
 def draw_samples(shown: dict[str, str]) -> None:
     """The grids of recipes side by side, each under the name it is shown by."""
-    grids = [Image.open(ROOT / "results" / name / "samples.png") for name in shown.values()]
+    folder = ROOT / "results" / "recipes"
+    grids = [Image.open(folder / name / "samples.png") for name in shown.values()]
     width, height = sum(g.width + 12 for g in grids), grids[0].height + 24
     sheet = Image.new("RGB", (width, height), "white")
     left = 0

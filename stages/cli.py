@@ -64,7 +64,11 @@ _stage("merge", "Combine each recipe's experts into one model.")
 @click.option("--recipe", help="Draw from this finished recipe instead of running the stage.")
 @click.option("-n", "number", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="FILE.png for a grid, or a folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), or a folder.",
+)
 def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None:
     """Draw samples: for the scores (no options), or from one recipe into --out."""
     from stages import steps

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UserError
 from stages.workspace import Workspace
 
 SHOWN_PIXELS = 48  # small images are enlarged to at least this size in a grid
+LABEL_PIXELS = 12  # for a line of text
 
 
-def grid(images: np.ndarray, columns: int, enlarge: int | None = None) -> Image.Image:
-    """Images uint8 [N, C, H, W] in rows of `columns`, one background pixel between them."""
+def grid(
+    images: np.ndarray,
+    columns: int,
+    enlarge: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Images uint8 [N, C, H, W] in rows of `columns`, with a gap, under each its label if given."""
     size = images.shape[-1]
     factor = enlarge or max(1, -(-SHOWN_PIXELS // size))
     cell = size * factor
     rows = -(-len(images) // columns)
     gap = 2
-    sheet = Image.new(
-        "RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), (255, 255, 255)
-    )
+    across, down = cell + gap, cell + gap + (0 if labels is None else LABEL_PIXELS)
+    sheet = Image.new("RGB", (columns * across + gap, rows * down + gap), (255, 255, 255))
     for i, image in enumerate(images):
-        row, column = divmod(i, columns)
+        left, top = gap + i % columns * across, gap + i // columns * down
         tile = as_image(image).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
-        sheet.paste(tile, (gap + column * (cell + gap), gap + row * (cell + gap)))
+        sheet.paste(tile, (left, top))
+        if labels is not None:
+            sheet.paste(_written(labels[i], cell), (left, top + cell))
     return sheet
+
+
+def _written(text: str, width: int) -> Image.Image:
+    """A line of text, cut at the width. Its font is part of Pillow, and so the same everywhere."""
+    font = ImageFont.load_default_imagefont()
+    line = Image.new("RGB", (width, LABEL_PIXELS), "white")
+    known = text.encode("latin-1", "replace").decode("latin-1")
+    ImageDraw.Draw(line).text((1, 0), known, fill="black", font=font)
+    return line
 
 
 def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> Image.Image:
@@ -56,7 +73,11 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path) -> None:
-    """`tspace sample --recipe`: a grid (out ends in .png) or a folder of single pictures."""
+    """`tspace sample --recipe`: samples of a finished recipe, as `out` ends.
+
+    .png: a grid; .npz: `arr_0`, the images uint8 [N, H, W, C], and `arr_1`, their classes int64 [N]
+    where the recipe is told them; no suffix: a folder of single pictures. UserError for others.
+    """
     from pipeline import plan
     from pipeline.mixture import Mixture, draw
     from stages import steps
@@ -66,8 +87,11 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     recipes = workspace.params.recipes
     if name not in recipes:
         raise UserError(f"--recipe {name}: no such recipe; one of: {', '.join(recipes)}")
-    if out.suffix.lower() != ".png" and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: neither a .png file nor a folder")
+    suffix = out.suffix.lower()
+    if suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out {out}: give a .png or an .npz file, or a folder (without a suffix)")
+    if out.exists() and out.is_dir() != (suffix == ""):
+        raise UserError(f"--out {out}: {'a folder' if suffix else 'not a folder'}; name another")
     recipe = plan.experts(workspace.params, steps.facts_of(workspace))[name]
     for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
         adopt(workspace, stage)
@@ -76,7 +100,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         lambda e: workspace.store.entry(e["entry"]).file(e["file"]),
         device=device(),
     )
-    images, _ = draw(
+    images, classes = draw(
         mixture,
         recipe.sampling_states,
         range(number),
@@ -84,11 +108,19 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         batch=workspace.params.evaluate.batch,
         **recipe.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
     )
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save(grid(images, columns=max(1, round(number**0.5))), out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".png":
+        names = steps.class_names(workspace)
+        labels = None if classes is None else [names[i] for i in classes]
+        save(grid(images, max(1, round(number**0.5)), labels=labels), out)
+    elif suffix == ".npz":
+        temporary = out.with_name(f".{out.name}.part")
+        with open(temporary, "wb") as f:
+            arrays = [images.transpose(0, 2, 3, 1), *([] if classes is None else [classes])]
+            np.savez(f, *arrays)
+        os.replace(temporary, out)
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(exist_ok=True)
         for i, image in enumerate(images):
             save(as_image(image), out / f"{name}-{seed}-{i:06d}.png")
     print(f"{number} samples of {name}, seed {seed}: {out}")

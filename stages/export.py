@@ -17,6 +17,8 @@ from stages.inspection import merged
 from stages.markup import counted
 from stages.workspace import Workspace
 
+SHOWN_CLASSES = 20  # in the README; model.json has all
+
 EXAMPLE = '''\
 """Draws from the model in this folder: python sample.py [-n 64] [--seed 0] [--out samples.png]"""
 
@@ -61,7 +63,7 @@ A diffusion model trained by tspace {version} on {images:,} images:
 {table}
 
 `model.json` says the rest: networks, log-SNRs, what the networks predict, shift and scale of the
-data, the sampler, and the checksum of each file. Draw with tspace installed:
+data, the sampler, `classes` by label, and the checksum of each file. Draw with tspace installed:
 
     python sample.py -n 64 --seed 0 --out samples.png
 
@@ -108,6 +110,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
             "recipe": name,
             "images": images,
             "mixture": spec["mixture"],
+            "classes": list(steps.class_names(workspace)) if spec["mixture"]["classes"] else None,
             "states": spec["states"],
             "sampling": {**spec["sampling"], "batch": spec["batch"]},
             "files": _copy_files(workspace, spec["mixture"], fresh),
@@ -166,9 +169,17 @@ def _readme(model: dict[str, Any]) -> str:
         version=model["tspace"],
         images=model["images"],
         what=_seen(mixture),
-        classes=f"{mixture['classes']} classes" if mixture["classes"] else "without classes",
+        classes=_classes(model["classes"]),
         table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),
     )
+
+
+def _classes(names: list[str] | None) -> str:
+    if names is None:
+        return "without classes"
+    shown = ", ".join(f"{label} {name}" for label, name in enumerate(names[:SHOWN_CLASSES]))
+    more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
+    return f"{counted(len(names), 'class', 'classes')} (label and name: {shown}{more})"
 
 
 def _seen(mixture: dict[str, Any]) -> str:

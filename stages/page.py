@@ -1,4 +1,4 @@
-"""`results/report.html`: one self-contained page, the same bytes for the same results.
+"""`results/report.html`: one self-contained page of the results and of the seconds they took.
 
 Its sections are in `stages/sections`, each a function of the `Findings` that gives None where there
 is nothing to show.
@@ -37,12 +37,14 @@ def write_page(
     summary: dict[str, Any],
     pictures: dict[str, Path],
     reconstructions: Path | None = None,
+    real: Path | None = None,
 ) -> None:
-    """Write the page. It needs no network and no script, and holds no time of day.
+    """Write the page. It needs no network and no script.
 
-    metrics: of each recipe, with its `milestones`; summary: what summary.json holds; pictures: a
-    PNG of samples of each recipe; reconstructions: one of what the encoder brings back. UserError
-    if an expert's record or curve is missing or damaged.
+    metrics: of each recipe, with its `milestones` and what costs.json says of both; summary: what
+    summary.json holds; pictures: a PNG of samples of each recipe; reconstructions: one of what the
+    encoder brings back; real: one of images of the dataset. UserError if an expert's record or
+    curve is missing or damaged.
     """
     found = Findings(
         workspace,
@@ -52,6 +54,8 @@ def write_page(
         summary["reference"],
         pictures,
         summary.get("reconstruction"),
+        tuple(summary.get("classes", ())),
+        real,
     )
     experts = {name: trained(workspace, recipe) for name, recipe in recipes.items()}
     origins = origins_of(found)

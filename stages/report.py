@@ -1,4 +1,15 @@
-"""`results/`: metrics of each recipe, a summary, curves, pictures, and one self-contained page."""
+"""`results/`: metrics of each recipe, a summary, curves, pictures, and one self-contained page.
+
+    metrics/       a flat file a recipe, for `dvc metrics`
+    recipes/       of each recipe metrics.json, with every milestone, and samples.png
+    pictures/      real images, and what the encoder brings back of them
+    summary.json   every recipe at its end
+    curves.csv     scores and costs over training, for `dvc plots`
+    costs.json     seconds, load and machines
+    report.html    the page
+
+DVC tracks all but the last two: what it tracks is the same bytes after an identical retrain.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +18,22 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import plan
+from pipeline.dataset import open_dataset
 from pipeline.plan import DatasetFacts, Job, RecipePlan
+from pipeline.rows import spread
 from pipeline.store import write_json
-from stages import drawing, steps
-from stages.costs import costs
+from stages import costs, drawing, steps
 from stages.groups import Unit, mean, units, units_of
+from stages.markup import MISSING
 from stages.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.latents import Latents
 
 SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "samples")
 # What a scores job may give besides: of one run, and not of every kind of features.
@@ -34,8 +50,13 @@ PASSED_ON = (
     "per_class",
     "left_out",
 )
+# The few that a row of `dvc metrics show` has room for.
+FLAT = (
+    *("fid", "kid", "precision", "recall", "coverage", "samples", "images_seen"),
+    *("images_seen_critical", "experts", "parameters", "parameters_active", "train_flops"),
+)
 IN_METRICS_ONLY = ("milestones", "per_class", "left_out")  # too long for the summary
-GRID = 64  # samples shown of each recipe
+GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
 
 
@@ -52,28 +73,50 @@ def report(workspace: Workspace) -> None:
     metrics = {
         name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
     }
+    times = recipe_times(workspace, facts, recipes)
     fresh = workspace.results.with_name(f".results.{os.getpid()}")
-    fresh.mkdir()
+    for folder in ("metrics", "recipes", "pictures"):
+        (fresh / folder).mkdir(parents=True)
     try:
+        classes = steps.class_names(workspace)
         pictures = {}
         for name, found in metrics.items():
-            (fresh / name).mkdir()
-            write_json(fresh / name / "metrics.json", found)
-            images = samples_of(workspace, scored[name, recipes[name].milestones[-1]])
-            drawing.save(drawing.grid(images[:GRID], 8), fresh / name / "samples.png")
-            pictures[name] = fresh / name / "samples.png"
-        summary = summary_of(workspace, facts, recipes, metrics)
-        reconstructed = _reconstructions(workspace, facts, fresh, summary)
+            own = fresh / "recipes" / name
+            own.mkdir()
+            write_json(own / "metrics.json", found)
+            write_json(fresh / "metrics" / f"{name}.json", {key: found[key] for key in FLAT})
+            shard = samples_of(workspace, scored[name, recipes[name].milestones[-1]])
+            pictures[name] = own / "samples.png"
+            save_grid(shard, np.arange(min(GRID, len(shard))), classes, pictures[name])
+        real = fresh / "pictures" / "real.png"
+        save_real(workspace, facts, classes, real)
+        summary = summary_of(workspace, facts, recipes, metrics) | {"classes": list(classes)}
+        reconstructed = _reconstructions(workspace, facts, fresh / "pictures", summary)
         write_json(fresh / "summary.json", summary)
         write_curves(fresh / "curves.csv", metrics)
+        write_json(fresh / "costs.json", {"recipes": times})
+        both = costs.together(metrics, times)
         page = fresh / "report.html"
-        write_page(page, workspace, facts, recipes, metrics, summary, pictures, reconstructed)
+        write_page(page, workspace, facts, recipes, both, summary, pictures, reconstructed, real)
         shutil.rmtree(workspace.results, ignore_errors=True)
         os.replace(fresh, workspace.results)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    print_table(metrics, summary)
+    print_table(both, summary)
     print(f"\nreport: {(workspace.results / 'report.html').relative_to(workspace.root)}")
+
+
+def recipe_times(
+    workspace: Workspace, facts: DatasetFacts, recipes: Mapping[str, RecipePlan]
+) -> dict[str, dict[str, Any]]:
+    """What costs.json holds of each recipe: at its end, and under `milestones` at each of them."""
+    found = {}
+    for name, recipe in recipes.items():
+        milestones = {str(m): costs.times(workspace, facts, recipe, m) for m in recipe.milestones}
+        found[name] = {**milestones[str(recipe.milestones[-1])], "milestones": milestones}
+    for name, away in costs.elsewhere(found).items():
+        found[name]["elsewhere"] = away
+    return found
 
 
 def recipe_metrics(
@@ -82,7 +125,10 @@ def recipe_metrics(
     recipe: RecipePlan,
     scored: dict[tuple[str, int], Job],
 ) -> dict[str, Any]:
-    """Scores and costs of a recipe at its end, and under `milestones` at each of them."""
+    """Scores and costs of a recipe at its end, and under `milestones` at each of them.
+
+    Nothing that depends on the machine or its load: that is `recipe_times`.
+    """
     milestones = {}
     for milestone in recipe.milestones:
         job = scored[recipe.name, milestone]
@@ -90,7 +136,7 @@ def recipe_metrics(
         milestones[str(milestone)] = {
             **{key: scores[key] for key in SHOWN},
             **{key: scores[key] for key in PASSED_ON if key in scores},
-            **costs(workspace, facts, recipe, milestone),
+            **costs.costs(workspace, facts, recipe, milestone),
         }
     return {**milestones[str(recipe.milestones[-1])], "milestones": milestones}
 
@@ -130,13 +176,29 @@ def _reconstructions(
     return path
 
 
-def samples_of(workspace: Workspace, scored: Job) -> np.ndarray:
-    """The first samples of a scoring job, uint8 [n, C, H, W]."""
+def samples_of(workspace: Workspace, scored: Job) -> Latents:
+    """The first shard of the samples of a scoring job."""
     from pipeline.latents import Latents
 
-    first = workspace.store.entry(scored.spec["samples"][0])
-    shard = Latents([first.file("samples.arrow")])
-    return shard.raw(np.arange(min(GRID, len(shard))))
+    return Latents([workspace.store.entry(scored.spec["samples"][0]).file("samples.arrow")])
+
+
+def save_grid(shard: Latents, rows: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Write a grid of samples, under each its class where the recipe was told one."""
+    labels = None if shard.labels is None else [classes[i] for i in shard.labels[rows]]
+    drawing.save(drawing.grid(shard.raw(rows), GRID_COLUMNS, labels=labels), path)
+
+
+def save_real(
+    workspace: Workspace, facts: DatasetFacts, classes: Sequence[str], path: Path
+) -> None:
+    """Write a grid of images that recipes train on, a fair sample, as large as those of samples."""
+    dataset = open_dataset(workspace.dataset)
+    numbers = dataset.labels(0, facts.rows) if classes else None
+    rows = spread(min(GRID, facts.rows), facts.rows, numbers)
+    images = np.concatenate([dataset.images(row, row + 1) for row in rows])
+    labels = None if numbers is None else [classes[numbers[row]] for row in rows]
+    drawing.save(drawing.grid(images, GRID_COLUMNS, labels=labels), path)
 
 
 def write_curves(path: Path, metrics: dict[str, dict[str, Any]]) -> None:
@@ -161,8 +223,8 @@ COLUMNS = (
     ("images", "images_seen", "{:,.0f}"),
     ("experts", "experts", "{:.0f}"),
     ("TFLOP", "train_flops", "{:.2f}"),
-    ("s in all", "train_seconds_total", "{:.0f}"),
-    ("s critical", "train_seconds_critical", "{:.0f}"),
+    ("{unit}-s", "compute_seconds", "{:.0f}"),
+    ("s critical", "seconds_critical", "{:.0f}"),
 )
 UNITS = {"kid": 1e3, "train_flops": 1e-12}
 SPREAD = ("fid", "kid", "precision", "recall")  # the columns that show it
@@ -173,17 +235,30 @@ def table_rows(
 ) -> list[list[str]]:
     """The table as text, header first; of several seeds the mean, and of scores (lowest..highest).
 
-    groups: the names of a recipe's seeds by its own, as in summary.json.
+    metrics: with the seconds of costs.json; groups: the names of a recipe's seeds by its own, as in
+    summary.json. A recipe's name is followed by the signs of `costs.footnotes`.
     """
-    rows = [["recipe", *(title for title, _, _ in COLUMNS)]]
+    computing = costs.compute_unit(metrics)
+    rows = [["recipe", *(title.format(unit=computing) for title, _, _ in COLUMNS)]]
     for unit in units_of(list(metrics), groups):
         name = f"{unit.name} ({len(unit.members)} seeds)" if unit.several else unit.name
-        rows.append([name, *(_cell(unit, metrics, key, form) for _, key, form in COLUMNS)])
+        signs = [f" {sign}" for sign in costs.signs(metrics, unit.members)]
+        cells = (_cell(unit, metrics, key, form) for _, key, form in COLUMNS)
+        rows.append(["".join([name, *signs]), *cells])
     return rows
 
 
+def footnote_text(metrics: Mapping[str, dict[str, Any]]) -> str:
+    """What the signs in the table mean; empty without any."""
+    notes = [f"{sign} {text}." for sign, _, text in costs.footnotes(metrics)]
+    return " ".join(notes)
+
+
 def _cell(unit: Unit, metrics: Mapping[str, dict[str, Any]], key: str, form: str) -> str:
-    values = [metrics[name][key] * UNITS.get(key, 1) for name in unit.members]
+    found = [metrics[name][key] for name in unit.members]
+    if mean(found) is None:
+        return MISSING
+    values = [value * UNITS.get(key, 1) for value in found]
     text = form.format(mean(values))
     if unit.several and key in SPREAD:
         return f"{text} ({form.format(min(values))}..{form.format(max(values))})"
@@ -202,6 +277,8 @@ def print_table(metrics: Mapping[str, dict[str, Any]], summary: dict[str, Any]) 
         print("  ".join(cells))
         if number == 0:
             print("-" * (sum(widths) + 2 * (len(widths) - 1)))
+    if footnote_text(metrics):
+        print(f"\n{footnote_text(metrics)}")
     reference, floor = summary["reference"], summary["reference"]["floor"]
     print(
         f"\n{samples_text(metrics)}; features: {reference['extractor']}. One half of the real "

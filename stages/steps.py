@@ -46,6 +46,13 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
     return plan.facts(info, workspace.params.data.holdout, _analysed(workspace), files)
 
 
+def class_names(workspace: Workspace) -> tuple[str, ...]:
+    """Names of the prepared dataset's classes, by label; empty without labels."""
+    from pipeline.dataset import open_dataset
+
+    return tuple(open_dataset(workspace.dataset).info.classes or ())
+
+
 def _analysed(workspace: Workspace) -> dict[str, Any]:
     """What the stage `analyse` found, by job name; empty before it ran."""
     if not (workspace.artefacts("analyses") / "manifest.json").exists():

@@ -32,7 +32,7 @@ body {
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
   font-variant-numeric: tabular-nums;
 }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 30px 80px; }
+main { max-width: 1340px; margin: 0 auto; padding: 40px 30px 80px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6em; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3em 0 .8em; padding-top: .7em;
   border-top: 1px solid var(--rule); }
@@ -62,7 +62,8 @@ th.word, td.word { text-align: left; }
 tbody th { font-weight: 600; }
 .main { width: 100%; font-size: .8125rem; }
 .main th, .main td { padding: 6px 7px; }
-.main thead th { white-space: normal; }
+thead th, .main tbody th { white-space: normal; }
+.main tbody th { min-width: 10.5em; }
 .main th.word { position: sticky; left: 0; background: var(--paper); padding-left: 2px; }
 .best { background: var(--best); }
 .listed span, .digests span { display: block; }

@@ -18,7 +18,7 @@ from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.exported import load_exported
 from stages import steps
-from stages.drawing import draw_from
+from stages.drawing import LABEL_PIXELS, draw_from
 from stages.export import _copy_files, export_recipe
 from tests.test_inspection import edited, make, small_workspace
 
@@ -36,6 +36,9 @@ recipes:
     schedule: {kind: log-snr, states: 3}
     partition: {kind: per-state}
     sampling: {kind: ddim, eta: 0.5}
+  told:
+    schedule: {kind: log-snr, states: 2}
+    network: {class_conditional: true}
 """
 
 
@@ -51,7 +54,7 @@ def finished(tmp_path_factory):
     assert all(make(workspace, plan.analyses(workspace.params, facts)))
     steps.analyse(workspace)
     recipes = plan.experts(workspace.params, steps.facts_of(workspace))
-    assert all(make(workspace, [expert.job for expert in recipes["apart"].experts]))
+    assert all(make(workspace, [e.job for recipe in recipes.values() for e in recipe.experts]))
     steps.train(workspace)
     steps.merge(workspace)
     return workspace
@@ -111,6 +114,45 @@ def test_the_folder_tells_what_it_is(exported):
     assert {p.name for p in exported.iterdir()} == named
     readme = (exported / "README.md").read_text()
     assert "`experts/state-2.safetensors`" in readme and "{" not in readme
+
+
+def test_classes_are_named(exported, finished, tmp_path):
+    assert json.loads((exported / "model.json").read_text())["classes"] is None
+    export_recipe(finished, "told", tmp_path / "told")
+    names = json.loads((tmp_path / "told" / "model.json").read_text())["classes"]
+    assert names == [str(digit) for digit in range(10)]
+    assert "10 classes (label and name: 0 0, 1 1," in (tmp_path / "told" / "README.md").read_text()
+
+
+def test_samples_as_evaluators_read_them(finished, tmp_path):
+    """An npz of NHWC images and labels: the images that the folder has, told the same classes."""
+    draw_from(finished, "told", 5, 3, tmp_path / "s.npz")
+    found = np.load(tmp_path / "s.npz")
+    assert sorted(found.files) == ["arr_0", "arr_1"]
+    assert found["arr_0"].dtype == np.uint8 and found["arr_0"].shape == (5, 8, 8, 1)
+    assert found["arr_1"].dtype == np.int64 and found["arr_1"].shape == (5,)
+    draw_from(finished, "told", 5, 3, tmp_path / "s")
+    single = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "s").iterdir())]
+    assert np.array_equal(found["arr_0"][..., 0], np.stack(single))
+    draw_from(finished, "apart", 5, 3, tmp_path / "unlabelled.npz")
+    assert np.load(tmp_path / "unlabelled.npz").files == ["arr_0"]
+
+
+def test_samples_that_are_told_a_class_are_labelled_in_a_grid(finished, tmp_path):
+    draw_from(finished, "told", 4, 3, tmp_path / "told.png")
+    draw_from(finished, "apart", 4, 3, tmp_path / "apart.png")
+    assert Image.open(tmp_path / "told.png").size == (102, 2 * (50 + LABEL_PIXELS) + 2)
+    assert Image.open(tmp_path / "apart.png").size == (102, 102)
+
+
+@pytest.mark.parametrize("name", ["s.jpg", "s.npy", "s.v2", "folder.png", "file"])
+def test_samples_go_only_where_their_kind_is_clear(finished, tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"--out .*{name}: "):
+        draw_from(finished, "apart", 1, 0, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_earlier_milestone(finished, tmp_path):

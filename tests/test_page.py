@@ -1,4 +1,4 @@
-"""The report page: complete, self-contained, escaped, and the same bytes for the same results."""
+"""The report page: complete, self-contained, escaped; the same bytes for the same results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.identity import digest
 from stages import charts, markup
 from stages.page import write_page
-from tests.pages import DEFAULT, HEAD, check_self_contained, project, written
+from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, written
 
 
 @pytest.fixture(autouse=True)
@@ -51,16 +51,17 @@ def test_the_table_has_every_score_and_both_costs(default):
     head, *rows = page.tables[0]
     assert [cell.rstrip("\u00a0↓↑") for cell in head] == [
         *("recipe", "FID", "KID ×10³", "precision", "recall", "coverage", "images", "experts"),
-        *("parameters active / total", "training FLOPs", "seconds in all", "seconds critical path"),
+        *("parameters active / total", "training FLOPs", "CPU-seconds", "seconds critical path"),
     ]
     cells = {row[0].strip(): [c.removesuffix(" (best)") for c in row[1:]] for row in rows}
     assert list(cells) == list(metrics)
     assert cells["ddpm"][:7] == ["0.310", "1.03", "0.700", "0.612", "0.830", "6,000", "1"]
     twelve = metrics["disentangled_12"]
-    total, critical = twelve["train_seconds_total"], twelve["train_seconds_critical"]
+    total, critical = twelve["cpu_seconds"], twelve["seconds_critical"]
+    assert total == pytest.approx(CPU * twelve["seconds"])
     assert cells["disentangled_12"][6:9] == ["12", "60.1\u202fk / 721\u202fk", "9.00\u202fG"]
     assert cells["disentangled_12"][9:] == [f"{total:.1f}", f"{critical:.1f}"]
-    assert cells["few-state"][10] == f"{metrics['few-state']['train_seconds_critical']:.1f}"
+    assert cells["few-state"][10] == f"{metrics['few-state']['seconds_critical']:.1f}"
 
 
 def test_the_best_of_each_column_is_marked_in_words_too(default):
@@ -127,7 +128,7 @@ def test_the_timeline_is_to_scale(default):
     assert len(bars) == 24  # twelve experts in two widths
     longest, left = max(float(a["width"]) for a in bars), float(bars[0]["x"])
     found = metrics["disentangled_12"]
-    share = found["train_seconds_critical"] / found["train_seconds_total"]
+    share = found["seconds_critical"] / found["seconds"]
     assert longest / (max(ends) - left) == pytest.approx(share, rel=0.01)
 
 
@@ -209,8 +210,8 @@ def test_many_experts_are_limited_and_said_so(tmp_path):
         {"fid": -1e-9, "kid": 0.0},
         {"fid": 1e300, "kid": 1e-300},
         {"fid": 7.5, "kid": 7.5, "precision": 0.0, "recall": 0.0, "coverage": 0.0},
-        {"train_seconds_total": 0.0, "train_seconds_critical": 0.0, "train_flops": 0.0},
-        {"train_seconds_total": 1e9, "train_seconds_critical": 3e-7, "train_flops": 6.1e26},
+        {"compute_seconds": 0.0, "seconds_critical": 0.0, "train_flops": 0.0},
+        {"compute_seconds": 1e9, "seconds_critical": 3e-7, "train_flops": 6.1e26},
     ],
 )
 def test_extreme_values(tmp_path, values):

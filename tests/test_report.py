@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ import pytest
 from pipeline.store import write_json
 from stages import charts_matrix, costs, drawing, report
 from stages.groups import mean, units, units_of
-from tests.pages import HEAD, MERGED, check_self_contained, project, written
+from tests.pages import (
+    CPU,
+    HEAD,
+    SEARCH,
+    check_self_contained,
+    project,
+    write_circumstances,
+    written,
+)
 
 FAMILY = f"""{HEAD.replace("data: {source: digits}", "data: {source: digits, holdout: 64}")}\
   base: {{schedule: {{kind: log-snr, states: 12}}}}
@@ -77,31 +87,47 @@ def measured(tmp_path_factory):
 
 
 def own_seconds(arguments, name):
-    """Seconds of each of a recipe's experts, from their records."""
+    """Seconds of each of a recipe's experts, from their circumstances."""
     _, workspace, _, recipes, *_ = arguments
-    records = [
-        workspace.store.entry(e.job.name).load_json("record.json") for e in recipes[name].experts
-    ]
-    return [max(r["snapshot_seconds"].values()) for r in records]
+    known = [workspace.store.entry(e.job.name).circumstances() for e in recipes[name].experts]
+    return [max(own["snapshot_seconds"].values()) for own in known]
 
 
 def test_costs_hold_the_whole_line_of_parents(family):
     arguments, _ = family
     metrics = arguments[4]
     base, fork, last = (own_seconds(arguments, n) for n in ("base", "fork", "grandchild"))
-    assert metrics["base"]["train_seconds_total"] == pytest.approx(base[0])
-    assert metrics["fork"]["train_seconds_total"] == pytest.approx(base[0] + sum(fork))
-    assert metrics["fork"]["train_seconds_critical"] == pytest.approx(base[0] + max(fork))
+    assert metrics["base"]["seconds"] == pytest.approx(base[0])
+    assert metrics["fork"]["seconds"] == pytest.approx(base[0] + sum(fork))
+    assert metrics["fork"]["seconds_critical"] == pytest.approx(base[0] + max(fork))
     assert [metrics[n]["images_seen"] for n in metrics] == [6000, 6900, 6900, 7500]
     assert [metrics[n]["images_seen_critical"] for n in metrics] == [6000, 6450, 6450, 7050]
-    search = MERGED["seconds"]
-    assert metrics["merged"]["train_seconds_total"] == pytest.approx(
-        metrics["fork"]["train_seconds_total"] + search
-    )
-    assert metrics["grandchild"]["train_seconds_critical"] == pytest.approx(
+    search = SEARCH
+    assert metrics["merged"]["seconds"] == pytest.approx(metrics["fork"]["seconds"] + search)
+    assert metrics["grandchild"]["seconds_critical"] == pytest.approx(
         base[0] + max(fork) + search + last[0]
     )
     assert metrics["grandchild"]["train_flops"] == pytest.approx(1.5e6 * 7500)
+
+
+def test_compute_is_device_time_where_there_is_a_device(family):
+    """Half of a run's device-seconds at half of its clock; the search was on the CPU."""
+    _, workspace, facts, recipes, metrics, *_ = family[0]
+    assert metrics["base"]["compute_seconds"] == pytest.approx(CPU * metrics["base"]["seconds"])
+    assert metrics["base"]["device_seconds"] is None
+    entry = workspace.store.entry(recipes["base"].experts[0].job.name)
+    known = entry.circumstances()
+    try:
+        on_gpu = {"device": "cuda", "device_seconds": 40.0}
+        write_json(entry.path / "circumstances.json", known | on_gpu)
+        half = costs.times(workspace, facts, recipes["base"], 3000)
+        assert half["compute_seconds"] == half["device_seconds"] == pytest.approx(20.0)
+        merged = costs.times(workspace, facts, recipes["merged"], 900)
+        forks = sum(own_seconds(family[0], "merged"))
+        assert merged["compute_seconds"] == pytest.approx(40 + CPU * (forks + SEARCH))
+        assert merged["devices"] == ["cpu", "cuda"]
+    finally:
+        write_json(entry.path / "circumstances.json", known)
 
 
 def test_a_merged_recipe_has_the_parameters_of_one_network(family):
@@ -127,7 +153,7 @@ def test_a_pilot_is_part_of_the_costs_once(measured):
     _, workspace, facts, recipes, metrics, *_ = arguments
     # The schedule's pilot and the partition's have different budgets.
     before = costs.before(workspace, facts, recipes["piloted"])
-    assert [cost.images for _, cost in before] == [500, 700]
+    assert [cost.images for _, cost, _ in before] == [500, 700]
     assert metrics["piloted"]["images_seen"] == 6000 + 1200
     assert "piloted: with the pilot run" in page.text
 
@@ -220,6 +246,58 @@ def test_the_table_as_text_has_means_and_ranges(seeds):
     assert few[head.index("images")] == "6,000"
 
 
+def test_seconds_that_do_not_compare_are_marked(tmp_path):
+    """One row from another machine, one of a busy one, one that was pulled; in table and page."""
+    recipes = "".join(
+        f"  {n}: {{schedule: {{kind: log-snr, states: {i + 4}}}}}\n" for i, n in enumerate("abcde")
+    )
+    arguments = project(tmp_path, HEAD + recipes)
+    path, workspace, facts, planned, metrics, summary, pictures = arguments
+    others = {"b": {"host": "Intel Xeon"}, "c": {"load": 3.0}, "d": {"threads": 6, "load": 3.0}}
+    for name, own in others.items():
+        entry = workspace.store.entry(planned[name].experts[0].job.name)
+        write_json(entry.path / "circumstances.json", entry.circumstances() | own)
+    pulled = workspace.store.entry(planned["e"].experts[0].job.name)
+    (pulled.path / "circumstances.json").unlink()
+    times = report.recipe_times(workspace, facts, planned)
+    both = costs.together(metrics, times)
+    head, *rows = report.table_rows(both, {})
+    assert head[-2:] == ["CPU-s", "s critical"]
+    assert [row[0] for row in rows] == ["a", "b *", "c †", "d", "e"]
+    assert rows[4][-2:] == ["–", "–"] and "–" not in "".join("".join(row) for row in rows[:4])
+    notes = report.footnote_text(both)
+    assert "than the rest (b on Intel Xeon, cpu)" in notes and "(load a core up to 3)" in notes
+    page = written([path, workspace, facts, planned, both, summary, pictures])
+    check_self_contained(page)
+    assert [row[0].split() for row in page.tables[0][1:3]] == [["a"], ["b", "*"]]
+    assert page.tables[0][5][-2:] == ["–", "–"]
+    assert "Recipes whose seconds are unknown are in the first chart only." in page.text
+
+
+def test_a_job_that_does_without_the_device_is_not_elsewhere():
+    gpu, both, cpu = ({"devices": d, "hosts": ["x"]} for d in (["H100"], ["H100", "cpu"], ["cpu"]))
+    found = costs.elsewhere({"a": gpu, "b": both, "c": cpu, "d": {"devices": [], "hosts": []}})
+    assert found == {"a": False, "b": False, "c": True, "d": None}
+
+
+def test_what_dvc_tracks_does_not_depend_on_circumstances(family):
+    """The costs in metrics.json are the same on a machine twice as slow."""
+    _, workspace, facts, recipes, *_ = family[0]
+
+    def tracked() -> dict:
+        return {n: costs.costs(workspace, facts, r, r.milestones[-1]) for n, r in recipes.items()}
+
+    first = tracked()
+    entry = workspace.store.entry(recipes["base"].experts[0].job.name)
+    known = (entry.path / "circumstances.json").read_bytes()
+    try:
+        (entry.path / "circumstances.json").unlink()
+        assert tracked() == first
+        assert costs.times(workspace, facts, recipes["base"], 6000)["seconds"] is None
+    finally:
+        (entry.path / "circumstances.json").write_bytes(known)
+
+
 def test_different_numbers_of_samples_are_never_compared_silently(tmp_path):
     arguments = project(tmp_path, SEEDS, scores=lambda n, _: {"samples": 500 + 100 * (n == 0)})
     page = written(arguments)
@@ -281,6 +359,51 @@ def test_consistency_is_a_symmetric_matrix_with_curves(tmp_path):
     drawn = [a["aria-label"] for a in page.all("svg") if "aria-label" in a]
     assert "Consistency of one and two over log-SNR" in drawn
     assert not any("three" in label and "log-SNR" in label for label in drawn if "Cons" in label)
+
+
+def test_a_loss_below_zero_has_a_linear_axis_of_its_own(tmp_path):
+    params = f"{HEAD}  plain: {{}}\n  learnt: {{training: {{batch: 32}}}}\n"
+    arguments = project(tmp_path, params)
+    _, workspace, _, recipes, *_ = arguments
+    folder = workspace.store.entry(recipes["learnt"].experts[0].job.name).path
+    shutil.rmtree(folder)
+    job = recipes["learnt"].experts[0].job
+    falling = [[60.0 * k, 1.0 - 4.0 * k / 100] for k in range(101)]
+    entry = workspace.store.plan("expert", job.spec)
+    write_json(entry.path / "curve.json", falling)
+    write_json(entry.path / "record.json", {"images": 6000, "parameters": 1, "flops": 1.0})
+    entry.finish()
+    write_circumstances(entry, 60.0, {"1500": 0.25, "3000": 0.5, "6000": 1.0})
+    page = written(arguments)
+    line = next(
+        part
+        for part in re.findall(r"<svg[^>]*aria-label=\"Loss of learnt.*?</svg>", page.source, re.S)
+    )
+    path = re.search(r'd="M([^"]*)" class="curve', line).group(1)
+    heights = [float(y) for y in path.replace("L", " ").split()[1::2]]
+    # Equal falls of the loss are equally far apart, over the whole panel: not flat on one edge.
+    assert heights[50] == pytest.approx((heights[0] + heights[-1]) / 2, abs=0.2)
+    assert heights[-1] - heights[0] > 50
+
+
+def test_classes_are_called_by_their_names(tmp_path):
+    by_class = {"per_class": {"0": {"fid": 1.5}, "1": {"fid": 2.5}}}
+    arguments = project(tmp_path, SEEDS, scores=lambda *_: by_class)
+    arguments[5]["classes"] = ["cats & dogs", "7"]
+    table = next(t for t in written(arguments).tables if t[0][1:] == ["cats & dogs", "7"])
+    assert table[1] == ["one", "1.50", "2.50"] or table[1][1:] == ["1.50", "2.50"]
+
+
+def test_a_grid_has_each_label_below_its_image():
+    images = np.full((3, 1, 8, 8), 40, np.uint8)
+    plain = np.asarray(drawing.grid(images, 2).convert("L"))
+    sheet = np.asarray(drawing.grid(images, 2, labels=["one", "", "ünknown 日"]).convert("L"))
+    assert plain.shape == (2 * 50 + 2, 102) and sheet.shape == (2 * 62 + 2, 102)
+    written_below = [(sheet[r : r + 12, c : c + 48] < 128).any() for r, c in LABELS]
+    assert written_below == [True, False, True]
+
+
+LABELS = [(50, 2), (50, 52), (112, 2)]  # where they are in that grid
 
 
 def test_reconstructions_stand_below_their_originals():

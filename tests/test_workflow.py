@@ -5,6 +5,7 @@ The tests share one checkout and run in order; each leaves it reproduced and com
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -69,13 +70,29 @@ def test_a_second_repro_does_nothing(checkout):
 
 
 def test_metrics_params_and_plots_are_declared(checkout):
-    shown = checkout.run("dvc", "metrics", "show", "--json").stdout
-    assert '"fid"' in shown and '"disentangled"' in shown
+    shown = json.loads(checkout.run("dvc", "metrics", "show", "--json").stdout)
+    rows = next(iter(shown.values()))["data"]  # of the only revision: a row a recipe, flat
+    assert {
+        name.rpartition("/")[2]: len(row["data"]) for name, row in rows.items()
+    } == dict.fromkeys(("ddpm.json", "few-state.json", "disentangled.json"), 12)
     checkout.edit("learning_rate: 0.001", "learning_rate: 0.002")
     assert "0.002" in checkout.run("dvc", "params", "diff").stdout
     checkout.edit("learning_rate: 0.002", "learning_rate: 0.001")
     checkout.run("dvc", "plots", "show", "--out", ".tspace/plots")
-    assert "ddpm" in (checkout.root / ".tspace/plots/index.html").read_text()
+    drawn = (checkout.root / ".tspace/plots/index.html").read_text()
+    assert "ddpm" in drawn and '"color": {"field": "recipe"' in drawn
+
+
+def test_circumstances_change_nothing_that_dvc_tracks(checkout):
+    """The same experts, made by a busy machine of another kind: only the page and costs differ."""
+    costs = checkout.root / "results" / "costs.json"
+    for entry in (checkout.root / "store" / "expert").iterdir():
+        known = {"seconds": 1e6, "host": "another", "load": 9.0, "cores": 1, "threads": 1}
+        (entry / "circumstances.json").write_text(json.dumps(known))
+    checkout.run("tspace", "report")
+    assert "another" in costs.read_text()
+    assert "up to date" in checkout.run("dvc", "status", "report").stdout
+    assert checkout.run("git", "status", "--porcelain").stdout == ""
 
 
 def test_a_changed_recipe_trains_alone_and_reverting_trains_nothing(checkout, first_mixtures):
@@ -85,10 +102,14 @@ def test_a_changed_recipe_trains_alone_and_reverting_trains_nothing(checkout, fi
     assert changed["few-state"] != first_mixtures["few-state"]
     assert changed["ddpm"] == first_mixtures["ddpm"]
     assert changed["disentangled"] == first_mixtures["disentangled"]
-    assert "fid" in checkout.run("dvc", "metrics", "diff").stdout
+    changed_metrics = checkout.run("dvc", "metrics", "diff").stdout
+    assert "results/metrics/few-state.json" in changed_metrics and "ddpm" not in changed_metrics
     checkout.edit("learning_rate: 0.003", "learning_rate: 0.001")
     assert checkout.repro() == {}
     assert checkout.mixtures() == first_mixtures
+    # The page is of the recipes as they are: DVC did not bring back the old results beside it.
+    assert "learning_rate: 0.003" not in (checkout.root / "results" / "report.html").read_text()
+    assert checkout.run("git", "status", "--porcelain").stdout == ""
 
 
 def test_a_profile_can_tell_recipes_apart(checkout, first_mixtures, tmp_path):

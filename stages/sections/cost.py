@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages import charts
+from stages import charts, costs
 from stages.charts import Axis, Series
 from stages.groups import Unit, mean
 from stages.markup import Html, el, fixed, join
@@ -24,14 +24,26 @@ def quality_over_cost(found: Findings) -> Section:
         shown.append(floor["fid"])
     y_axis = Axis.over(shown, log=True)
 
+    def known(unit: Unit, key: str) -> bool:
+        return all(
+            m[key] is not None for n in unit.members for m in metrics[n]["milestones"].values()
+        )
+
     def over(keys: Sequence[str], titles: str, label: str, wide: int) -> list[Html]:
+        shown = {key: [unit for unit in drawn if known(unit, key)] for key in keys}
         everything = [
-            m[key] for key in keys for n in metrics for m in metrics[n]["milestones"].values()
+            m[key]
+            for key in keys
+            for unit in shown[key]
+            for n in unit.members
+            for m in metrics[n]["milestones"].values()
         ]
+        if not everything:
+            return []
         x_axis = Axis.over(everything, log=_wide_range(everything), zero=True)
         figures = []
         for key, what in zip(keys, titles.split("|"), strict=True):
-            series = [_series(unit, metrics, key, found.styles[unit.name]) for unit in drawn]
+            series = [_series(unit, metrics, key, found.styles[unit.name]) for unit in shown[key]]
             ends = "; ".join(f"{s.name} {fixed([s.points[-1][1]])[0]}" for s in series)
             alt = f"FID against {what}, at the end of training: {ends}"
 
@@ -60,6 +72,8 @@ def quality_over_cost(found: Findings) -> Section:
         notes.append(f"The floor, FID {fixed([floor['fid']])[0]}, lies outside.")
     if y_axis.log and any(v <= 0 for v in fids):
         notes.append("Values of zero or less lie on the lower edge.")
+    if not all(known(unit, "compute_seconds") for unit in drawn):
+        notes.append("Recipes whose seconds are unknown are in the first chart only.")
     if len(drawn) < len(found.units):
         notes.append(f"Drawn: the {len(drawn)} of {len(found.units)} recipes with the lowest FID.")
     body = [
@@ -67,8 +81,8 @@ def quality_over_cost(found: Findings) -> Section:
         el(
             "div",
             *over(
-                ("train_seconds_critical", "train_seconds_total"),
-                "seconds on the critical path|seconds in all",
+                ("seconds_critical", "compute_seconds"),
+                f"seconds on the critical path|{costs.compute_unit(metrics)}-seconds",
                 "seconds",
                 charts.HALF,
             ),

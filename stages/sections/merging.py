@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stages import costs
 from stages.markup import MISSING, Html, count, fixed, join, known, short
 from stages.sections.parts import Findings, Section, code, details, listed, paragraph, rows, scroll
 
@@ -22,7 +23,7 @@ def merging(found: Findings) -> Section | None:
     losses = fixed([r.get("loss") for r in reports])
     average = fixed([r.get("loss_of_average") for r in reports])
     fids = fixed([min((v for _, v in r.get("fid", [])), default=None) for r in reports])
-    seconds = fixed([r.get("seconds") for r in reports], most=1)
+    seconds = fixed([costs.whole(found.workspace, job).seconds for _, _, job, _ in told], most=1)
     conflict = fixed([r.get("sign_conflict") for r in reports])
     lines = []
     for (name, milestone, job, report), loss, mean, fid, took, sign in zip(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.plan import DatasetFacts, Expert, RecipePlan, spectrum
-from stages import charts
+from stages import charts, costs
 from stages.groups import Unit, units
 from stages.markup import Html, el, fixed, join, known, short
 from stages.workspace import Workspace
@@ -29,8 +29,9 @@ class Section(NamedTuple):
 class Findings:
     """All that the page is made from.
 
-    metrics: of each recipe, with its `milestones`; reference: what the features job reported;
-    pictures: a PNG of samples of each recipe; reconstruction: scores of the decoded latents.
+    metrics: of each recipe, with its `milestones` and with `costs.times`; reference: what the
+    features job reported; pictures: a PNG of samples of each recipe; reconstruction: scores of the
+    decoded latents; classes: their names by label; real: a PNG of images of the dataset.
     """
 
     workspace: Workspace
@@ -40,6 +41,8 @@ class Findings:
     reference: dict[str, Any]
     pictures: dict[str, Path]
     reconstruction: dict[str, Any] | None = None
+    classes: tuple[str, ...] = ()
+    real: Path | None = None
     units: list[Unit] = field(init=False)
     styles: dict[str, int] = field(init=False)  # of units, and of their members
 
@@ -64,6 +67,10 @@ class Findings:
         seeds = el("span", f" {len(unit.members)} seeds", class_="seeds") if unit.several else None
         return join([self.name(unit.name), seeds])
 
+    def class_name(self, label: int | str) -> str:
+        """A class by its name, or by its number where names are unknown."""
+        return self.classes[int(label)] if self.classes else f"class {label}"
+
     @property
     def spectrum(self) -> list[float]:
         """Principal variances of the scaled latents. UserError if they were not measured yet."""
@@ -78,7 +85,7 @@ class Trained:
     """One expert of a recipe with what its training left."""
 
     expert: Expert
-    seconds: float  # to the end of its budget
+    seconds: float | None  # to the end of its budget; None where unknown
     record: dict[str, Any]
     curve: list[list[float]]  # [images, mean loss]
 
@@ -90,7 +97,7 @@ def trained(workspace: Workspace, recipe: RecipePlan) -> list[Trained]:
         entry = workspace.store.entry(expert.job.name)
         record = entry.load_json("record.json")
         images = expert.snapshots[recipe.milestones[-1]]
-        seconds = entry.circumstances().get("snapshot_seconds", {}).get(str(images), 0.0)
+        seconds = costs.snapshot(workspace, expert.job, images).seconds
         found.append(Trained(expert, seconds, record, entry.load_json("curve.json")))
     return found
 

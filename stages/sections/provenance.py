@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 import pipeline
 from pipeline import plan
-from stages import steps
+from stages import costs, steps
 from stages.markup import MISSING, Html, count, el, fixed, join, known, short
 from stages.sections.parts import (
     Findings,
@@ -29,6 +29,7 @@ from stages.sections.parts import (
 )
 from stages.workspace import Workspace
 
+MACHINES = {"device": "devices", "processor": "hosts", "cores": "cores", "threads": "threads"}
 MAX_SHARDS = 3  # sample shards named in a row
 
 
@@ -79,12 +80,6 @@ def provenance(
 ) -> Section:
     workspace, facts, metrics = found.workspace, found.facts, found.metrics
     params = workspace.params
-    made = [
-        workspace.store.entry(t.expert.job.name).circumstances()
-        for own in trained.values()
-        for t in own
-    ]
-    devices = sorted({each["device"] for each in made if each})
     shards = [job.name for job in plan.latents(params, facts)]
     entries = [
         ("dataset", code(facts.digest)),
@@ -96,10 +91,10 @@ def provenance(
         ("tspace", pipeline.__version__),
         ("Python", platform.python_version()),
         *((name, _version(name)) for name in ("torch", "numpy", "scipy")),
-        ("device", ", ".join(devices)),
+        *((title, _all(found, key)) for title, key in MACHINES.items()),
     ]
     digests = [(f"code of {kind}", code(plan.code_of(kind))) for kind in plan.CODE]
-    keys = ("fid", "kid", "train_seconds_total", "train_seconds_critical")
+    keys = ("fid", "kid", "compute_seconds", "seconds_critical")
     each = [
         (name, milestone, metrics[name]["milestones"][str(milestone)])
         for name, recipe in found.recipes.items()
@@ -120,7 +115,8 @@ def provenance(
         ]
         for (name, milestone, _), numbers in zip(each, zip(*columns, strict=True), strict=True)
     ]
-    head = ["recipe", "images", "FID", "KID ×10³", "s in all", "s critical"]
+    head = ["recipe", "images", "FID", "KID ×10³"]
+    head += [f"{costs.compute_unit(metrics)}-seconds", "seconds critical path"]
     head += ["scores", "samples", "mixture"]
     table = rows(head, lines, words=("recipe", "scores", "samples", "mixture"))
     resolved = as_yaml(params.model_dump(mode="json"))
@@ -128,7 +124,8 @@ def provenance(
         paragraph(
             "Every number on this page is read from an entry of the store, which is named by the "
             "digest of everything that determines it: scores from the scores entries below, "
-            "seconds, FLOPs and losses from the expert entries listed under Training. ",
+            "FLOPs and losses from the expert entries listed under Training. Seconds and machines "
+            "are circumstances, which an entry has only where it was made. ",
             f"Everything random follows from seed {params.seed}"
             + (" or a recipe's own; " if any(unit.several for unit in found.units) else "; ")
             + f"samples are drawn with seed {params.evaluate.seed}.",
@@ -142,6 +139,12 @@ def provenance(
         details("params.yaml resolved: every recipe in full", el("pre", resolved)),
     ]
     return Section("provenance", "What was run", join(body))
+
+
+def _all(found: Findings, key: str) -> str:
+    """What all recipes were trained on, or with."""
+    values = {value for own in found.metrics.values() for value in own[key]}
+    return ", ".join(map(str, sorted(values))) or MISSING
 
 
 def _extractor(reference: dict[str, Any]) -> str:

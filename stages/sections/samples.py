@@ -56,6 +56,21 @@ def samples(found: Findings, origins: dict[tuple[str, int], Origin]) -> Section:
             class_="card",
         )
 
+    if found.real is not None:
+        source, width, height, whole = embedded(found.real)
+        reduced = reduced or not whole
+        image = el(
+            "img", src=source, alt="Grid of images of the dataset", width=width, height=height
+        )
+        cards.append(
+            el(
+                "figure",
+                el("h3", "real images"),
+                image,
+                el("figcaption", paragraph("Of the dataset: a fair sample, not chosen.")),
+                class_="card",
+            )
+        )
     for unit in found.units:
         cards.append(card(unit.members[0]))
         others += [card(name) for name in unit.members[1:]]
@@ -66,7 +81,8 @@ def samples(found: Findings, origins: dict[tuple[str, int], Origin]) -> Section:
     )
     if reduced:
         notes += (
-            " Large pictures are reduced here; beside this page each recipe has its samples.png."
+            " Large pictures are reduced here; each recipe has its samples.png in recipes/, beside "
+            "this page."
         )
     seeds = None
     if others:

@@ -63,8 +63,8 @@ COLUMNS = (
     Column("experts", ("experts",), _each(_count)),
     Column("parameters active / total", ("parameters_active", "parameters"), _each(si)),
     Column("training FLOPs", ("train_flops",), _each(si), "lower"),
-    Column("seconds in all", ("train_seconds_total",), _seconds, "lower"),
-    Column("seconds critical path", ("train_seconds_critical",), _seconds, "lower"),
+    Column("{unit}-seconds", ("compute_seconds",), _seconds, "lower"),
+    Column("seconds critical path", ("seconds_critical",), _seconds, "lower"),
 )
 
 
@@ -92,7 +92,8 @@ def _table(found: Findings, units: Sequence[Unit]) -> Html:
             continue
         arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑"}.get(column.better or "", "")
         sign = el("span", arrow, title=f"{column.better} is better") if arrow else None
-        head.append(el("th", column.title, sign, scope="col"))
+        title = column.title.format(unit=costs.compute_unit(found.metrics))
+        head.append(el("th", title, sign, scope="col"))
         values = [
             [mean([scaled(m.get(key), column.factor) for m in members]) for members in own]
             for key in column.keys
@@ -107,10 +108,16 @@ def _table(found: Findings, units: Sequence[Unit]) -> Html:
                 el("td", shown, told, ranges[row], class_="best" if row in best else None)
             )
     lines = [
-        el("tr", el("th", found.heading(unit), class_="word", scope="row"), *own)
+        el("tr", el("th", _heading(found, unit), class_="word", scope="row"), *own)
         for unit, own in zip(units, cells, strict=True)
     ]
     return el("table", el("thead", el("tr", *head)), el("tbody", *lines), class_="main")
+
+
+def _heading(found: Findings, unit: Unit) -> Html:
+    """A unit with the signs of the notes on its seconds."""
+    signs = [f" {sign}" for sign in costs.signs(found.metrics, unit.members)]
+    return join([found.heading(unit), *signs])
 
 
 def _range(column: Column, members: Sequence[dict[str, Any]], text: str) -> Html | None:
@@ -198,12 +205,12 @@ def _notes(found: Findings) -> Html:
     return paragraph(
         marked,
         chance,
-        el("strong", "Seconds in all"),
-        " is the sum over the experts: what one worker needs. ",
+        el("strong", f"{costs.compute_unit(found.metrics)}-seconds"),
+        " are summed over the experts: what they kept busy, not how long they waited. ",
         el("strong", "Critical path"),
-        " is the longest chain of training jobs: what training takes when every expert has a "
-        "worker of its own. A recipe can win the one and lose the other. Parameters active are "
-        "those of the largest expert, the only one needed at a time.",
+        " is the longest chain of training jobs in wall-clock seconds: what training takes when "
+        "every expert has a worker of its own. A recipe can win the one and lose the other. "
+        "Parameters active are those of the largest expert, the only one needed at a time.",
         kind="note",
     )
 
@@ -212,13 +219,13 @@ def _footnotes(found: Findings) -> list[Html]:
     """What the costs of some recipes hold besides their own experts."""
     said = []
     started: dict[str, list[str]] = {}
-    piloted, searched, untimed = [], [], False
+    piloted, searched = [], []
     for unit in found.units:
         recipe = found.plan(unit)
         line = costs.ancestors(recipe)
         if line:
             started.setdefault(" and ".join(p.name for p in reversed(line)), []).append(unit.name)
-        labels = [label for label, _ in costs.before(found.workspace, found.facts, recipe)]
+        labels = [label for label, *_ in costs.before(found.workspace, found.facts, recipe)]
         if "pilot" in labels:
             piloted.append(unit.name)
         if recipe.merged:
@@ -226,7 +233,6 @@ def _footnotes(found: Findings) -> list[Html]:
             report = found.workspace.store.entry(job.name).load_json("report.json")
             if report.get("evaluations"):
                 searched.append(f"{unit.name} {report['evaluations']}")
-                untimed = untimed or "seconds" not in report
     if started:
         each = "; ".join(f"{', '.join(own)} from {parent}" for parent, own in started.items())
         said.append(
@@ -240,12 +246,10 @@ def _footnotes(found: Findings) -> list[Html]:
     if searched:
         said.append(
             f"Weights of merged networks were searched; evaluations: {', '.join(searched)}. "
-            + (
-                "Their seconds were not written down and are not in the table."
-                if untimed
-                else "Their seconds are in the table, their FLOPs are not."
-            )
+            "Their seconds are in the table, their FLOPs are not."
         )
+    for sign, names, why in costs.footnotes(found.metrics):
+        said.append(f"{sign} {', '.join(names)}: {why}.")
     return [paragraph(text, kind="note") for text in said]
 
 
@@ -265,7 +269,7 @@ def _by_class(found: Findings) -> Html | None:
                 lines.append([mean([m.get(c, {}).get(key) for m in members]) for c in labels])
         if any(known(v) for line in lines for v in line):
             texts = aligned(lines, [2] * len(labels))
-            head = ["recipe", *(f"class {label}" for label in labels)]
+            head = ["recipe", *map(found.class_name, labels)]
             body = [[name, *line] for name, line in zip(names, texts, strict=True)]
             tables.append(el("h3", f"{title} by class"))
             tables.append(scroll(f"{title} by class", rows(head, body, words=("recipe",))))

@@ -89,6 +89,12 @@ def steps(found: Findings) -> Section | None:
             "step has to guess, and what comes out is a mean of several images. ",
             _why(compared),
         ),
+        paragraph(
+            el("strong", "This says nothing of how well a network learnt"),
+            ": it is arithmetic on a recipe's states and the data's variances, and does not order "
+            "recipes by FID. It bounds what a perfect network could do with these steps; a recipe "
+            "with many short steps can still score worse than one with few.",
+        ),
         el("div", *panels, class_="panels"),
         paragraph(
             "Condition of every step over log-SNR, on these data's principal variances: the upper "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from pipeline.plan import Expert, RecipePlan
@@ -25,7 +27,7 @@ MAX_ROWS = 100  # experts of a recipe in its table
 
 
 def training(found: Findings, trained: dict[str, list[Trained]]) -> Section:
-    works = [_work(unit, found, trained) for unit in found.units]
+    works = [work for unit in found.units if (work := _work(unit, found, trained)) is not None]
     most = max(len(own) for own in trained.values())
     bars = (
         "The upper bar of a recipe is its experts one after the other, as one worker trains them. "
@@ -41,16 +43,23 @@ def training(found: Findings, trained: dict[str, list[Trained]]) -> Section:
     losses = (
         "Mean loss over stretches of training, in the recipe's own prediction: levels are "
         "comparable only between recipes with the same states and prediction. From faint to "
-        "strong: from the cleanest states to the noisiest."
+        "strong: from the cleanest states to the noisiest. Axes are logarithmic and the same for "
+        "all, but linear and its own where a loss falls to zero and below, as one with a learnt "
+        "weighting does."
     )
     if any(unit.several for unit in found.units):
         losses += " Of several seeds the line is the mean; the ground spans lowest to highest."
     if most > MAX_CURVES:
         losses += f" Of more than {MAX_CURVES} experts {MAX_CURVES} are drawn."
-    timeline = charts.responsive(lambda width: charts_training.timeline(works, width))
+    if len(works) < len(found.units):
+        bars += " Recipes that were trained elsewhere are left out: their seconds are unknown."
+    timeline = None
+    if works:
+        drawing = charts.responsive(lambda width: charts_training.timeline(works, width))
+        timeline = el("figure", drawing)
     body = [
         el("h3", "Where the seconds went"),
-        el("figure", timeline),
+        timeline,
         paragraph(bars, kind="note"),
         el("h3", "Loss"),
         el("div", *_losses(found, trained), class_="panels"),
@@ -61,16 +70,18 @@ def training(found: Findings, trained: dict[str, list[Trained]]) -> Section:
     return Section("training", "Training", join(body))
 
 
-def _work(unit: Unit, found: Findings, trained: dict[str, list[Trained]]) -> Work:
-    """A unit's seconds; of several seeds, the mean of each part."""
+def _work(unit: Unit, found: Findings, trained: dict[str, list[Trained]]) -> Work | None:
+    """A unit's wall-clock seconds; of several seeds, the mean of each part. None where unknown."""
+    if any(found.metrics[name]["seconds"] is None for name in unit.members):
+        return None
     plans = [found.recipes[name] for name in unit.members]
     own = [trained[name] for name in unit.members]
     first = [costs.before(found.workspace, found.facts, plan) for plan in plans]
     before = [
         (
             parts[0][0],
-            float(np.mean([cost.seconds for _, cost in parts])),
-            float(np.mean([cost.seconds_critical for _, cost in parts])),
+            float(np.mean([time.seconds for _, _, time in parts])),
+            float(np.mean([time.critical for _, _, time in parts])),
         )
         for parts in zip(*first, strict=True)
     ]
@@ -84,8 +95,14 @@ def _work(unit: Unit, found: Findings, trained: dict[str, list[Trained]]) -> Wor
 
 
 def _losses(found: Findings, trained: dict[str, list[Trained]]) -> list[Html]:
-    every = [t for own in trained.values() for t in charts.thinned(own, MAX_CURVES)]
-    y_axis = Axis.over([loss for t in every for _, loss in t.curve], log=True)
+    def reached(names: Iterable[str]) -> list[float]:
+        drawn = [t for name in names for t in charts.thinned(trained[name], MAX_CURVES)]
+        return [loss for t in drawn for _, loss in t.curve]
+
+    # A loss with a learnt weighting falls below zero: it has a linear axis of its own.
+    signed = {u.name for u in found.units if min(reached(u.members)) <= 0}
+    shared = [n for unit in found.units if unit.name not in signed for n in unit.members]
+    shared_axis = Axis.over(reached(shared), log=True) if shared else None
     panels = []
     for unit in found.units:
         plan = found.plan(unit)
@@ -100,7 +117,8 @@ def _losses(found: Findings, trained: dict[str, list[Trained]]) -> list[Html]:
             f"Loss of {unit.name} over its training; "
             f"at the end {short(min(last))} to {short(max(last))}"
         )
-        drawing = charts_training.loss_curves(curves, y_axis, alt)
+        own_axis = Axis.over(reached(unit.members)) if unit.name in signed else shared_axis
+        drawing = charts_training.loss_curves(curves, own_axis, alt)
         panels.append(el("figure", el("figcaption", found.heading(unit)), drawing))
     return panels
 
