@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see, and another's message on one line of it."""
+"""The one exception a user is meant to see, and names and messages on one line of it."""
 
 
 class UserError(Exception):
@@ -6,6 +6,12 @@ class UserError(Exception):
 
     The command line prints the message and exits with status 2, without a traceback.
     """
+
+
+def shown(name: object) -> str:
+    """A file name as it can stand in a message of one line."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
 
 
 def one_line(error: BaseException) -> str:
