@@ -30,6 +30,7 @@ from pipeline.identity import canonical_json
 from stages import steps
 from stages.costs import interval_costs
 from stages.markup import counted, si
+from stages.source import changes
 from stages.workspace import Workspace
 
 NEW = "new"
@@ -496,6 +497,8 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
     print_intervals(workspace, only)
     for line in _total_lines(totals):
         print(line)
+    if changed := changes(workspace):
+        print(f"data: {changed}")
 
 
 def print_intervals(workspace: Workspace, only: str | None) -> None:

@@ -40,6 +40,11 @@ class Workspace:
         return Store(Path(os.environ.get("TSPACE_STORE", self.root / "store")).absolute())
 
     @property
+    def source(self) -> Path:
+        """The fingerprint of the raw data."""
+        return self.root / "artefacts" / "source.json"
+
+    @property
     def dataset(self) -> Path:
         return self.root / "artefacts" / "dataset"
 
