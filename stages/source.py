@@ -47,20 +47,30 @@ def source(workspace: Workspace) -> None:
 
 
 def _without_images(workspace: Workspace, data: Data, path: Path) -> None:
-    hint = ""
-    if ".dvc" in workspace.root.parts:
-        hint = (
-            ": `dvc exp run --temp` and `--queue` work in a copy without what git ignores; "
-            f"`dvc add {data.path}` or an absolute data.path lets them see it"
-        )
+    ways = _way_to_images(workspace, data.path, path)
     if _settings_of(workspace.source) != _settings(data):
         raise UserError(
-            f"data.path: {shown(path)} does not exist{hint or '; put the images there,'} "
-            "or `dvc pull` a prepared dataset with the same data.source, data.path and data.split"
+            f"data.path: {shown(path)} does not exist; {ways}, or `dvc pull` a dataset that was "
+            "prepared with these settings"
         )
     print(
-        f"source: {shown(data.path)} is not here{hint}; the dataset is used as it was prepared last"
+        f"source: {shown(data.path)} is not here, so the dataset is used as it was prepared last; "
+        f"to look at the images again, {ways}"
     )
+
+
+def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:
+    name = shown(name)
+    copied = ".dvc" in workspace.root.parts  # where DVC runs experiments
+    if path.with_name(f"{path.name}.dvc").exists():
+        way = f"`dvc checkout {name}` (or `dvc pull`) them"
+        return f"name no stage, so that DVC gets them, or {way}" if copied else way
+    if copied:
+        return (
+            "let the experiment see them, which runs in a copy without what git ignores (--temp, "
+            f"--queue): `dvc add {name}`, or an absolute data.path"
+        )
+    return "put the images there"
 
 
 def _fingerprint(

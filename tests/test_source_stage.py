@@ -1,4 +1,4 @@
-"""The stage `source`, and what DVC makes of it: changed images are prepared again, never old ones."""
+"""The stage `source`, and that DVC never brings back a dataset of other images."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def test_without_the_images_a_pulled_fingerprint_is_kept(make, capsys):
     capsys.readouterr()
     assert found(workspace) == first
     assert capsys.readouterr().out == (
-        "source: imgs is not here; the dataset is used as it was prepared last\n"
+        "source: imgs is not here, so the dataset is used as it was prepared last; to look at the "
+        "images again, put the images there\n"
     )
     with pytest.raises(UserError, match=r"data\.path: .*/others does not exist; put the images"):
         source(make("others"))
@@ -133,8 +134,12 @@ def test_a_temporary_experiment_says_why_it_does_not_see_the_images(tmp_path):
     (root / "params.yaml").write_text(PARAMS.replace("PATH", "data/imgs"))
     with pytest.raises(UserError) as refusal:
         source(Workspace(root))
-    assert "`dvc exp run --temp` and `--queue` work in a copy" in str(refusal.value)
-    assert "`dvc add data/imgs` or an absolute data.path" in str(refusal.value)
+    assert "runs in a copy without what git ignores (--temp, --queue): " in str(refusal.value)
+    assert "`dvc add data/imgs`, or an absolute data.path" in str(refusal.value)
+    (root / "data").mkdir()
+    (root / "data" / "imgs.dvc").touch()
+    with pytest.raises(UserError, match="does not exist; name no stage, so that DVC gets them"):
+        source(Workspace(root))
 
 
 def test_changes_are_told_in_one_line(make, monkeypatch):
@@ -203,16 +208,17 @@ def test_images_under_data_can_be_versioned_and_then_seen_by_temporary_experimen
     temporary = ("dvc", "exp", "run", "--temp", "-S", "data.resolution=12", "prepare")
     done = checkout.run(*temporary, check=False)
     assert done.returncode
-    assert "`dvc add data/imgs` or an absolute data.path" in done.stdout + done.stderr
+    assert "`dvc add data/imgs`, or an absolute data.path" in done.stdout + done.stderr
     checkout.run("dvc", "add", "data/imgs")
     listed = checkout.run("git", "status", "--short", "--untracked-files=all").stdout
     assert listed.split() == ["??", "data/imgs.dvc"]
     checkout.commit("images")
-    assert checkout.run(*temporary).returncode == 0
+    # Of a target, DVC checks out only what it depends on.
+    assert checkout.run(*temporary, "data/imgs.dvc").returncode == 0
     checkout.run("git", "clone", "--quiet", str(checkout.root), str(tmp_path / "clone"))
     clone = Checkout(tmp_path / "clone")
     subprocess.run(["rm", "-r", str(checkout.root / "data" / "imgs")], check=True)
     clone.run("dvc", "remote", "add", "-d", "first", str(checkout.root / ".dvc/cache"))
-    clone.run("dvc", "pull")
+    clone.run("dvc", "pull", "data/imgs")
     clone.run("dvc", "repro", "prepare")
     assert len(rows(clone)) == 24

@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline import sources
 from pipeline.dataset import open_dataset, prepare
 from pipeline.errors import UserError
+from pipeline.rows import spread
 from pipeline.sources import Refused, Sample, open_source
 
 RNG = np.random.default_rng(0)
@@ -515,6 +516,66 @@ def test_cifar10(tmp_path, form, packed):
         expected = np.concatenate([images[name] for name in names])
         assert np.array_equal(np.stack([sample.image for sample in samples]), expected)
         assert [s.label for s in samples] == np.concatenate([labels[n] for n in names]).tolist()
+
+
+def limited_folder(folder: Path) -> dict:
+    for label, count in enumerate((40, 15, 5)):
+        for number in range(count):
+            put(folder / f"class{label}" / f"{number:02}.png", encoded(pixels(4, 4)))
+    return {"source": "folder", "path": folder}
+
+
+def limited_parquet(folder: Path) -> dict:
+    for number in range(3):
+        images, labels = [encoded(pixels(4, 4)) for _ in range(20)], [number % 2] * 20
+        parquet(folder / f"train-{number:05}-of-00003.parquet", image=images, label=labels)
+    return {"source": "parquet", "path": folder}
+
+
+def limited_parquet_without_labels(folder: Path) -> dict:
+    parquet(folder / "x.parquet", image=[encoded(pixels(4, 4)) for _ in range(60)])
+    return {"source": "parquet", "path": folder / "x.parquet"}
+
+
+def limited_fashion(folder: Path) -> dict:
+    fashion(folder, 60)
+    return {"source": "fashion-mnist", "path": folder}
+
+
+def limited_cifar(folder: Path) -> dict:
+    return cifar_of(folder, lambda data: data)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        limited_folder,
+        limited_parquet,
+        limited_parquet_without_labels,
+        limited_fashion,
+        limited_cifar,
+        lambda folder: {"source": "digits"},
+    ],
+)
+def test_limit_takes_the_spread_rows_of_every_source(tmp_path, make, monkeypatch):
+    settings = make(tmp_path)
+    whole = read(**settings)
+    labels = [-1 if sample.label is None else sample.label for sample in whole]
+    expected = [whole[row] for row in spread(12, len(whole), np.array(labels))]
+    count = 0
+    decode = sources.decode
+
+    def counted(stream):
+        nonlocal count
+        count += 1
+        return decode(stream)
+
+    monkeypatch.setattr(sources, "decode", counted)
+    found = list(open_source(limit=12, **settings).samples)
+    assert [(s.source_id, s.label) for s in found] == [(s.source_id, s.label) for s in expected]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(found, expected, strict=True))
+    assert count in (0, 12)  # arrays are not decoded
+    assert len(list(open_source(limit=9999, **settings).samples)) == len(whole)
 
 
 # --- bad inputs: one line that names the file or setting, and nothing left behind ---------------
