@@ -158,12 +158,13 @@ class _Table:
         """
         while self._line:
             old = self._line
+            if old.startswith(line, DIGEST):
+                self._line = self._old.readline()
+                return old[:DIGEST], not self._moved
             old_name = old[DIGEST + 1 : -1].split(b" ", 4)[-1]
-            if old[DIGEST:] != line and old_name.split(b"/") > name.split(b"/"):
+            if old_name.split(b"/") > name.split(b"/"):
                 break
             self._line = self._old.readline()
-            if old[DIGEST:] == line:
-                return old[:DIGEST], not self._moved
             self._moved = True
             if old_name == name:
                 break
