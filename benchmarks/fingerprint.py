@@ -3,7 +3,7 @@ one after a single file changed.
 
     python benchmarks/fingerprint.py
 
-Class folders of tiny files are written to a temporary folder, so the first look measures files and
+Class folders of empty files are written to a temporary folder, so the first look measures files and
 not bytes: reading a real dataset takes as long as its disk does. A no-op lists folders, asks for
 each file's size and times, and reads none. Processor seconds of all threads stand beside those of
 the clock, for other work on the machine lengthens the latter. File systems are warm: the files were
@@ -28,12 +28,11 @@ CLASSES = 1000
 
 
 def write(root: Path, files: int) -> None:
-    for number in range(files):
-        folder = f"{root}/{number % CLASSES:04}"
-        if number < CLASSES:
-            os.makedirs(folder)
-        with open(f"{folder}/{number:07}.png", "wb") as stream:
-            stream.write(b"%d" % number)
+    for number in range(CLASSES):
+        folder = f"{root}/{number:04}"
+        os.makedirs(folder)
+        for file in range(number, files, CLASSES):
+            open(f"{folder}/{file:07}.png", "wb").close()
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -73,7 +72,7 @@ def measure(files: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_300_000])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     described = machine()
     rows = []
