@@ -48,6 +48,8 @@ SENTENCES = {
     "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's",
     "fidelity": "Frechet distance in 2,048 dimensions: {speedup_vs_torch_fidelity_d2048} times "
     "torch-fidelity's speed, {speedup_vs_sqrtm_d2048} times scipy's sqrtm",
+    "fingerprint": "whether any of 1.3 million images changed: {noop_cpu_seconds_1300000} s of one "
+    "processor when none did",
     "headline": "the best combination found reaches plain DDPM's FID with at least "
     "{images_speedup_vs_ddpm} times fewer images, EDM's with {images_speedup_vs_edm}; batch, "
     "learning rate and decay alone give {tuned_ddpm_images_speedup} and "

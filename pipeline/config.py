@@ -46,7 +46,7 @@ class Data(Block):
     resolution: Positive | None = None  # pixels; null keeps the source's own
     channels: Literal[1, 3] | None = None  # null keeps the source's own
     crop: Literal["center", "none"] = "center"
-    limit: Positive | None = None  # first images only
+    limit: Positive | None = None  # at most so many images, spread over the source
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
     holdout: NonNegative = 0  # last images, kept from training and scoring: a selection set
 

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.sources import Refused, Sample, Unusable, open_source, shown
+from pipeline.decoding import Unusable
+from pipeline.errors import UserError, shown
+from pipeline.sources import Refused, Sample, open_source
 
 FORMAT = 1
 GROUP_BYTES = 2**22
@@ -77,7 +78,8 @@ def prepare(
 
     resolution, channels: None keeps the source's own, which must then be the same for all images.
     crop: "center" cuts the largest centred square, "none" refuses images that are not square.
-    limit: at most so many rows, the first in the order of the source.
+    limit: at most so many rows, spread over the source, each class in its proportion; they are
+        chosen before copies are looked for.
     duplicates: "keep", "drop" or "refuse" exact copies of earlier images.
     progress: called now and then with the number of rows so far.
 
@@ -89,7 +91,7 @@ def prepare(
     that cannot be used, all of them in one message; `out` is then as it was before.
     """
     _check_settings(resolution, channels, crop, limit, duplicates)
-    reader = open_source(source, path, split)
+    reader = open_source(source, path, split, limit)
     shaper = _Shaper(resolution, channels, crop)
     problems = _Problems()
     first_of: dict[bytes, str | None] = {}
@@ -133,8 +135,6 @@ def prepare(
             rows += 1
             if progress is not None and rows % PROGRESS_ROWS == 0:
                 progress(rows)
-            if rows == limit:
-                break
         problems.raise_any(place)
         if writer is None:
             raise UserError(f"{place}: has no images; put some there, or give another path")

@@ -21,6 +21,12 @@ class UserError(Exception):
     """
 
 
+def shown(name: object) -> str:
+    """A file name as it can stand in a message of one line."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception, its line breaks and runs of blanks made single blanks."""
     return " ".join(str(error).split())

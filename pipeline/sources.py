@@ -10,11 +10,9 @@ import gzip
 import json
 import os
 import pickle
-import re
 import stat
 import struct
 import tarfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import UserError
+from pipeline.decoding import HEAD_BYTES, MAX_PIXELS, Unusable, decode, foreign_container
+from pipeline.errors import UserError, shown
+from pipeline.raw import CIFAR_FILES, cifar_folder, class_folders, idx_files, locate, shards, walk
+from pipeline.rows import spread
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-MAX_PIXELS = 2**26
 CHUNK_BYTES = 2**22
 CIFAR_BATCH_BYTES = 2**26
 
@@ -45,13 +43,6 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )
 # fmt: on
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-SIDECAR_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
-SIDECAR_SUFFIXES = {".csv", ".json", ".jsonl", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 
 
 @dataclass(frozen=True)
@@ -86,116 +77,29 @@ class Source:
     samples: Iterator[Sample | Refused]
 
 
-class Unusable(Exception):
-    """Why a picture or a container cannot be used, without its name."""
-
-
-def open_source(source: str, path: Path | None = None, split: str = "train") -> Source:
+def open_source(
+    source: str, path: Path | None = None, split: str = "train", limit: int | None = None
+) -> Source:
     """Open one of `SOURCES`. `path` is None for the source's own place, where it has one.
 
-    Raises UserError for an unknown source or split, and for a missing or foreign path; while
-    `samples` is read, for a container that is damaged as a whole.
+    limit: at most so many rows, spread over the source and in its order, each class in its
+    proportion; labels are then read first, and no other picture is decoded.
+
+    Raises UserError for an unknown source or split, and for a missing, foreign or ambiguous path;
+    while `samples` is read, for a container that is damaged as a whole.
     """
-    if source not in SOURCES:
-        raise UserError(f"source: {source!r} is unknown; it is one of {', '.join(SOURCES)}")
-    if split not in SPLIT_NAMES:
-        raise UserError(f"split: {split!r} is unknown; it is one of {', '.join(SPLIT_NAMES)}")
-    if source == "digits":
-        if path is not None:
-            raise UserError(f"path: the digits come with scikit-learn; leave {shown(path)} out")
-        return _digits(split)
-    hint = f"give the path of the files of source {source!r}"
-    if source == "fashion-mnist":
-        path = path or FASHION_MNIST
-        hint = f"install the Debian package dataset-fashion-mnist, or {hint}"
-    if path is None:
-        raise UserError(f"path: is missing; {hint}")
-    if not path.exists():
-        raise UserError(f"{shown(path)}: does not exist; {hint}")
-    return _READERS[source](path, split)
+    place = locate(source, path, split)
+    return _READERS[source](place, split, limit)
 
 
-def shown(name: object) -> str:
-    """A file name as it can stand in a message of one line."""
-    text = str(name)
-    return text if text.isprintable() else ascii(text)
-
-
-def decode(stream: BinaryIO) -> np.ndarray:
-    """Decode a picture in any raster format that Pillow reads to uint8 [H, W, C], C = 1 or 3.
-
-    The EXIF orientation is applied; palettes, CMYK and other colours become RGB (embedded colour
-    profiles are ignored); transparency is composited on white; 16-bit grey v becomes
-    round(v / 257). Raises Unusable for a picture that is damaged, has several frames, more than
-    `MAX_PIXELS` pixels, or pixels whose range is not known.
-    """
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata beside sound pixels; bombs are refused below.
-        warnings.simplefilter("ignore")
-        try:
-            return _decode(stream)
-        except Unusable:
-            raise
-        except UnidentifiedImageError:
-            raise Unusable("is not an image that Pillow can read, or is damaged") from None
-        except Image.DecompressionBombError:
-            raise Unusable(f"has more than {MAX_PIXELS:,} pixels") from None
-        except Exception as error:
-            # Decoders of foreign bytes raise nearly anything: struct.error, KeyError, SyntaxError.
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unusable(f"is damaged ({reason})") from None
-
-
-def _decode(stream: BinaryIO) -> np.ndarray:
-    image = Image.open(stream)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unusable(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
-    if image.format in ("EPS", "WMF"):
-        # Loading these runs an interpreter (Ghostscript) on a foreign program.
-        raise Unusable(f"is {image.format}, a vector format; convert it to PNG")
-    if image.format == "PNG":
-        # Loading alone neither checks the chunks' checksums nor notices a missing end.
-        image.verify()
-        stream.seek(0)
-        image = Image.open(stream)
-    frames = getattr(image, "n_frames", 1)
-    # The further frames of these two are previews and layers of the same picture.
-    if frames > 1 and image.format not in ("MPO", "PSD"):
-        raise Unusable(f"has {frames} frames; save the one wanted as a file of its own")
-    image.load()
-    wide = _wide_grey(image)
-    image = ImageOps.exif_transpose(image)
-    if wide:
-        values = np.asarray(image).astype(np.int64)
-        grey = ((values + 128) // 257).astype(np.uint8)
-        if "transparency" in image.info:
-            grey[values == image.info["transparency"]] = 255
-        return grey[:, :, None]
-    if image.mode == "LAB":
-        raise Unusable("has LAB colours; convert it to RGB")
-    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.asarray(image.convert(mode))
-    return pixels[:, :, None] if mode == "L" else pixels
-
-
-def _wide_grey(image: Image.Image) -> bool:
-    """Whether the pixels are grey in 0..65535; raises where their range is not known."""
-    if image.mode.startswith("I;16"):
-        # TIFF keeps 12-bit values unscaled in this mode.
-        bits = image.tag_v2[258] if image.format == "TIFF" else (16,)
-        if bits != (16,):
-            raise Unusable(f"has {bits[0]}-bit pixels; convert it to 8 or 16 bits")
-        return True
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return True
-    if image.mode in ("I", "F"):
-        kind = "32-bit or signed" if image.mode == "I" else "floating-point"
-        raise Unusable(f"has {kind} pixels, whose range is not known; convert it to 8 bits")
-    return False
+def _chosen(limit: int | None, labels: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """Which rows are wanted, bool [rows], or None for all. `labels`: int [rows], -1 for none."""
+    if limit is None:
+        return None
+    found = labels()
+    wanted = np.zeros(len(found), bool)
+    wanted[spread(min(limit, len(found)), len(found), found)] = True
+    return wanted
 
 
 _DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
@@ -207,13 +111,23 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what readers of damaged containers raise into a UserError that names the file."""
     try:
         yield
-    except Unusable as error:
-        raise UserError(f"{shown(path)}: {error}") from error
-    except _DAMAGED as error:
+    except (Unusable, *_DAMAGED) as error:
+        if kind := _foreign_kind(path):
+            raise UserError(f"{shown(path)}: is {kind[0]}; {kind[1]}") from error
+        if isinstance(error, Unusable):
+            raise UserError(f"{shown(path)}: {error}") from error
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
             f"{shown(path)}: cannot be read ({shown(reason)}); put a sound copy in its place"
         ) from error
+
+
+def _foreign_kind(path: Path) -> tuple[str, str] | None:
+    try:
+        with open(path, "rb") as stream:
+            return foreign_container(stream.read(HEAD_BYTES))
+    except OSError:
+        return None
 
 
 def _read_exactly(stream: BinaryIO, size: int) -> bytes:
@@ -231,16 +145,18 @@ def _only_train(split: str, source: str) -> None:
 # --- digits -------------------------------------------------------------------------------------
 
 
-def _digits(split: str) -> Source:
+def _digits(path: Path, split: str, limit: int | None) -> Source:
     _only_train(split, "digits")
     from sklearn.datasets import load_digits
 
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    wanted = _chosen(limit, lambda: data.target)
 
     def samples() -> Iterator[Sample]:
         for row, (image, label) in enumerate(zip(pixels, data.target, strict=True)):
-            yield Sample(image[:, :, None], int(label), str(row), f"digits row {row}")
+            if wanted is None or wanted[row]:
+                yield Sample(image[:, :, None], int(label), str(row), f"digits row {row}")
 
     return Source(tuple(str(name) for name in data.target_names), samples())
 
@@ -248,21 +164,9 @@ def _digits(split: str) -> Source:
 # --- Fashion-MNIST ------------------------------------------------------------------------------
 
 
-def _fashion_mnist(path: Path, split: str) -> Source:
-    if split == "validation":
-        raise UserError("split: fashion-mnist has no split 'validation'; use 'train' or 'test'")
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images = _idx_file(path, f"{prefix}-images", "idx3-ubyte")
-    labels = _idx_file(path, f"{prefix}-labels", "idx1-ubyte")
-    return Source(FASHION_MNIST_CLASSES, _idx_samples(images, labels))
-
-
-def _idx_file(folder: Path, stem: str, kind: str) -> Path:
-    for name in (f"{stem}-{kind}", f"{stem}.{kind}"):
-        for suffix in ("", ".gz"):
-            if (folder / f"{name}{suffix}").exists():
-                return folder / f"{name}{suffix}"
-    raise UserError(f"{shown(folder)}: has no {stem}-{kind} or {stem}-{kind}.gz; put it there")
+def _fashion_mnist(path: Path, split: str, limit: int | None) -> Source:
+    images, labels = idx_files(path, split)
+    return Source(FASHION_MNIST_CLASSES, _idx_samples(images, labels, limit))
 
 
 @contextlib.contextmanager
@@ -276,10 +180,11 @@ def _idx(path: Path, dimensions: int) -> Iterator[tuple[BinaryIO, tuple[int, ...
         yield stream, tuple(shape)
 
 
-def _idx_samples(images_path: Path, labels_path: Path) -> Iterator[Sample]:
+def _idx_samples(images_path: Path, labels_path: Path, limit: int | None) -> Iterator[Sample]:
     with _reading(labels_path), _idx(labels_path, 1) as (stream, (label_rows,)):
         labels = _read_exactly(stream, label_rows)
         _expect_end(stream)
+    wanted = _chosen(limit, lambda: np.frombuffer(labels, np.uint8))
     with _reading(images_path), _idx(images_path, 3) as (stream, (rows, height, width)):
         if rows != label_rows:
             raise Unusable(
@@ -287,7 +192,8 @@ def _idx_samples(images_path: Path, labels_path: Path) -> Iterator[Sample]:
                 "put files there that belong together"
             )
         for row, image in _rows(stream, rows, (height, width, 1)):
-            yield Sample(image, labels[row], str(row), f"{shown(images_path)} row {row}")
+            if wanted is None or wanted[row]:
+                yield Sample(image, labels[row], str(row), f"{shown(images_path)} row {row}")
         _expect_end(stream)
 
 
@@ -313,175 +219,108 @@ def _rows(
 # --- image folder -------------------------------------------------------------------------------
 
 
-def _folder(path: Path, split: str) -> Source:
-    if not path.is_dir():
-        raise UserError(f"{shown(path)}: is not a folder; unpack it, or choose another source")
-    root = _split_folder(path, split)
-    with _reading(root):
-        names = _entries(root)
-    folders = [name for name in names if (root / name).is_dir()]
-    if folders and len(folders) < len(names):
-        file = min(set(names) - set(folders))
-        raise UserError(
-            f"{shown(root)}: has the file {shown(file)} beside the folder {shown(folders[0])}; "
-            "put all images in class folders, or none"
-        )
-    if not folders:
-        return Source(None, _folder_samples(root, root, None))
+def _folder(path: Path, split: str, limit: int | None) -> Source:
+    root, classes = class_folders(path, split)
+    labels = [*enumerate(classes)] or [(None, "")]
 
-    def samples() -> Iterator[Sample | Refused]:
-        for label, name in enumerate(folders):
-            empty = True
-            for item in _folder_samples(root, root / name, label):
-                empty = False
-                yield item
-            if empty:
-                yield Refused(shown(root / name), "is a class folder without images")
+    def wanted_labels() -> np.ndarray:
+        counts = [sum(1 for _ in walk(root, folder, False)) for _, folder in labels]
+        return np.repeat(np.arange(len(counts)), counts)
 
-    return Source(tuple(folders), samples())
-
-
-def _split_folder(path: Path, split: str) -> Path:
-    """The folder of the split, where the folder holds splits and nothing else."""
-    with _reading(path):
-        names = _entries(path)
-    known = {name for group in SPLIT_NAMES.values() for name in group}
-    if not names or any(name not in known or not (path / name).is_dir() for name in names):
-        if split != "train":
-            raise UserError(
-                f"split: {shown(path)} is not divided into splits; give the path of the images "
-                f"of {split!r} and leave split at 'train'"
-            )
-        return path
-    found = [name for name in names if name in SPLIT_NAMES[split]]
-    if len(found) != 1:
-        raise UserError(f"split: {shown(path)} has {', '.join(names)}, not one {split!r}")
-    return path / found[0]
-
-
-def _entries(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not _is_sidecar(name))
-
-
-def _is_sidecar(name: str) -> bool:
-    lower = name.lower()
-    return (
-        name.startswith(".")
-        or lower in SIDECAR_NAMES
-        or os.path.splitext(lower)[1] in SIDECAR_SUFFIXES
+    return Source(
+        tuple(classes) or None, _folder_samples(root, labels, _chosen(limit, wanted_labels))
     )
 
 
-def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """All files below a folder but sidecars, by name. `above`: the folders on the way here."""
-    with _reading(folder):
-        status = folder.stat()
-        names = _entries(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise UserError(f"{shown(folder)}: is a link to a folder that holds it; remove the link")
-    for name in names:
-        if (folder / name).is_dir():
-            yield from _files(folder / name, (*above, here))
-        else:
-            yield folder / name
+def _folder_samples(
+    root: Path, folders: list[tuple[int | None, str]], wanted: np.ndarray | None
+) -> Iterator[Sample | Refused]:
+    row = 0
+    for label, folder in folders:
+        first = row
+        for name in walk(root, folder, False):
+            if wanted is None or (row < len(wanted) and wanted[row]):
+                yield _folder_sample(root / name, name, label)
+            row += 1
+        if row == first and label is not None:
+            yield Refused(shown(root / folder), "is a class folder without images")
 
 
-def _folder_samples(root: Path, folder: Path, label: int | None) -> Iterator[Sample | Refused]:
-    for path in _files(folder):
-        where = shown(path)
-        source_id = path.relative_to(root).as_posix()
-        try:
-            source_id.encode()
-        except UnicodeEncodeError:
-            yield Refused(where, "has a name that is not UTF-8; rename it")
-            continue
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise Unusable("is not a regular file")
-            if status.st_size == 0:
-                raise Unusable("is empty (0 bytes)")
-            with open(path, "rb") as stream:
-                image = decode(stream)
-        except OSError as error:
-            yield Refused(where, f"cannot be opened ({error.strerror})")
-        except Unusable as error:
-            yield Refused(where, str(error))
-        else:
-            yield Sample(image, label, source_id, where)
+def _folder_sample(path: Path, source_id: str, label: int | None) -> Sample | Refused:
+    where = shown(path)
+    try:
+        source_id.encode()
+    except UnicodeEncodeError:
+        return Refused(where, "has a name that is not UTF-8; rename it")
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Refused(where, "is not a regular file")
+        if status.st_size == 0:
+            return Refused(where, "is empty (0 bytes)")
+        with open(path, "rb") as stream:
+            image = decode(stream)
+    except OSError as error:
+        return Refused(where, f"cannot be opened ({error.strerror})")
+    except Unusable as error:
+        return Refused(where, str(error))
+    return Sample(image, label, source_id, where)
 
 
 # --- Parquet ------------------------------------------------------------------------------------
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
-_SHARD = re.compile(r"(?P<head>.*)-(?P<number>\d{5})-of-(?P<count>\d{5}).*")
 
 
-def _parquet(path: Path, split: str) -> Source:
+def _parquet(path: Path, split: str, limit: int | None) -> Source:
     if path.is_dir():
-        files = _split_files(path, split)
+        files = [path / name for name in shards(path, split)]
     else:
         _only_train(split, "a single Parquet file")
         files = [path]
-    image_name, label_name, names = _parquet_columns(files[0])
+    columns = _parquet_columns(files[0])
     for file in files[1:]:
-        if _parquet_columns(file) != (image_name, label_name, names):
+        if (other := _parquet_columns(file)) != columns:
             raise UserError(
-                f"{shown(file)}: has other columns or class names than {files[0].name}; "
+                f"{shown(file)}: {_difference(other, columns, files[0].name)}; "
                 "give shards of one dataset"
             )
-    if label_name is not None and names is None:
-        names = _named_labels(files, label_name)
-    return Source(names, _parquet_samples(files, image_name, label_name, names))
+    names = columns.names
+    if columns.label_kind == "names":
+        names = _occurring_names(files, columns)
+    numbers = {name: number for number, name in enumerate(names or ())}
+    wanted = _chosen(limit, lambda: _parquet_labels(files, columns, numbers))
+    return Source(names, _parquet_samples(files, columns, numbers, wanted))
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """The shards of a split, by their names or their folders' names; all where none is named."""
-    files = [file for file in _files(folder) if file.suffix == ".parquet"]
-    if not files:
-        raise UserError(f"{shown(folder)}: has no .parquet file; give the folder of the shards")
-    by_split: dict[str | None, list[Path]] = {}
-    for file in files:
-        words = set(re.split(r"[-_./]", file.relative_to(folder).as_posix().lower()))
-        named = {name for name, group in SPLIT_NAMES.items() if words & set(group)}
-        if len(named) > 1:
-            raise UserError(f"{shown(file)}: is named after several splits; rename it")
-        by_split.setdefault(named.pop() if named else None, []).append(file)
-    if by_split.keys() == {None} and split == "train":
-        chosen = files
-    elif None in by_split and len(by_split) > 1:
-        raise UserError(
-            f"{shown(by_split[None][0])}: is named after no split, other files are; "
-            "give the path of one file, or of a folder of one kind"
+@dataclass(frozen=True)
+class _Columns:
+    """What a Parquet file has that is read.
+
+    label_kind: "numbers" or "names"; None without labels. names: the class names that Hugging Face
+    noted.
+    """
+
+    image: str
+    label: str | None
+    label_kind: str | None
+    names: tuple[str, ...] | None
+
+
+def _difference(other: _Columns, columns: _Columns, name: str) -> str:
+    if other.label_kind != columns.label_kind and None not in (
+        other.label_kind,
+        columns.label_kind,
+    ):
+        return (
+            f"column {other.label} holds {other.label_kind}, but {columns.label_kind} in "
+            f"{shown(name)}"
         )
-    elif split in by_split:
-        chosen = by_split[split]
-    else:
-        found = ", ".join(name or "no named split" for name in by_split)
-        raise UserError(f"split: {shown(folder)} has no {split!r} ({found})")
-    _check_shards(chosen)
-    return chosen
+    return f"has other columns or class names than {shown(name)}"
 
 
-def _check_shards(files: list[Path]) -> None:
-    """Shards carry their number and count in their names; all must be there."""
-    present: dict[tuple[Path, str, int], set[int]] = {}
-    for file in files:
-        match = _SHARD.fullmatch(file.name)
-        if match:
-            key = (file.parent, match["head"], int(match["count"]))
-            present.setdefault(key, set()).add(int(match["number"]))
-    for (folder, head, count), numbers in present.items():
-        missing = set(range(count)) - numbers
-        if missing:
-            name = f"{head}-{min(missing):05}-of-{count:05}"
-            raise UserError(f"{shown(folder / name)}: the shard is missing; fetch it as well")
-
-
-def _parquet_columns(file: Path) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """Names of the image and label columns, and the class names that Hugging Face noted."""
+def _parquet_columns(file: Path) -> _Columns:
     with _reading(file):
         schema = pq.read_schema(file)
     columns = schema.names
@@ -498,16 +337,27 @@ def _parquet_columns(file: Path) -> tuple[str, str | None, tuple[str, ...] | Non
             "(binary, or a struct with bytes), or arrays H,W or H,W,C of whole numbers"
         )
     label_name = next((name for name in _LABEL_COLUMNS if name in columns), None)
+    label_kind = None
     if label_name is not None:
         kind = schema.field(label_name).type
+        label_kind = _label_kind(kind)
         if pa.types.is_null(kind):
             label_name = None
-        elif not (pa.types.is_integer(kind) or _is_text(kind)):
+        elif label_kind is None:
             raise UserError(
                 f"{shown(file)}: column {label_name} is {shown(kind)}; it must hold whole numbers "
                 "or names"
             )
-    return image_name, label_name, _noted_names(schema, label_name)
+    return _Columns(image_name, label_name, label_kind, _noted_names(schema, label_name))
+
+
+def _label_kind(kind: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return "numbers"
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return "names" if text or pa.types.is_string_view(kind) else None
 
 
 def _noted_names(schema: pa.Schema, label_name: str | None) -> tuple[str, ...] | None:
@@ -541,12 +391,6 @@ def _is_nested(kind: pa.DataType) -> bool:
     return depth in (2, 3) and pa.types.is_integer(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _parquet_batches(files: list[Path], columns: list[str]) -> Iterator[tuple[Path, int, Any]]:
     """Small record batches with their file and first row; the file is never held as a whole."""
     for file in files:
@@ -562,33 +406,54 @@ def _parquet_batches(files: list[Path], columns: list[str]) -> Iterator[tuple[Pa
                     start += len(batch)
 
 
-def _named_labels(files: list[Path], label_name: str) -> tuple[str, ...] | None:
-    """All names, sorted, of a column of names; None for a column of numbers."""
-    if not _is_text(pq.read_schema(files[0]).field(label_name).type):
-        return None
+def _occurring_names(files: list[Path], columns: _Columns) -> tuple[str, ...]:
+    """The classes of a column of names: the noted ones, else all that occur, sorted."""
     names: set[str] = set()
-    for _, _, batch in _parquet_batches(files, [label_name]):
-        names.update(batch.column(0).to_pylist())
-    return tuple(sorted(names - {None}))
+    for file, _, batch in _parquet_batches(files, [columns.label]):
+        found = set(batch.column(0).to_pylist()) - {None}
+        if columns.names is not None and not found.issubset(columns.names):
+            name = min(found.difference(columns.names))
+            raise UserError(
+                f"{shown(file)}: column {columns.label} has {shown(name)!r}, which is not among "
+                "the class names that the file notes; correct either"
+            )
+        names |= found
+    return columns.names or tuple(sorted(names))
+
+
+def _label_number(label: int | str | None, numbers: dict[str, int]) -> int | None:
+    # Hugging Face writes -1 where the label is withheld.
+    return numbers[label] if isinstance(label, str) else None if label == -1 else label
+
+
+def _parquet_labels(files: list[Path], columns: _Columns, numbers: dict[str, int]) -> np.ndarray:
+    """Labels of all rows, int64 [rows], -1 for none; of the files only their column is read."""
+    if columns.label is None:
+        return np.full(sum(pq.read_metadata(file).num_rows for file in files), -1)
+    found = [
+        _label_number(label, numbers)
+        for _, _, batch in _parquet_batches(files, [columns.label])
+        for label in batch.column(0).to_pylist()
+    ]
+    return np.array([-1 if label is None else label for label in found], np.int64)
 
 
 def _parquet_samples(
-    files: list[Path], image_name: str, label_name: str | None, names: tuple[str, ...] | None
+    files: list[Path], columns: _Columns, numbers: dict[str, int], wanted: np.ndarray | None
 ) -> Iterator[Sample | Refused]:
-    columns = [image_name] + ([label_name] if label_name else [])
-    numbers = {name: number for number, name in enumerate(names or ())}
+    read = [columns.image] + ([columns.label] if columns.label else [])
     total = 0
-    for file, start, batch in _parquet_batches(files, columns):
-        images = batch.column(image_name)
-        labels = batch.column(label_name).to_pylist() if label_name else [None] * len(batch)
+    for file, start, batch in _parquet_batches(files, read):
+        images = batch.column(columns.image)
+        labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(batch)
         for row, (image, label) in enumerate(zip(images, labels, strict=True), start):
-            where = f"{shown(file)} row {row}"
-            # Hugging Face writes -1 where the label is withheld.
-            label = numbers[label] if isinstance(label, str) else None if label == -1 else label
-            try:
-                yield Sample(_parquet_image(image), label, str(total), where)
-            except Unusable as error:
-                yield Refused(where, str(error))
+            if wanted is None or wanted[total]:
+                where = f"{shown(file)} row {row}"
+                number = _label_number(label, numbers)
+                try:
+                    yield Sample(_parquet_image(image), number, str(total), where)
+                except Unusable as error:
+                    yield Refused(where, str(error))
             total += 1
 
 
@@ -641,7 +506,7 @@ def _full_shape(image: np.ndarray) -> np.ndarray:
 # --- .npz ---------------------------------------------------------------------------------------
 
 
-def _npz(path: Path, split: str) -> Source:
+def _npz(path: Path, split: str, limit: int | None) -> Source:
     _only_train(split, "an .npz file")
     if path.is_dir():
         raise UserError(f"{shown(path)}: is a folder; give the path of the .npz file")
@@ -654,10 +519,12 @@ def _npz(path: Path, split: str) -> Source:
             "save the images under one of these names"
         )
     labels_key = next((key for key in ("labels", "y") if key in keys), None)
-    return Source(None, _npz_samples(path, images_key, labels_key))
+    return Source(None, _npz_samples(path, images_key, labels_key, limit))
 
 
-def _npz_samples(path: Path, images_key: str, labels_key: str | None) -> Iterator[Sample]:
+def _npz_samples(
+    path: Path, images_key: str, labels_key: str | None, limit: int | None
+) -> Iterator[Sample]:
     with (
         _reading(path),
         zipfile.ZipFile(path) as archive,
@@ -674,9 +541,12 @@ def _npz_samples(path: Path, images_key: str, labels_key: str | None) -> Iterato
                 "or 3, C last"
             )
         labels = _npz_labels(archive, labels_key, shape[0]) if labels_key else None
+        known = np.full(shape[0], -1) if labels is None else labels
+        wanted = _chosen(limit, lambda: known)
         for row, image in _rows(stream, shape[0], (*shape[1:], 1)[:3]):
-            label = None if labels is None else int(labels[row])
-            yield Sample(image, label, str(row), f"{shown(path)} row {row}")
+            if wanted is None or wanted[row]:
+                label = None if labels is None else int(labels[row])
+                yield Sample(image, label, str(row), f"{shown(path)} row {row}")
         _expect_end(stream)
 
 
@@ -700,19 +570,14 @@ def _npz_labels(archive: zipfile.ZipFile, key: str, rows: int) -> np.ndarray:
 
 # --- CIFAR-10 -----------------------------------------------------------------------------------
 
-_CIFAR_FILES = {
-    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
-    "test": ("test_batch",),
-}
 
-
-def _cifar10(path: Path, split: str) -> Source:
-    if split not in _CIFAR_FILES:
+def _cifar10(path: Path, split: str, limit: int | None) -> Source:
+    if split not in CIFAR_FILES:
         raise UserError(f"split: cifar10 has no split {split!r}; use 'train' or 'test'")
-    return Source(CIFAR10_CLASSES, _cifar_samples(path, _CIFAR_FILES[split]))
+    return Source(CIFAR10_CLASSES, _cifar_samples(path, CIFAR_FILES[split], limit))
 
 
-def _cifar_samples(path: Path, stems: tuple[str, ...]) -> Iterator[Sample]:
+def _cifar_samples(path: Path, stems: tuple[str, ...], limit: int | None) -> Iterator[Sample]:
     with _reading(path), _cifar_archive(path) as (names, read):
         suffix = ".bin" if any(f"{stem}.bin" in names for stem in stems) else ""
         missing = [f"{stem}{suffix}" for stem in stems if f"{stem}{suffix}" not in names]
@@ -721,15 +586,21 @@ def _cifar_samples(path: Path, stems: tuple[str, ...]) -> Iterator[Sample]:
                 f"{shown(path)}: has no {', '.join(missing)}; give the folder or .tar.gz of "
                 "CIFAR-10, binary or python version"
             )
+
+        def batches() -> Iterator[tuple[str, Any, np.ndarray]]:
+            for stem in stems:
+                name = f"{stem}{suffix}"
+                data = read(name)
+                with _reading(path / name):
+                    yield name, *(_cifar_binary(data) if suffix else _cifar_python(data))
+
+        wanted = _chosen(limit, lambda: np.concatenate([labels for _, labels, _ in batches()]))
         total = 0
-        for stem in stems:
-            name = f"{stem}{suffix}"
-            data = read(name)
-            with _reading(path / name):
-                labels, pixels = _cifar_binary(data) if suffix else _cifar_python(data)
+        for name, labels, pixels in batches():
             images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield Sample(image, int(label), str(total), f"{shown(path / name)} row {row}")
+                if wanted is None or wanted[total]:
+                    yield Sample(image, int(label), str(total), f"{shown(path / name)} row {row}")
                 total += 1
 
 
@@ -737,8 +608,7 @@ def _cifar_samples(path: Path, stems: tuple[str, ...]) -> Iterator[Sample]:
 def _cifar_archive(path: Path) -> Iterator[tuple[set[str], Callable[[str], bytes]]]:
     """The names of the files in a folder or .tar.gz, and how to read one of them."""
     if path.is_dir():
-        inner = [path / f"cifar-10-batches-{version}" for version in ("bin", "py")]
-        folder = next((entry for entry in inner if entry.is_dir()), path)
+        folder = cifar_folder(path)
 
         def read(name: str) -> bytes:
             with open(folder / name, "rb") as stream:
@@ -844,11 +714,11 @@ class _Unpickler(pickle.Unpickler):
         return _ADMITTED[module, name]
 
 
-_READERS: dict[str, Callable[[Path, str], Source]] = {
+_READERS: dict[str, Callable[[Path, str, int | None], Source]] = {
+    "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "folder": _folder,
     "parquet": _parquet,
     "npz": _npz,
     "cifar10": _cifar10,
 }
-SOURCES = ("digits", *_READERS)

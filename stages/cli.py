@@ -51,6 +51,15 @@ def _stage(name: str, text: str) -> None:
     main.command(name, help=text)(run)
 
 
+@main.command()
+def source() -> None:
+    """Look whether the raw images changed (their fingerprint)."""
+    from stages.source import source as look
+    from stages.workspace import Workspace
+
+    look(Workspace.here())
+
+
 _stage("prepare", "Read the raw images into their normal form.")
 _stage("encode", "Turn the images into what the networks see.")
 _stage("analyse", "Measure what schedules and partitions are fitted to.")

@@ -249,8 +249,9 @@ def check_dvc(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_data(workspace: Workspace) -> Iterator[Finding]:
-    """params.yaml and the dataset."""
+    """params.yaml, the dataset, and whether it is of the images that are there now."""
     from stages import steps
+    from stages.source import changes, raw_path
 
     try:
         data = workspace.params.data
@@ -263,9 +264,11 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
             facts = steps.facts_of(workspace)
             size = f"{facts.resolution}x{facts.resolution}"
             yield Finding("ok", "dataset", f"{facts.rows:,} images of {size}")
+            if changed := changes(workspace):
+                yield Finding("warn", "data", changed)
         except UserError as e:
             yield Finding("fail", "dataset", str(e))
-    elif data.path is not None and not (workspace.root / data.path).exists():
+    elif data.path is not None and not raw_path(workspace).exists():
         text = f"{data.path} is not there; put it there, or correct data.path in params.yaml"
         yield Finding("fail", "dataset", text)
     else:

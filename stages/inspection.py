@@ -31,6 +31,7 @@ from pipeline.store import Entry
 from stages import steps
 from stages.costs import interval_costs
 from stages.markup import counted, si
+from stages.source import changes
 from stages.workspace import Workspace
 
 NEW = "new"
@@ -501,6 +502,8 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
     print_intervals(workspace, only)
     for line in _total_lines(totals):
         print(line)
+    if changed := changes(workspace):
+        print(f"data: {changed}")
 
 
 def print_intervals(workspace: Workspace, only: str | None) -> None:

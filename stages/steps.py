@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.store import write_json
 from stages.fanout import fan_out
+from stages.source import raw_path
 from stages.workspace import Workspace
 
 SHOWN_RECONSTRUCTIONS = 32
@@ -26,7 +27,7 @@ def prepare(workspace: Workspace) -> None:
 
     data = workspace.params.data
     settings = data.model_dump(exclude={"holdout"})
-    settings["path"] = None if data.path is None else workspace.root / data.path
+    settings["path"] = raw_path(workspace)
     info = prepare_dataset(workspace.dataset, **settings)
     facts_of(workspace)
     classes = f", {len(info.classes)} classes" if info.classes else ", no labels"

@@ -42,6 +42,11 @@ class Workspace:
         )
 
     @property
+    def source(self) -> Path:
+        """The fingerprint of the raw data."""
+        return self.root / "artefacts" / "source.json"
+
+    @property
     def dataset(self) -> Path:
         return self.root / "artefacts" / "dataset"
 

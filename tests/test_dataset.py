@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline import dataset
 from pipeline.dataset import open_dataset, prepare
 from pipeline.errors import UserError
+from pipeline.rows import spread
 
 RNG = np.random.default_rng(1)
 
@@ -224,10 +225,21 @@ def test_grey_is_luma_and_rgb_of_grey_is_the_same_thrice(tmp_path, images):
 # --- limit, duplicates, progress ----------------------------------------------------------------
 
 
-def test_limit_takes_the_first(tmp_path, images, labels):
-    data = prepared(tmp_path, images, labels, limit=10)
-    assert np.array_equal(data.images(0, len(data)), images[:10].transpose(0, 3, 1, 2))
-    assert len(prepared(tmp_path, images, labels, limit=1000)) == 100
+def test_limit_spreads_over_classes_in_the_order_of_the_source(tmp_path, images):
+    labels = np.sort(RNG.integers(0, 4, 100))
+    data = prepared(tmp_path, images, labels, limit=20)
+    rows = [int(name) for name in data.source_ids(0, len(data))]
+    assert rows == spread(20, 100, labels).tolist()
+    assert np.array_equal(data.images(0, 20), images[rows].transpose(0, 3, 1, 2))
+    shares = np.bincount(labels) / 5
+    assert np.abs(np.bincount(data.labels(0, 20)) - shares).max() < 1
+    assert prepared(tmp_path, images, labels, limit=1000).info.rows == 100
+
+
+def test_limit_without_labels_is_not_the_first_rows(tmp_path, images):
+    data = prepared(tmp_path, images, limit=20)
+    assert data.source_ids(0, 20) == [str(row) for row in spread(20, 100)]
+    assert data.info.settings["limit"] == 20
 
 
 def test_duplicates_are_counted_kept_dropped_or_refused(tmp_path, images):
@@ -248,10 +260,9 @@ def test_duplicates_are_counted_kept_dropped_or_refused(tmp_path, images):
     assert message.endswith("or set duplicates to 'keep' or 'drop'")
 
 
-def test_limit_counts_rows_of_the_dataset(tmp_path, images):
-    images[1] = images[0]
-    data = prepared(tmp_path, images, duplicates="drop", limit=5)
-    assert data.source_ids(0, 5) == ["0", "2", "3", "4", "5"]
+def test_limit_is_chosen_before_copies_are_dropped(tmp_path, images):
+    images[:] = images[0]
+    assert prepared(tmp_path, images, duplicates="drop", limit=5).info.rows == 1
 
 
 def test_progress(tmp_path, images):

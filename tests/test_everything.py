@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.mixture import Mixture
-from stages import consistency, fanout, inspection, report, steps
+from stages import consistency, fanout, inspection, report, source, steps
 from stages.workspace import Workspace
 from tests.workflow import ROOT, run_here
 
@@ -114,7 +114,11 @@ def workspace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TSPACE_STORE", raising=False)
         patch.setattr(fanout, "_run", run_here)
-        apart = {"consistency": consistency.consistency, "report": report.report}
+        apart = {
+            "source": source.source,
+            "consistency": consistency.consistency,
+            "report": report.report,
+        }
         for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
             apart.get(stage, getattr(steps, stage, None))(found)
     return found

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from pipeline import config
-from stages import consistency, fanout, presets, report, steps
+from stages import consistency, fanout, presets, report, source, steps
 from stages.workspace import Workspace
 from tests.workflow import run_here
 
@@ -225,7 +225,11 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
 
     workspace = Workspace(tmp_path)
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-        apart = {"consistency": consistency.consistency, "report": report.report}
+        apart = {
+            "source": source.source,
+            "consistency": consistency.consistency,
+            "report": report.report,
+        }
         apart.get(stage, getattr(steps, stage, None))(workspace)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["recipes"]
     assert set(summary) == set(params["recipes"])

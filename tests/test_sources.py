@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline import sources
 from pipeline.dataset import open_dataset, prepare
 from pipeline.errors import UserError
+from pipeline.rows import spread
 from pipeline.sources import Refused, Sample, open_source
 
 RNG = np.random.default_rng(0)
@@ -305,6 +306,46 @@ def test_linked_files_and_folders_are_followed(tmp_path):
     assert [sample.source_id for sample in read("folder", tmp_path / "near")] == ["class/x.png"]
 
 
+def classes_below(*folders: Path, names: tuple[str, ...] = ("cat", "dog")) -> None:
+    """A picture for each class in each folder."""
+    for folder in folders:
+        for name in names:
+            put(folder / name / f"{folder.name}.png", encoded(pixels(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("train", "rest"),
+    [
+        ("Training", ["Testing"]),
+        ("TRAIN", ["Val", "Test"]),
+        ("train", ["test", "unlabeled"]),
+        ("training_set", ["test_set"]),
+        ("train2017", ["val2017", "extra"]),
+        ("TrainSet", ["Validation", "eval", "unlabelled"]),
+        ("train-images", ["dev"]),
+    ],
+)
+def test_folders_that_are_splits_are_no_classes(tmp_path, train, rest):
+    classes_below(*(tmp_path / name for name in (train, *rest)))
+    source = open_source("folder", tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert [s.source_id for s in source.samples] == [f"{c}/{train}.png" for c in source.classes]
+
+
+def test_the_test_split_is_found_by_its_synonyms(tmp_path):
+    classes_below(tmp_path / "Training", tmp_path / "Testing")
+    assert [s.source_id for s in read("folder", tmp_path, "test")] == [
+        "cat/Testing.png",
+        "dog/Testing.png",
+    ]
+
+
+def test_class_names_that_only_contain_a_split_are_classes(tmp_path):
+    names = ("trainer", "testudo", "valley", "devil", "extract")
+    classes_below(tmp_path / "animals", names=names)
+    assert open_source("folder", tmp_path / "animals").classes == tuple(sorted(names))
+
+
 def parquet(path: Path, metadata: dict | None = None, **columns) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
@@ -367,6 +408,21 @@ def test_parquet_labels_by_name_withheld_and_missing(tmp_path):
     assert [sample.label for sample in source.samples] == [1, 2, 0]
     path = parquet(tmp_path / "y.parquet", image=images, label=[-1, -1, -1])
     assert [sample.label for sample in read("parquet", path)] == [None] * 3
+
+
+def test_parquet_labels_of_every_width_and_coding(tmp_path):
+    """Shards of one dataset as different writers leave them: read by value, not by type."""
+    image = [encoded(pixels(4, 4))] * 2
+    numbers = [pa.array([3, 1], kind) for kind in (pa.int32(), pa.int64(), pa.uint8())]
+    numbers.append(pa.array([3, 1]).dictionary_encode())
+    names = [pa.array(["b", "a"], kind) for kind in (pa.string(), pa.large_string())]
+    names.append(pa.array(["b", "a"]).dictionary_encode())
+    for kind, columns, expected in (("n", numbers, [3, 1] * 4), ("s", names, [1, 0] * 3)):
+        for number, column in enumerate(columns):
+            parquet(tmp_path / kind / f"{number}.parquet", image=image, label=column)
+        source = open_source("parquet", tmp_path / kind)
+        assert source.classes == (None if kind == "n" else ("a", "b"))
+        assert [sample.label for sample in source.samples] == expected
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -460,6 +516,66 @@ def test_cifar10(tmp_path, form, packed):
         expected = np.concatenate([images[name] for name in names])
         assert np.array_equal(np.stack([sample.image for sample in samples]), expected)
         assert [s.label for s in samples] == np.concatenate([labels[n] for n in names]).tolist()
+
+
+def limited_folder(folder: Path) -> dict:
+    for label, count in enumerate((40, 15, 5)):
+        for number in range(count):
+            put(folder / f"class{label}" / f"{number:02}.png", encoded(pixels(4, 4)))
+    return {"source": "folder", "path": folder}
+
+
+def limited_parquet(folder: Path) -> dict:
+    for number in range(3):
+        images, labels = [encoded(pixels(4, 4)) for _ in range(20)], [number % 2] * 20
+        parquet(folder / f"train-{number:05}-of-00003.parquet", image=images, label=labels)
+    return {"source": "parquet", "path": folder}
+
+
+def limited_parquet_without_labels(folder: Path) -> dict:
+    parquet(folder / "x.parquet", image=[encoded(pixels(4, 4)) for _ in range(60)])
+    return {"source": "parquet", "path": folder / "x.parquet"}
+
+
+def limited_fashion(folder: Path) -> dict:
+    fashion(folder, 60)
+    return {"source": "fashion-mnist", "path": folder}
+
+
+def limited_cifar(folder: Path) -> dict:
+    return cifar_of(folder, lambda data: data)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        limited_folder,
+        limited_parquet,
+        limited_parquet_without_labels,
+        limited_fashion,
+        limited_cifar,
+        lambda folder: {"source": "digits"},
+    ],
+)
+def test_limit_takes_the_spread_rows_of_every_source(tmp_path, make, monkeypatch):
+    settings = make(tmp_path)
+    whole = read(**settings)
+    labels = [-1 if sample.label is None else sample.label for sample in whole]
+    expected = [whole[row] for row in spread(12, len(whole), np.array(labels))]
+    count = 0
+    decode = sources.decode
+
+    def counted(stream):
+        nonlocal count
+        count += 1
+        return decode(stream)
+
+    monkeypatch.setattr(sources, "decode", counted)
+    found = list(open_source(limit=12, **settings).samples)
+    assert [(s.source_id, s.label) for s in found] == [(s.source_id, s.label) for s in expected]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(found, expected, strict=True))
+    assert count in (0, 12)  # arrays are not decoded
+    assert len(list(open_source(limit=9999, **settings).samples)) == len(whole)
 
 
 # --- bad inputs: one line that names the file or setting, and nothing left behind ---------------
@@ -586,6 +702,11 @@ def fashion_cut_gzip(folder):
 
 @bad("train-images-idx3-ubyte.gz: cannot be read (Not a gzipped file")
 def fashion_no_gzip(folder):
+    return broken_fashion(folder, "train-images-idx3-ubyte.gz", lambda data: b"no gzip")
+
+
+@bad("train-images-idx3-ubyte.gz: is a web page; fetch the file itself")
+def fashion_web_page(folder):
     return broken_fashion(folder, "train-images-idx3-ubyte.gz", lambda data: b"<html>404</html>")
 
 
@@ -658,14 +779,63 @@ def cut_jpeg(folder):
     return folder_of(folder, ("cut.jpg", encoded(pixels(40, 40, 3), "JPEG")[:-200]))
 
 
-@bad("text.png is not an image that Pillow can read, or is damaged")
-def text_as_png(folder):
-    return folder_of(folder, ("text.png", b"this is no image"))
+@bad("noise.png is not an image that Pillow can read, or is damaged")
+def noise_as_png(folder):
+    return folder_of(folder, ("noise.png", bytes(range(128, 256))))
 
 
-@bad("notes.docx is not an image that Pillow can read")
-def other_files(folder):
-    return folder_of(folder, ("notes.docx", b"PK\3\4"))
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+# What each file is called in the message, by name and bytes.
+FOREIGN_FILES = {
+    "is text and not an image; move it": ("text.png", "thís is no image".encode()),
+    "is text in UTF-16 and not an image": ("labels", "id label\r\n".encode("utf-16")),
+    "is a ZIP archive or an office document; unpack it": ("notes.docx", b"PK\3\4"),
+    "is HEIC, which Pillow cannot read; convert": ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0"),
+    "is HEIF, which Pillow cannot read; convert": ("a.heif", b"\0\0\0\x18ftypmif1\0\0\0\0"),
+    "is SVG, a vector format; convert it": ("a.svg", b"<?xml version='1.0'?>\n<svg width='9'/>"),
+    "is a Git LFS pointer and not the file itself; fetch": ("a.jpg", LFS_POINTER),
+    "is a web page; fetch the file itself": ("b.jpg", b"\n<!DOCTYPE html><html>404</html>"),
+    "is a video; save the frames": ("a.mp4", b"\0\0\0\x18ftypisom\0\0\0\0"),
+    "is a Parquet file; set source to 'parquet'": ("a.parquet", b"PAR1\0"),
+    "is JPEG XL, which Pillow cannot read": ("a.jxl", b"\xff\x0a\0\0"),
+}
+
+
+@pytest.mark.parametrize("fragment", FOREIGN_FILES)
+def test_a_file_that_is_no_picture_is_called_what_it_is(tmp_path, fragment):
+    name, data = FOREIGN_FILES[fragment]
+    (found,) = [s for s in read(**folder_of(tmp_path, (name, data))) if isinstance(s, Refused)]
+    assert found.where == str(tmp_path / name)
+    assert found.reason.startswith(fragment)
+
+
+def test_avif_without_its_plugin_is_named(tmp_path, monkeypatch):
+    data = encoded(pixels(8, 8, 3), "AVIF")
+    monkeypatch.setattr(Image, "ID", [form for form in Image.ID if form != "AVIF"])
+    with pytest.raises(sources.Unusable, match="is AVIF, which this Pillow cannot read"):
+        decoded(data)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.npz", "x.tar.gz", "train-images-idx3-ubyte"])
+def test_a_container_that_is_a_git_lfs_pointer_is_called_one(tmp_path, name):
+    source = {"x.parquet": "parquet", "x.npz": "npz", "x.tar.gz": "cifar10"}.get(name)
+    if source is None:
+        fashion(tmp_path, packed=False)
+    path = put(tmp_path / name, LFS_POINTER)
+    with pytest.raises(UserError, match=f"{name}: is a Git LFS pointer and not the file itself; "):
+        read(source or "fashion-mnist", path if source else tmp_path)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+@pytest.mark.parametrize("several", [False, True])
+def test_what_save_to_disk_writes_is_named(tmp_path, source, several):
+    folder = tmp_path / "train" if several else tmp_path
+    for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
+        put(folder / name, b"{}")
+    if several:
+        put(tmp_path / "dataset_dict.json", b"{}")
+    with pytest.raises(UserError, match=r"is what `save_to_disk` writes \(Arrow files\)"):
+        read(source, tmp_path)
 
 
 @bad("moving.gif has 3 frames; save the one wanted as a file of its own")
@@ -789,6 +959,33 @@ def folder_without_this_split(folder):
     return {"source": "folder", "path": folder}
 
 
+@bad("has Test, which is the name of a split, beside cat; give the path of the folder to read")
+def split_beside_classes(folder):
+    classes_below(folder, folder / "Test")
+    for name in ("cat", "dog"):
+        (folder / name / f"{folder.name}.png").rename(folder / name / "1.png")
+    return {"source": "folder", "path": folder}
+
+
+@bad("has test, which is the name of a split, beside labels.mat; give the path")
+def split_beside_a_file(folder):
+    classes_below(folder / "train", folder / "test")
+    put(folder / "labels.mat", b"MATLAB")
+    return {"source": "folder", "path": folder}
+
+
+@bad("bottle: has test, which is the name of a split, inside of a class or split; give the path")
+def splits_in_classes(folder):
+    classes_below(folder / "bottle", names=("test", "train"))
+    return {"source": "folder", "path": folder}
+
+
+@bad("has Train, training, not one 'train'; give the path of the folder to read")
+def split_that_is_there_twice(folder):
+    classes_below(folder / "Train", folder / "training")
+    return {"source": "folder", "path": folder}
+
+
 @bad("good.png is 8x8, but other.png is 6x6; set resolution")
 def mixed_sizes(folder):
     return folder_of(folder, ("other.png", encoded(pixels(6, 6, 3))))
@@ -897,15 +1094,70 @@ def parquet_of_two_kinds(folder):
     return {"source": "parquet", "path": folder}
 
 
+def shard(path: Path) -> None:
+    parquet(path, image=[encoded(pixels(4, 4))], label=[0])
+
+
+@bad("holds several data sets (configurations): other, plain_text; give the path of one of them")
+def parquet_of_two_configurations(folder):
+    for name in ("plain_text", "other"):
+        shard(folder / name / "train-00000-of-00001.parquet")
+        shard(folder / name / "test-00000-of-00001.parquet")
+    return {"source": "parquet", "path": folder}
+
+
+@bad("holds several data sets (configurations): config-a, config-b; give the path of one of them")
+def parquet_of_two_folders(folder):
+    for name in ("config-a", "config-b"):
+        shard(folder / name / "0000.parquet")
+    return {"source": "parquet", "path": folder}
+
+
+@bad("holds several data sets (configurations): a, b; give the path of one of them")
+def parquet_of_two_configurations_by_split(folder):
+    for name in ("a", "b"):
+        shard(folder / name / "train" / "0000.parquet")
+    return {"source": "parquet", "path": folder}
+
+
+@bad("holds several data sets (configurations): cifar10, cifar100; give the path of one of them")
+def parquet_of_two_names(folder):
+    for name in ("cifar10", "cifar100"):
+        shard(folder / f"{name}-train.parquet")
+    return {"source": "parquet", "path": folder}
+
+
+@bad("b.parquet: column label holds numbers, but names in a.parquet; give shards of one dataset")
+def parquet_of_names_and_numbers(folder):
+    parquet(folder / "a.parquet", image=[encoded(pixels(4, 4))], label=["cat"])
+    parquet(folder / "b.parquet", image=[encoded(pixels(4, 4))], label=[0])
+    return {"source": "parquet", "path": folder}
+
+
+@bad("b.parquet: column label holds names, but numbers in a.parquet; give shards of one dataset")
+def parquet_of_numbers_and_names(folder):
+    parquet(folder / "a.parquet", image=[encoded(pixels(4, 4))], label=[0])
+    parquet(folder / "b.parquet", image=[encoded(pixels(4, 4))], label=["cat"])
+    return {"source": "parquet", "path": folder}
+
+
+@bad("column label has 'bird', which is not among the class names that the file notes")
+def parquet_of_a_name_not_noted(folder):
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    path = folder / "x.parquet"
+    parquet(path, names, image=[encoded(pixels(4, 4))] * 2, label=["cat", "bird"])
+    return {"source": "parquet", "path": path}
+
+
 @bad("has no 'test' (train)")
 def parquet_without_this_split(folder):
     parquet(folder / "train.parquet", image=[encoded(pixels(4, 4))])
     return {"source": "parquet", "path": folder, "split": "test"}
 
 
-@bad("extra.parquet: is named after no split, other files are")
+@bad("more.parquet: is named after no split, other files are")
 def parquet_of_unclear_split(folder):
-    for name in ("extra", "train"):
+    for name in ("more", "train"):
         parquet(folder / f"{name}.parquet", image=[encoded(pixels(4, 4))])
     return {"source": "parquet", "path": folder}
 
@@ -1053,7 +1305,7 @@ def cifar_pickle_of_huge_array(folder):
 
 @bad("x.tar.gz: is not a .tar.gz archive")
 def cifar_no_archive(folder):
-    return {"source": "cifar10", "path": put(folder / "x.tar.gz", b"<html>404</html>")}
+    return {"source": "cifar10", "path": put(folder / "x.tar.gz", b"no archive")}
 
 
 @bad("x.tar.gz: cannot be read (Compressed file ended")

@@ -121,6 +121,11 @@ def jobs_run(output: str) -> dict[str, int]:
     return found
 
 
+def stages_run(output: str) -> list[str]:
+    """Stages that `dvc repro` ran, from what it printed; `source` is one at every time."""
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
 def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str, Entry]) -> None:
     """The jobs of a stage in this process: starting one for each would take minutes."""
     left = {job.name: job for job in missing}

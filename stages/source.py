@@ -1,0 +1,132 @@
+"""The stage `source`: the fingerprint of the raw data, on which `prepare` depends.
+
+DVC runs it every time, whatever it has cached: only so are images noticed that were added, removed
+or edited since, wherever `data.path` is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Data
+from pipeline.errors import UserError, shown
+from pipeline.fingerprint import Fingerprint, fingerprint
+from pipeline.identity import digest
+from pipeline.raw import raw_files
+from pipeline.store import write_text
+from stages.workspace import Workspace
+
+CHEAP_BYTES = 2**28  # read at most where an answer is only good to know
+
+
+def raw_path(workspace: Workspace) -> Path | None:
+    """What `data.path` names; None for a source's own place. UserError for a home of nobody."""
+    path = workspace.params.data.path
+    if path is None:
+        return None
+    try:
+        return workspace.root / Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"data.path: {path}: there is no such home folder") from e
+
+
+def source(workspace: Workspace) -> None:
+    """Write artefacts/source.json, or keep a pulled one where the raw data is not here."""
+    data, path = workspace.params.data, raw_path(workspace)
+    if path is not None and not path.exists():
+        _without_images(workspace, data, path)
+        return
+    found = _fingerprint(workspace, path)
+    workspace.source.parent.mkdir(parents=True, exist_ok=True)
+    write_text(workspace.source, _text(data, found))
+    print(f"source: {found.files:,} files, {found.bytes:,} bytes")
+
+
+def _without_images(workspace: Workspace, data: Data, path: Path) -> None:
+    ways = _way_to_images(workspace, data.path, path)
+    if _settings_of(workspace.source) != _settings(data):
+        raise UserError(
+            f"data.path: {shown(path)} does not exist; {ways}, or `dvc pull` a dataset that was "
+            "prepared with these settings"
+        )
+    print(
+        f"source: {shown(data.path)} is not here, so the dataset is used as it was prepared last; "
+        f"to look at the images again, {ways}"
+    )
+
+
+def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:
+    name = shown(name)
+    copied = ".dvc" in workspace.root.parts  # where DVC runs experiments
+    if path.with_name(f"{path.name}.dvc").exists():
+        way = f"`dvc checkout {name}` (or `dvc pull`) them"
+        return f"name no stage, so that DVC gets them, or {way}" if copied else way
+    if copied:
+        return (
+            "let the experiment see them, which runs in a copy without what git ignores (--temp, "
+            f"--queue): `dvc add {name}`, or an absolute data.path"
+        )
+    return "put the images there"
+
+
+def _fingerprint(
+    workspace: Workspace, path: Path | None, most_bytes: int | None = None
+) -> Fingerprint | None:
+    data = workspace.params.data
+    root, names = raw_files(data.source, path, data.split)
+    table = workspace.scratch / "source" / digest([str(root.absolute()), _settings(data)])
+    return fingerprint(root, names, table, most_bytes)
+
+
+def _settings(data: Data) -> dict[str, Any]:
+    """What decides which files are read."""
+    return data.model_dump(include={"source", "path", "split"})
+
+
+def _settings_of(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text())["settings"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _text(data: Data, found: Fingerprint) -> str:
+    about = {"settings": _settings(data), **dataclasses.asdict(found)}
+    return json.dumps(about, indent=1) + "\n"
+
+
+def changes(workspace: Workspace) -> str | None:
+    """One line if the raw data is not what the dataset was prepared from, as dvc.lock has it.
+
+    None if it is, or if there is nothing to compare: never prepared, or no raw data here.
+    """
+    recorded = _recorded(workspace)
+    path = raw_path(workspace)
+    if recorded is None or (path is not None and not path.exists()):
+        return None
+    data = workspace.params.data
+    if _settings_of(workspace.source) not in (None, _settings(data)):
+        return "data.source, data.path or data.split changed since the dataset was prepared"
+    found = _fingerprint(workspace, path, CHEAP_BYTES)
+    if found is None:
+        return "many files moved since the last look; `dvc repro` compares their contents"
+    if hashlib.md5(_text(data, found).encode(), usedforsecurity=False).hexdigest() == recorded:
+        return None
+    return "the images changed since the dataset was prepared; `dvc repro` prepares it again"
+
+
+def _recorded(workspace: Workspace) -> str | None:
+    """The checksum of artefacts/source.json that `prepare` last ran with."""
+    import yaml
+
+    try:
+        locked = yaml.safe_load((workspace.root / "dvc.lock").read_text())
+        deps = locked["stages"]["prepare"]["deps"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    name = workspace.source.relative_to(workspace.root).as_posix()
+    return next((dep.get("md5") for dep in deps if dep.get("path") == name), None)
