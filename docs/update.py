@@ -24,7 +24,7 @@ from experiment import makespan  # noqa: E402
 from stages.costs import together  # noqa: E402
 from stages.drawing import save  # noqa: E402
 from stages.groups import units_of  # noqa: E402
-from stages.report import footnote_text, samples_text, table_rows  # noqa: E402
+from stages.report import floor_text, footnote_text, samples_text, table_rows  # noqa: E402
 
 README = ROOT / "README.md"
 MEASURED = ROOT / "docs" / "benchmarks.md"
@@ -195,11 +195,10 @@ def show_results() -> None:
     head, *rows = table_rows(recipes, groups)
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    floor = summary["reference"]["floor"]
+    floor = " ".join(floor_text(summary["reference"]["floor"]))
     notes = " ".join(filter(None, [seeds(recipes, groups), footnote_text(recipes)]))
     lines.append(
-        f"\n{samples_text(recipes)} against all real images; one half of the real images against "
-        f"the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}. "
+        f"\n{samples_text(recipes)} against all real images. {floor} "
         f"{notes} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )

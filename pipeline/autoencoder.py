@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.identity import canonical_json, file_digest
 from pipeline.networks.unet import EPS, initialise, norm_groups
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.rows import spread
 from pipeline.run import (
     CHECKPOINT_SECONDS,
     CURVE_POINTS,
@@ -396,14 +397,14 @@ def measure(
 ) -> dict[str, Any]:
     """Moments of the latents' means, and the error of what is decoded from them.
 
-    On at most `limit` of the `count` rows, evenly spaced; streamed sums in float64. Returns
+    On at most `limit` of the `count` rows, a fair sample; streamed sums in float64. Returns
     `shift` (mean of each channel), `scale` (root of the average over the channels of the
     variance), `reconstruction_mse` (in [-1, 1]) and `images` (how many).
 
     Raises UserError for latents that are constant or not finite.
     """
     images = min(count, limit)
-    chosen = np.arange(images, dtype=np.int64) * count // images
+    chosen = spread(images, count)
     total = squares = origin = 0.0
     error, values = 0.0, 0
     for start in range(0, images, batch):
@@ -432,6 +433,19 @@ def measure(
         "reconstruction_mse": error / images,
         "images": images,
     }
+
+
+def reconstructions(
+    codec: Codec, images: Any, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """A fair sample of `count` training images of a `split.Split`, encoded and decoded.
+
+    Their rows (int64 [n], ascending), images (uint8 [n, C, H, W]) and labels (or None), some at a
+    time.
+    """
+    for rows, originals in images.chosen(images.some(count)):
+        mean, _ = codec.encode(originals)
+        yield rows, codec.decode(torch.from_numpy(mean)), images.labels_of(rows)
 
 
 def write_codec(

@@ -44,6 +44,7 @@ import numpy as np
 from pipeline import noise
 from pipeline.errors import UserError
 from pipeline.pairing import RowSource
+from pipeline.rows import spread
 from pipeline.schedule import DECIMALS
 
 ALPHA = 0.9
@@ -560,6 +561,8 @@ def analyse(
     log_snr: np.ndarray,
     *,
     key: int,
+    most: int,
+    labels: np.ndarray | None,
     intervals: int,
     method: str,
     alpha: float,
@@ -571,9 +574,17 @@ def analyse(
 
     `bounds` [intervals - 1]; `curves`: S0 and S1 over the axis; `matrix`, `log_snr`: similarities
     of the nodes; `sensitivity`: how the two-anchor bounds move with alpha, eta and number of draws.
+    most: rows that it takes, a fair sample of all by their `labels` [count] (None without).
     method: `two-anchor` or `matrix`. Raises UserError if the bounds do not exist.
     """
     log_snr = _checked_schedule(log_snr)
+    if most < count:
+        everything, chosen = rows, spread(most, count, labels)
+        count = most
+
+        def rows(indices: np.ndarray) -> np.ndarray:
+            return everything(chosen[indices])
+
     etas = tuple(eta * factor for factor in FACTORS)
     curves = measure_curves(rows, count, log_snr, key=key, draws=draws, etas=etas)
     nodes = min(nodes, len(log_snr))

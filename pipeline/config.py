@@ -48,7 +48,7 @@ class Data(Block):
     crop: Literal["center", "none"] = "center"
     limit: Positive | None = None  # at most so many images, spread over the source
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
-    holdout: NonNegative = 0  # last images, kept from training and scoring: a selection set
+    holdout: NonNegative = 0  # images kept from training and scoring: a selection set
 
 
 class Pixels(Block):
@@ -141,6 +141,7 @@ class Evaluate(Block):
     batch: Positive = 250  # samples at once; part of the results' identity only to the last bit
     neighbours: Positive = 3  # k of precision, recall, density and coverage
     allow_few: bool = False  # score fewer samples than feature dimensions
+    labels: Literal["dataset", "uniform"] = "dataset"  # classes of samples, in what proportions
     consistency: Consistency | None = None  # null: not measured
 
 
@@ -314,7 +315,7 @@ class OptimalDenoiserPartition(Cut):
     eta: PositiveFloat = 2 / 256
     draws: Positive = 5_000
     nodes: Annotated[int, Field(ge=2, le=200)] = 40  # of `matrix`
-    rows: Positive = 50_000  # of the dataset, evenly chosen
+    rows: Positive = 50_000  # of the dataset, a fair sample
 
 
 class LearntPartition(Cut):

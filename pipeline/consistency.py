@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import noise
+from pipeline.rows import spread
 
+COMPARED = 10_000  # real images whose similarity is what unrelated images have, at most
 UNRELATED = 0.99  # quantile of unrelated images' similarity above which two images are alike
 COPIES = 0.05  # quantile of real images' distances below which a sample may be a copy
 
@@ -54,6 +56,7 @@ def compare(
     real_features: np.ndarray,
     real_nearest: np.ndarray,
     *,
+    real_labels: np.ndarray | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     similarity: float | None = None,
@@ -62,7 +65,8 @@ def compare(
     """How alike two models' outputs are, as plain data.
 
     log_snrs: where estimates are compared, if both models have them (else the level is `skipped`).
-    real_features [M, d]: of the training images; real_nearest: distances of some of them to the
+    real_features [M, d]: of the training images (a fair sample of `COMPARED`, by `real_labels` [M],
+    is used); real_nearest: distances of some of them to the
     nearest other one. similarity: cosine above which two images count as alike; None for the one
     that 1 % of the pairs of different training images exceed.
 
@@ -79,6 +83,8 @@ def compare(
     others = _other_partners(len(a.images), noise.derive_key(seed, "consistency partners"))
     shared = [v for v in log_snrs if v in a.estimates and v in b.estimates]
     curve = [consistency(a.estimates[v], b.estimates[v], **options) for v in shared]
+    known = len(real_features)
+    real_features = real_features[spread(min(known, COMPARED), known, real_labels)]
     centre = real_features.mean(axis=0, dtype=np.float64)
     if similarity is None:
         similarity = unrelated_similarity(real_features - centre, seed=seed)
@@ -253,11 +259,57 @@ def nearest_neighbours(
     return distances, nearest
 
 
-def evenly(count: int, rows: int) -> np.ndarray:
-    """`count` of the rows 0 .. `rows` - 1, evenly spread: int64 [count], ascending."""
-    if not 0 < count <= rows:
-        raise ValueError(f"cannot choose {count} of {rows} rows")
-    return np.arange(count, dtype=np.int64) * rows // count
+def nearest_training(
+    samples: np.ndarray, images: Any, searched: int, mirrored: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [N] of samples to the nearest training image, and of as many of these to another.
+
+    samples: uint8 [N, C, H, W]; images: the training images, a `split.Split`, of which a fair
+    sample of `searched` is looked at, with `mirrored` also mirrored. See `nearest_of_blocks`.
+    """
+    rows = images.some(searched)
+    among = spread(min(len(samples), searched), searched, images.labels_of(rows))
+
+    def blocks() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for which, found in images.chosen(rows):
+            yield which, found
+            if mirrored:
+                yield which, found[..., ::-1]
+
+    real = np.concatenate([found for _, found in images.chosen(rows[among])])
+    own = np.concatenate([np.full(len(samples), -1), rows[among]])
+    distances = nearest_of_blocks(np.concatenate([samples, real]), blocks(), own)
+    return distances[: len(samples)], distances[len(samples) :]
+
+
+def estimates(
+    mixture: Any,
+    latents: Any,
+    count: int,
+    trained: int,
+    log_snrs: Sequence[float],
+    *,
+    seed: int,
+    batch: int,
+) -> np.ndarray:
+    """`clean_estimates` of a `mixture.Mixture`, of noises 0 .. `count` - 1 and as many images.
+
+    Those are a fair sample of the first `trained` rows of `latents`, the same for every mixture.
+    """
+    import torch
+
+    known = latents.labels
+    rows = spread(count, trained, None if known is None else known[:trained])
+    labels = None
+    if mixture.description["classes"]:
+        labels = torch.as_tensor(known[rows], device=mixture.device)
+    ids = torch.arange(count, device=mixture.device)
+    return clean_estimates(
+        mixture.denoiser(labels, batch=batch),
+        latents.gather(rows),
+        noise.normal(noise.derive_key(seed, "consistency"), 0, ids, latents.shape),
+        log_snrs,
+    )
 
 
 def nearest_of_blocks(

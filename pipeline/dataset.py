@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.decoding import Unusable
 from pipeline.errors import UserError, shown
 from pipeline.sources import Refused, Sample, open_source
 
-FORMAT = 1
+FORMAT = 2
 GROUP_BYTES = 2**22
 GROUP_ROWS = 4096
 MAX_RESOLUTION = 4096
@@ -41,7 +42,7 @@ class DatasetInfo:
     """What a dataset is, without its rows.
 
     resolution: side of the square images, pixels. channels: 1 (grey) or 3 (RGB).
-    classes: their names, by label; None without labels.
+    classes: their names, by label; None without labels. class_counts: the rows of each.
     mean, std: of every channel over all pixels, in levels 0..255, from exact sums.
     duplicates: rows with the very pixels of an earlier row; kept, or dropped if `settings` says so.
     digest: sha256 over rows, shape, pixels, labels and source ids in order; it does not depend on
@@ -54,6 +55,7 @@ class DatasetInfo:
     channels: int
     rows: int
     classes: tuple[str, ...] | None
+    class_counts: tuple[int, ...] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     duplicates: int
@@ -277,6 +279,7 @@ class _Tally:
         self.shape = (resolution, channels)
         self.rows = 0
         self.counts = np.zeros((channels, 256), np.int64)
+        self.labels: Counter[int] = Counter()
         self.hashes = {name: hashlib.sha256() for name in ("image", "label", "source_id")}
 
     def add(
@@ -289,6 +292,7 @@ class _Tally:
         self.hashes["image"].update(np.ascontiguousarray(images))
         numbers = [-1 if label is None else label for label in labels]
         self.hashes["label"].update(np.array(numbers, "<i4").tobytes())
+        self.labels.update(numbers)
         for source_id in source_ids:
             data = source_id.encode()
             self.hashes["source_id"].update(len(data).to_bytes(4, "little") + data)
@@ -297,6 +301,9 @@ class _Tally:
         parts = {name: state.hexdigest() for name, state in self.hashes.items()}
         parts |= {"shape": self.shape, "rows": self.rows}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def class_counts(self, classes: int) -> tuple[int, ...]:
+        return tuple(self.labels[label] for label in range(classes))
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, the same bits on every machine."""
@@ -375,6 +382,7 @@ class _Writer:
             channels=self.tally.shape[1],
             rows=self.tally.rows,
             classes=classes,
+            class_counts=None if classes is None else self.tally.class_counts(len(classes)),
             mean=mean,
             std=std,
             duplicates=duplicates,
@@ -462,7 +470,7 @@ def open_dataset(path: Path) -> "Dataset":
     fields = json.loads(text)
     if fields.pop("format") != FORMAT:
         raise UserError(f"{shown(path)}: was written by another version; prepare it again")
-    for name in ("classes", "mean", "std"):
+    for name in ("classes", "class_counts", "mean", "std"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     info = DatasetInfo(**fields)
     if file.schema_arrow.remove_metadata() != _schema(info.resolution, info.channels):

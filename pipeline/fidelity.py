@@ -241,25 +241,31 @@ def frechet_distance(
 
 
 def half_split_bias(
-    features: np.ndarray, *, seed: int, samples: int | None = None, allow_few: bool = False
+    features: np.ndarray,
+    *,
+    seed: int,
+    samples: int | None = None,
+    against: int | None = None,
+    allow_few: bool = False,
 ) -> FrechetDistance:
-    """Frechet distance of two disjoint random sets of `samples` real images (default: two halves).
+    """Frechet distance of `samples` real images (default: half) to `against` others (as many).
 
-    Its true value is 0, so this is what a perfect generator scores at that number of images on both
-    sides.
+    Two disjoint random sets: the true value is 0, so this is what a perfect generator scores at
+    these numbers of images.
 
     Raises:
-        UserError: fewer than 2 * `samples` features, or as `frechet_distance`.
+        UserError: fewer than `samples` + `against` features, or as `frechet_distance`.
     """
     samples = len(features) // 2 if samples is None else samples
-    if 2 * samples > len(features):
+    against = samples if against is None else against
+    if samples + against > len(features):
         raise UserError(
-            f"two disjoint sets of {samples} need {2 * samples} real images, "
+            f"two disjoint sets of {samples} and {against} need {samples + against} real images, "
             f"there are {len(features)}"
         )
     rows = _generator(seed).permutation(len(features))
-    first, second = features[rows[:samples]], features[rows[samples : 2 * samples]]
-    return frechet_distance(moments(first), moments(second), allow_few=allow_few)
+    first, second = features[rows[:samples]], features[rows[samples : samples + against]]
+    return frechet_distance(moments(second), moments(first), allow_few=allow_few)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ hold its mean and, behind it, its log-variance.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,31 @@ def write_shard(
         if writer is not None:
             writer.close()
     return count
+
+
+def encoded(
+    images: Any, start: int, stop: int, mirrored: int, codec: Any = None, variance: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows `start` .. `stop` - 1 for `write_shard`, with their labels, some at a time.
+
+    images: a `split.Split`; the rows from `mirrored` on are its first ones again, mirrored. With a
+    codec (`autoencoder.Codec`) the means of their latents as float16, with `variance` and the
+    log-variances. UserError if the codec has none.
+    """
+    for low, high, offset in (
+        (start, min(stop, mirrored), 0),
+        (max(start, mirrored), stop, mirrored),
+    ):
+        for values, labels in images.blocks(low - offset, high - offset):
+            if offset:
+                values = np.ascontiguousarray(values[..., ::-1])
+            if codec is not None:
+                mean, log_variance = codec.encode(values)
+                if variance and log_variance is None:
+                    raise UserError("latent.sample: this encoder has no variance; set it to false")
+                values = np.concatenate([mean, log_variance], 1) if variance else mean
+                values = values.astype(np.float16)
+            yield values, labels
 
 
 class Latents:

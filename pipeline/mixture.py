@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.identity import digest
 from pipeline.latents import to_images
 from pipeline.networks.build import network_of
+from pipeline.rows import label_sequence
 
 LOADED_EXPERTS = 4  # networks kept in memory
 SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
@@ -196,13 +197,16 @@ def draw(
     guidance: float = 1.0,
     batch: int = 256,
     labels: np.ndarray | None = None,
+    class_counts: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Samples number `rows` of a seed: uint8 [N, C, H, W] and their classes (or None).
 
     A sample is a function of (mixture, sampler, seed, number): its start and the noise of each
     step are drawn by number. `batch` changes it at most by floating-point rounding.
-    Classes are given, or drawn uniformly by number. `progress(states done, states in all)`.
+    A class-conditional mixture is told the classes: `labels` (int [N]), or else they follow
+    `class_counts` (images of each) by number, see `rows.label_sequence`; ValueError without both.
+    `progress(states done, states in all)`.
     """
     d = mixture.description
     shape = (d["channels"], d["resolution"], d["resolution"])
@@ -211,8 +215,10 @@ def draw(
     classes = None
     if d["classes"]:
         if labels is None:
-            label_key = noise.derive_key(seed, "classes")
-            labels = noise.randint(label_key, 0, np.asarray(rows, np.int64), d["classes"])
+            if class_counts is None:
+                raise ValueError("a class-conditional mixture needs labels, or counts of classes")
+            numbers = np.asarray(rows, np.int64)
+            labels = label_sequence(class_counts, int(numbers.max()) + 1)[numbers]
         classes = torch.as_tensor(labels, device=mixture.device)
     walk = sampling.sampler(kind, **({"eta": eta} if kind == "ddim" else {}))
     done = 0

@@ -43,6 +43,7 @@ import pyarrow as pa
 
 from pipeline import noise
 from pipeline.errors import UserError
+from pipeline.rows import spread
 
 METHODS = ("independent", "assignment", "knn-l2", "knn-dot")
 
@@ -56,6 +57,9 @@ _INT8, _INT16 = 127, 32767
 _BASIS_SCALE = 1 << 14
 _PROJECTION_SCALE = 128
 _CHUNK_BYTES = 32 << 20
+
+DIAGNOSED_ROWS = 4096  # of a slot, a fair sample
+DIAGNOSED_COMPONENTS = 4  # along which the noise is looked at
 
 
 def centred(rows: RowSource, means: np.ndarray, labels: np.ndarray | None = None) -> RowSource:
@@ -236,7 +240,7 @@ def pair_slot(
     candidates: int = 8,
     components: Components | None = None,
     cost_bits: int = 10,
-    memory: int = 4 << 30,
+    memory: int = 1 << 30,
     workers: int = 1,
 ) -> np.ndarray:
     """Pair `count` rows with the noises of `slot` under `key`: integers [count] (see `noise_ids`).
@@ -458,6 +462,36 @@ def paired_noise(
 # --- diagnostics ------------------------------------------------------------------------------
 
 
+def diagnose_slot(
+    method: str,
+    rows: RowSource,
+    paired: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    key: int,
+    slot: int,
+    means: np.ndarray,
+    by_class: bool = False,
+    candidates: int = 0,
+    labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """`diagnose` of what `pair_slot` answered, on at most `DIAGNOSED_ROWS` rows.
+
+    shape: of a row, (C, H, W); labels: int [count], None if unknown. means: as in `centred`;
+    by_class: whether the noise is looked at along those of the rows' classes.
+    """
+    count = len(paired)
+    chosen = spread(min(count, DIAGNOSED_ROWS), count, labels)
+    number = min(DIAGNOSED_COMPONENTS, math.prod(shape))
+    return diagnose(
+        rows(chosen),
+        noise.normal(key, slot, noise_ids(method, paired, chosen, candidates), shape),
+        principal_components(rows, count, number, key=key),
+        None if labels is None else labels[chosen],
+        means.reshape(len(means), -1)[1 + labels[chosen] if by_class else 0],
+    )
+
+
 def diagnose(
     x: np.ndarray,
     eps: np.ndarray,
@@ -481,8 +515,8 @@ def diagnose(
                           1 for N(0, I)
     component_correlation of rows and noise along them; 0 if unpaired
     class_leak, class_chance  share of noises whose class is told right from the noise alone by
-                          nearest class mean (in the components if given), fitted on every other
-                          row, and the share of the largest class
+                          nearest class mean (in the components if given), fitted on one half of
+                          every class, and the share of the largest class
     """
     x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
     n, d = x.shape
@@ -514,10 +548,12 @@ def diagnose(
         ]
     if labels is not None:
         labels = np.asarray(labels)
-        known = np.unique(labels[0::2])
-        centres = np.stack([features[0::2][labels[0::2] == c].mean(axis=0) for c in known])
-        scores = features[1::2] @ centres.T - 0.5 * (centres**2).sum(axis=1)
-        found["class_leak"] = float((known[scores.argmax(axis=1)] == labels[1::2]).mean())
+        fitted = np.zeros(n, bool)
+        fitted[spread(-(-n // 2), n, labels)] = True
+        known = np.unique(labels[fitted])
+        centres = np.stack([features[fitted & (labels == c)].mean(axis=0) for c in known])
+        scores = features[~fitted] @ centres.T - 0.5 * (centres**2).sum(axis=1)
+        found["class_leak"] = float((known[scores.argmax(axis=1)] == labels[~fitted]).mean())
         found["class_chance"] = float(np.unique(labels, return_counts=True)[1].max() / n)
     return found
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from pipeline import noise, objective
 from pipeline.latents import Latents
+from pipeline.rows import spread
 
 IMAGES = 512
 BATCH = 128
@@ -33,7 +33,7 @@ def error_curve(
     gradients of the training loss at each two levels (ANT, arXiv 2306.00354).
     """
     count = min(IMAGES, len(latents))
-    rows = np.linspace(0, len(latents) - 1, count).astype(np.int64)
+    rows = spread(count, len(latents), latents.labels)
     z = latents.gather(rows)
     eps = noise.normal(key, 0, torch.from_numpy(rows).to(latents.device), latents.shape)
     labels = None

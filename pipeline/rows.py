@@ -31,7 +31,7 @@ def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarra
     if labels is None:
         return np.sort(order[:count])
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
-    taken = _shares(np.bincount(numbers), count)
+    taken = shares(np.bincount(numbers), count)
     shuffled = numbers[order]
     # The place of each row among those of its class, in the permutation's order.
     by_class = np.argsort(shuffled, kind="stable")
@@ -41,13 +41,26 @@ def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarra
     return np.sort(order[place < taken[shuffled]])
 
 
-def _shares(counts: np.ndarray, total: int) -> np.ndarray:
-    """`total` split in proportion to `counts` by largest remainders."""
-    whole, rest = np.divmod(counts * total, counts.sum())
-    order = noise.permutation(_KEY, 1, len(counts))
+def shares(counts: Sequence[int] | np.ndarray, total: int) -> np.ndarray:
+    """How many rows of each class `spread` takes of classes of `counts` [K] rows: int64 [K]."""
+    counts = np.asarray(counts, np.int64)
+    present = np.flatnonzero(counts)
+    taken = np.zeros_like(counts)
+    whole, rest = np.divmod(counts[present] * total, max(counts.sum(), 1))
+    order = noise.permutation(_KEY, 1, len(present))
     largest = order[np.argsort(-rest[order], kind="stable")]
     whole[largest[: total - whole.sum()]] += 1
-    return whole
+    taken[present] = whole
+    return taken
+
+
+def cut(rows: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """The rows 0 .. `rows` - 1 with a fair sample of `count` of them last: int64 [rows].
+
+    Both parts are ascending. labels as in `spread`.
+    """
+    last = spread(count, rows, labels)
+    return np.concatenate([np.setdiff1d(np.arange(rows), last, assume_unique=True), last])
 
 
 def label_sequence(counts: Sequence[int], length: int) -> np.ndarray:

@@ -8,16 +8,21 @@ import numpy as np
 
 from pipeline import fidelity
 from pipeline.fidelity import Moments
+from pipeline.rows import spread
 
 KERNEL_SUBSETS = 50
 KERNEL_SUBSET_SIZE = 1000
 MANIFOLD_IMAGES = 10_000
 CONFIDENCE = 0.95
-FLOOR_IMAGES = 50_000
 # Extrapolating takes dozens of distances, each of them O(d^3): above this, minutes.
 EXTRAPOLATED_DIMENSION = 256
 # Of a class, on both sides: with 50, a share has a standard error of up to 0.07.
 LEAST_OF_CLASS = 50
+# What features that measure nothing give no value for.
+MEASURED = (
+    *("fid", "fid_interval", "fid_infinity", "fid_infinity_error", "floor", "kid", "kid_std"),
+    *("precision", "recall", "density", "coverage", "per_class"),
+)
 
 
 def score(
@@ -31,21 +36,33 @@ def score(
     extractor: str,
     real_labels: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    useless: str | None = None,
 ) -> dict[str, Any]:
     """Scores of generated against real features, float [n, d] each.
 
     reference: the moments of `real`; its `extractor` is the digest of the extractor of both, which
     `extractor` names. real_labels, labels: int [n] of real and generated, None if unknown.
+    useless: why these features measure nothing (see `useless_features`); all scores are then None.
 
     Both sides of the Frechet distance are what they are: all real images against all samples given.
-    Precision, recall, density and coverage take at most `MANIFOLD_IMAGES` real ones, evenly chosen.
-    Scores at other numbers of images (`samples`, `reference_samples`) are not comparable.
+    Precision, recall, density and coverage take at most `MANIFOLD_IMAGES` real ones, a fair sample.
+    Scores at other numbers of images (`samples`, `reference_samples`) are not comparable. `floor`
+    is what chance leaves of the distance at these numbers.
     `per_class` has FID, precision and recall of each class by itself. What cannot be measured here
     is None, and `left_out` says why. UserError when there are too few samples for the others (see
     `fidelity`).
     """
     if reference.count != len(real):
         raise ValueError(f"moments of {reference.count} images, features of {len(real)}")
+    numbers = {
+        "samples": len(generated),
+        "reference_samples": len(real),
+        "dimension": reference.dimension,
+        "extractor": extractor,
+        "extractor_digest": reference.extractor,
+    }
+    if useless is not None:
+        return numbers | dict.fromkeys(MEASURED) | {"left_out": dict.fromkeys(MEASURED, useless)}
     fitted = fidelity.moments(generated, reference.extractor)
     distance = fidelity.frechet_distance(reference, fitted, allow_few=allow_few)
     kernel = fidelity.kernel_distance(
@@ -55,45 +72,42 @@ def score(
         subsets=KERNEL_SUBSETS,
         subset_size=min(KERNEL_SUBSET_SIZE, len(real), len(generated)),
     )
-    some = _some(real)
+    some = _some(real, real_labels)
     manifold = fidelity.manifold_scores(some, generated, neighbours=neighbours)
     left_out: dict[str, str] = {}
     return {
         "fid": distance.value,
         **_interval(reference, generated, seed, left_out),
         **_extrapolation(reference, generated, seed, left_out),
-        **_bias(real, len(generated), seed, allow_few, left_out),
+        "floor": _floor(real, len(generated), seed, allow_few, left_out),
         "kid": kernel.mean,
         "kid_std": kernel.std,
         "precision": manifold.precision,
         "recall": manifold.recall,
         "density": manifold.density,
         "coverage": manifold.coverage,
-        "samples": len(generated),
-        "reference_samples": len(real),
         "manifold_samples": len(some),
-        "dimension": reference.dimension,
-        "extractor": extractor,
-        "extractor_digest": reference.extractor,
+        **numbers,
         "per_class": _per_class(real, real_labels, generated, labels, neighbours, left_out),
         "left_out": left_out,
     }
 
 
-def _some(real: np.ndarray) -> np.ndarray:
+def useless_features(report: dict[str, Any]) -> str | None:
+    """Why an extractor's features measure nothing, from the report of its training; None if not."""
+    if report.get("learnt", True):
+        return None
+    return (
+        f"features.extractor: this classifier of {report['task']} tells held-out images apart no "
+        f"better than chance (accuracy {report['accuracy']:.3f}, chance {report['chance']:.3f}, "
+        f"{report['holdout']:,} images), so no score means anything; raise features.images, or "
+        "choose another features.extractor"
+    )
+
+
+def _some(real: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """Real images for the manifold scores, whose cost is the square of their number."""
-    count = min(len(real), MANIFOLD_IMAGES)
-    return real[np.arange(count, dtype=np.int64) * len(real) // count]
-
-
-def floor(real: np.ndarray, *, seed: int, allow_few: bool) -> dict[str, Any]:
-    """What a perfect generator would score: one half of the real images against the other.
-
-    At most `FLOOR_IMAGES` of each half.
-    """
-    samples = min(len(real) // 2, FLOOR_IMAGES)
-    split = fidelity.half_split_bias(real, seed=seed, samples=samples, allow_few=allow_few)
-    return {"fid": split.value, "samples": split.samples}
+    return real[spread(min(len(real), MANIFOLD_IMAGES), len(real), labels)]
 
 
 def _interval(
@@ -123,19 +137,30 @@ def _extrapolation(
     return {"fid_infinity": None, "fid_infinity_error": None}
 
 
-def _bias(
+def _floor(
     real: np.ndarray, count: int, seed: int, allow_few: bool, left_out: dict[str, str]
-) -> dict[str, Any]:
-    """Score of two disjoint sets of real images, of as many images as were generated if possible.
+) -> dict[str, Any] | None:
+    """What `count` real images would score in the samples' place: `fid`, at the scores' numbers.
 
-    What a perfect generator scores at that number of images on both sides.
+    `measured` on as many real images, or half of them all if there are fewer, against all others.
+    The distance of n to m images of one distribution is about c (1 / n + 1 / m), which brings it to
+    the numbers that are scored (within 4 % where n exceeds the features).
     """
     size = min(count, len(real) // 2)
-    if size <= real.shape[1] and not allow_few:
-        left_out["fid_bias"] = f"needs more than {2 * real.shape[1]} real images"
-        return {"fid_bias": None, "fid_bias_samples": None}
-    split = fidelity.half_split_bias(real, seed=seed, samples=size, allow_few=allow_few)
-    return {"fid_bias": split.value, "fid_bias_samples": size}
+    others = len(real) - size
+    if size <= real.shape[1] and not (allow_few and size == count):
+        left_out["floor"] = f"needs more than {2 * real.shape[1]} real images"
+        return None
+    split = fidelity.half_split_bias(
+        real, seed=seed, samples=size, against=others, allow_few=allow_few
+    )
+    smaller = (1 / count + 1 / len(real)) / (1 / size + 1 / others)
+    return {
+        "fid": split.value * smaller,
+        "samples": count,
+        "reference_samples": len(real),
+        "measured": {"fid": split.value, "samples": size, "reference_samples": others},
+    }
 
 
 def _per_class(

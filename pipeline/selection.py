@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import fidelity, merging, mixture, noise, objective
-from pipeline.consistency import evenly
 from pipeline.ema import combine, post_hoc_coefficients
 from pipeline.features import Extractor
 from pipeline.latents import Latents
 from pipeline.networks.build import network_of, start_from
+from pipeline.rows import spread
 
 STATES = 6  # noise levels at which a range's loss is measured
 BATCH = 256
@@ -200,6 +200,7 @@ class SmallSampleFid:
             given["states"],
             range(self.spec["settings"]["confirm"]),
             seed=given["seed"],
+            class_counts=given.get("class_counts"),
             **given["sampling"],
         )
         drawn = fidelity.moments(self.extractor.features(images), self.extractor.digest)
@@ -224,7 +225,7 @@ class HeldOut:
         """ranges: log-SNRs of each; images: of the held-out rows, at most."""
         self.prediction = model["prediction"]
         self.network = network_of(model, device=latents.device).eval().requires_grad_(False)
-        rows = np.arange(min(images, len(latents)), dtype=np.int64)
+        self.rows = rows = self._rows(latents, min(images, len(latents)), key)
         self.z = latents.gather(rows)
         ids = torch.from_numpy(rows).to(latents.device)
         self.eps = noise.normal(key, 0, ids, latents.shape)
@@ -232,9 +233,18 @@ class HeldOut:
         if model["classes"]:
             self.labels = torch.from_numpy(latents.labels[rows]).to(latents.device)
         self.levels = [
-            [states[i] for i in evenly(min(STATES, len(states), len(rows)), len(states))]
+            [states[i] for i in _evenly(min(STATES, len(states), len(rows)), len(states))]
             for states in ranges
         ]
+
+    @staticmethod
+    def _rows(latents: Latents, count: int, key: int) -> np.ndarray:
+        """A fair sample, in an order in which so are every second row, every third ..."""
+        chosen = spread(count, len(latents), latents.labels)
+        chosen = chosen[noise.permutation(noise.derive_key(key, "rows"), 0, count)]
+        if latents.labels is None:
+            return chosen
+        return chosen[np.argsort(latents.labels[chosen], kind="stable")]
 
     @torch.no_grad()
     def losses(self, weights: Weights) -> list[float]:
@@ -258,3 +268,8 @@ class HeldOut:
             wanted = objective.target(self.prediction, z, eps, level)
             total += float(objective.squared_error(output, wanted).sum())
         return total / len(rows)
+
+
+def _evenly(count: int, states: int) -> np.ndarray:
+    """`count` of a range's `states`, evenly spread: int64 [count], ascending."""
+    return np.arange(count, dtype=np.int64) * states // count

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline import rows
 from pipeline.latents import Latents
 
-ROWS = 20_000  # of the dataset, evenly spaced: a spectrum needs no more
+ROWS = 20_000  # of the dataset, a fair sample: a spectrum needs no more
 LARGEST = 4096  # values a row: beyond, the spectrum comes from so many rows' inner products
 BLOCK = 1024
 
@@ -24,7 +25,7 @@ def spectrum(latents: Latents) -> np.ndarray:
     d = int(np.prod(latents.shape))
     long = d > min(LARGEST, len(latents))
     count = min(len(latents), LARGEST if long else ROWS)
-    chosen = np.linspace(0, len(latents) - 1, count).astype(np.int64)
+    chosen = rows.spread(count, len(latents), latents.labels)
     blocks = [latents.gather(part).flatten(1).cpu().numpy() for part in _parts(chosen)]
     mean = sum(block.sum(0, dtype=np.float64) for block in blocks) / count
     for block in blocks:  # in place: a second copy would be the peak of the whole stage
@@ -34,11 +35,11 @@ def spectrum(latents: Latents) -> np.ndarray:
         for block in blocks:
             covariance += block.T @ block
         return np.maximum(np.linalg.eigvalsh(covariance / count)[::-1], 0.0)
-    rows = np.concatenate(blocks)
-    inner = (rows @ rows.T).astype(np.float64) / count
+    held = np.concatenate(blocks)
+    inner = (held @ held.T).astype(np.float64) / count
     # The rows are centred: one of the eigenvalues is zero and none of the data's.
     kept = np.maximum(np.linalg.eigvalsh(inner)[:0:-1], 0.0)
-    total = float(np.square(rows, dtype=np.float64).sum() / count)
+    total = float(np.square(held, dtype=np.float64).sum() / count)
     rest = max(total - kept.sum(), 0.0) / (d - len(kept))
     return np.concatenate([kept, np.full(d - len(kept), rest)])
 
@@ -51,17 +52,17 @@ def means(latents: Latents, classes: int) -> np.ndarray:
     sums = np.zeros((1 + classes, *latents.shape))
     counts = np.zeros(1 + classes)
     for part in _parts(np.arange(len(latents))):
-        rows = latents.gather(part).cpu().numpy().astype(np.float64)
-        sums[0] += rows.sum(0)
-        counts[0] += len(rows)
+        values = latents.gather(part).cpu().numpy().astype(np.float64)
+        sums[0] += values.sum(0)
+        counts[0] += len(values)
         if classes:
-            np.add.at(sums, 1 + latents.labels[part], rows)
+            np.add.at(sums, 1 + latents.labels[part], values)
             counts[1:] += np.bincount(latents.labels[part], minlength=classes)
     empty = counts == 0
     sums[empty], counts[empty] = sums[0], counts[0]
     return (sums / counts.reshape(-1, 1, 1, 1)).astype(np.float32)
 
 
-def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), BLOCK):
-        yield rows[start : start + BLOCK]
+def _parts(chosen: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(chosen), BLOCK):
+        yield chosen[start : start + BLOCK]

@@ -92,7 +92,8 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         raise UserError(f"--out {out}: give a .png or an .npz file, or a folder (without a suffix)")
     if out.exists() and out.is_dir() != (suffix == ""):
         raise UserError(f"--out {out}: {'a folder' if suffix else 'not a folder'}; name another")
-    recipe = plan.experts(workspace.params, steps.facts_of(workspace))[name]
+    facts = steps.facts_of(workspace)
+    recipe = plan.experts(workspace.params, facts)[name]
     for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
         adopt(workspace, stage)
     mixture = Mixture(
@@ -106,6 +107,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         range(number),
         seed=seed,
         batch=workspace.params.evaluate.batch,
+        class_counts=plan.class_counts(workspace.params, facts, recipe),
         **recipe.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,8 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     if images not in milestones:
         known = ", ".join(map(str, milestones))
         raise UserError(f"--milestone {images}: {name} has no such milestone; one of: {known}")
-    recipe = plan.experts(workspace.params, steps.facts_of(workspace))[name]
+    facts = steps.facts_of(workspace)
+    recipe = plan.experts(workspace.params, facts)[name]
     if not merged(workspace, name, recipe):
         raise UserError(
             f"--recipe {name}: params.yaml or the code changed since it was trained; run "
@@ -99,7 +100,8 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     for stage in ("latents", "analyses", "experts"):
         adopt(workspace, stage)
     # The jobs that draw the scored samples say how this recipe is sampled.
-    spec = steps.sample_jobs(workspace, workspace.params, {name: recipe})[name, images][0].spec
+    jobs = steps.sample_jobs(workspace, workspace.params, facts, {name: recipe})
+    spec = jobs[name, images][0].spec
     out = out.absolute()
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     fresh.mkdir(parents=True)
@@ -112,7 +114,11 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
             "mixture": spec["mixture"],
             "classes": list(steps.class_names(workspace)) if spec["mixture"]["classes"] else None,
             "states": spec["states"],
-            "sampling": {**spec["sampling"], "batch": spec["batch"]},
+            "sampling": {
+                **spec["sampling"],
+                "batch": spec["batch"],
+                **{key: spec[key] for key in ("class_counts",) if key in spec},
+            },
             "files": _copy_files(workspace, spec["mixture"], fresh),
         }
         write_json(fresh / MODEL, model)

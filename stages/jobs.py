@@ -1,4 +1,8 @@
-"""Runs one planned entry of the store: reads its inputs, calls `pipeline`, writes its results."""
+"""Runs one planned entry of the store: reads its inputs, calls `pipeline`, writes its results.
+
+No digest covers this module, so nothing here may choose rows or hold a number that could change a
+result (`tests/test_jobs.py` looks).
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,6 @@ from pipeline.errors import UserError, room_for, system_message
 from pipeline.store import Entry, Store, write_json, write_text
 from stages.fanout import Reporter
 from stages.workspace import Workspace
-
-BLOCK = 4096  # images of the dataset that are read at once
-DIAGNOSED_ROWS = 4096  # of the first pass of a pairing job
-PAIRING_BYTES = 1 << 30  # of rows and noises that it keeps; it never changes a pairing
-COMPARED_FEATURES = 10_000  # real images whose similarity is what unrelated images have
 
 # Writes an entry's results; what it returns belongs to the circumstances, not to the results.
 Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], dict[str, Any] | None]
@@ -70,13 +69,15 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dataset(workspace: Workspace, digest: str):
+def _images(workspace: Workspace, spec: dict[str, Any]):
+    """The dataset of a job, its held-out rows last."""
     from pipeline.dataset import open_dataset
+    from pipeline.split import Split
 
     dataset = open_dataset(workspace.dataset)
-    if dataset.info.digest != digest:
+    if dataset.info.digest != spec["dataset"]:
         raise UserError(f"{workspace.dataset}: is not the dataset this job was planned for")
-    return dataset
+    return Split(dataset, spec.get("held_out", 0))
 
 
 @contextlib.contextmanager
@@ -109,21 +110,12 @@ def _file_of(store: Store):
     return lambda part: store.entry(part["entry"]).file(part["file"])
 
 
-def _blocks(dataset: Any, rows: Any):
-    """Chosen rows (int64, ascending) with their images, a block of the dataset at a time."""
-    for start in range(0, int(rows[-1]) + 1, BLOCK):
-        stop = min(start + BLOCK, len(dataset))
-        mine = rows[(rows >= start) & (rows < stop)]
-        if len(mine):
-            yield mine, dataset.images(start, stop)[mine - start]
-
-
 def run_encoder(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline import autoencoder
 
-    read = _mapped(_dataset(workspace, spec["dataset"]), spec["rows"], entry).__getitem__
+    read = _mapped(_images(workspace, spec), spec["rows"], entry).__getitem__
     settings = dict(spec["settings"])
     threads = settings.pop("threads")
     common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
@@ -159,21 +151,22 @@ def run_encoder(
         )
 
 
-def _mapped(dataset: Any, rows: int, entry: Entry):
+def _mapped(images: Any, rows: int, entry: Entry):
     """The first images, uint8 [rows, C, H, W], mapped: Parquet gives single rows slowly."""
     import numpy as np
 
     path = entry.state / "images.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = dataset.info
+        info = images.info
         shape = (rows, info.channels, info.resolution, info.resolution)
         with _completing(path) as temporary:
-            images = _new_array(temporary, np.uint8, shape)
-            for first in range(0, rows, BLOCK):
-                last = min(first + BLOCK, rows)
-                images[first:last] = dataset.images(first, last)
-            images.flush()
+            mapped = _new_array(temporary, np.uint8, shape)
+            first = 0
+            for block, _ in images.blocks(0, rows):
+                mapped[first : first + len(block)] = block
+                first += len(block)
+            mapped.flush()
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
@@ -220,39 +213,21 @@ def _stopping(reporter: Reporter, entry: Entry):
 def run_latents(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
-    import numpy as np
+    from pipeline.latents import encoded, write_shard
 
-    from pipeline.latents import write_shard
-
-    dataset = _dataset(workspace, spec["dataset"])
+    images = _images(workspace, spec)
     start, stop = spec["rows"]
-    mirrored = spec.get("flips_after", stop)
-    info = dataset.info
+    info = images.info
     codec = _codec(spec, store) if "encoder" in spec else None
     variance = spec.get("variance", False)
-
-    def encoded(images: np.ndarray) -> np.ndarray:
-        if codec is None:
-            return images
-        mean, log_variance = codec.encode(images)
-        if variance and log_variance is None:
-            raise UserError("latent.sample: this encoder has no variance; set it to false")
-        rows = np.concatenate([mean, log_variance], 1) if variance else mean
-        return rows.astype(np.float16)
+    mirrored = spec.get("flips_after", stop)
 
     def batches():
-        # The rows behind the last image are the images again, mirrored.
-        for low, high, offset in (
-            (start, min(stop, mirrored), 0),
-            (max(start, mirrored), stop, mirrored),
-        ):
-            for first in range(low - offset, high - offset, BLOCK):
-                last = min(first + BLOCK, high - offset)
-                images = dataset.images(first, last)
-                if offset:
-                    images = np.ascontiguousarray(images[..., ::-1])
-                yield encoded(images), dataset.labels(first, last)
-                reporter.progress(last + offset - start, stop - start)
+        done = 0
+        for values, labels in encoded(images, start, stop, mirrored, codec, variance):
+            yield values, labels
+            done += len(values)
+            reporter.progress(done, stop - start)
 
     shape = (info.channels, info.resolution, info.resolution) if codec is None else codec.shape
     shift, scale = (spec["shift"], spec["scale"]) if codec is None else (codec.shift, codec.scale)
@@ -284,21 +259,22 @@ def run_bounds(
     from pipeline import clustering
 
     latents = _latents(spec, store)
-    settings = spec["settings"]
-    count = min(settings["rows"], len(latents))
-    chosen = np.linspace(0, len(latents) - 1, count).astype(np.int64)
-
-    def rows(indices: np.ndarray) -> np.ndarray:
-        return latents.gather(chosen[indices]).flatten(1).cpu().numpy()
-
+    settings = dict(spec["settings"])
     found = clustering.analyse(
-        rows,
-        count,
+        _flat(latents),
+        len(latents),
         np.asarray(spec["axis"]),
         key=spec["key"],
-        **{key: value for key, value in settings.items() if key != "rows"},
+        most=settings.pop("rows"),
+        labels=latents.labels,
+        **settings,
     )
     write_json(entry.path / "analysis.json", found)
+
+
+def _flat(latents: Any):
+    """Row indices to scaled rows, float32 [n, d]."""
+    return lambda indices: latents.gather(indices).flatten(1).cpu().numpy()
 
 
 def run_pilot(
@@ -355,6 +331,7 @@ def run_merged(
 
 def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace):
     """What scores the candidates of a merge, with the latents' scale and decoder as they are."""
+    from pipeline.scores import useless_features
     from pipeline.selection import SmallSampleFid
 
     given = dict(spec["confirm"])
@@ -365,10 +342,14 @@ def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspac
         shared["decoder"] = {"entry": given["encoder"], "file": "encoder.json"}
     if "terminal" in given:
         shared["terminal"] = {"entry": given["terminal"], "file": "means.safetensors"}
-    extractor, _ = _extractor(store.entry(given["features"]), workspace)
+    reference = store.entry(given["features"])
+    useless = useless_features(reference.load_json("report.json"))
+    if useless:
+        raise UserError(f"merge.confirm: {useless}; or set confirm to 0")
+    extractor, _ = _extractor(reference, workspace)
     return SmallSampleFid(
         {**spec, "confirm": given | shared},
-        _dataset(workspace, given["dataset"]).images(*given["rows"]),
+        _images(workspace, given).images(*given["rows"]),
         extractor,
         _file_of(store),
         entry.state,
@@ -427,18 +408,12 @@ def _pairings(spec: dict[str, Any], store: Store) -> list:
 def run_pairing(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
-    import numpy as np
-
-    from pipeline import noise, pairing, spectrum
+    from pipeline import pairing, spectrum
 
     latents = _latents(spec, store)
     settings = dict(spec["settings"])
     method, key = settings.pop("method"), spec["noise_key"]
-    count = len(latents)
-
-    def rows(indices: np.ndarray) -> np.ndarray:
-        return latents.gather(indices).flatten(1).cpu().numpy()
-
+    rows, count = _flat(latents), len(latents)
     kept = settings.pop("keep")
     if kept is not None:
         basis = pairing.principal_components(rows, count, kept, key=key)
@@ -462,18 +437,20 @@ def run_pairing(
             slot=slot,
             labels=labels,
             components=components,
-            memory=PAIRING_BYTES,
             **settings,
         )
         reporter.progress(slot + 1 - first, last - first)
-    shown = np.arange(min(count, DIAGNOSED_ROWS))
-    ids = pairing.noise_ids(method, slots[first], shown, settings.get("candidates", 0))
-    statistics = pairing.diagnose(
-        rows(shown),
-        noise.normal(key, first, ids, latents.shape),
-        pairing.principal_components(rows, count, min(4, int(np.prod(latents.shape))), key=key),
-        None if latents.labels is None else latents.labels[shown],
-        means.reshape(len(means), -1)[0 if labels is None else 1 + labels[shown]],
+    statistics = pairing.diagnose_slot(
+        method,
+        rows,
+        slots[first],
+        latents.shape,
+        key=key,
+        slot=first,
+        candidates=settings.get("candidates", 0),
+        labels=latents.labels,
+        means=means,
+        by_class=labels is not None,
     )
     pairing.write_pairing(
         entry.path / "pairing.arrow",
@@ -493,18 +470,18 @@ def run_features(
     import numpy as np
     import torch
 
-    from pipeline import features, fidelity, scores
+    from pipeline import features, fidelity
     from pipeline.networks.classifier import train_classifier
 
     torch.set_num_threads(1)
-    dataset = _dataset(workspace, spec["dataset"])
-    info, rows = dataset.info, spec["rows"]
-    labels = dataset.labels(0, rows)
+    images = _images(workspace, spec)
+    info, rows = images.info, spec["rows"]
+    labels = images.labels(0, rows)
     settings = dict(spec["settings"])
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
-            _mapped(dataset, rows, entry),
+            _mapped(images, rows, entry),
             labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
@@ -520,9 +497,10 @@ def run_features(
     with _completing(entry.path / "features.npy") as path:
         size = (rows, extractor.dimension)
         found = _new_array(path, np.float32, size)
-        for start in range(0, rows, BLOCK):
-            images = dataset.images(start, min(start + BLOCK, rows))
-            found[start : start + len(images)] = extractor.features(images)
+        start = 0
+        for block, _ in images.blocks(0, rows):
+            found[start : start + len(block)] = extractor.features(block)
+            start += len(block)
         found.flush()
     if labels is not None:
         np.save(entry.path / "labels.npy", labels, allow_pickle=False)
@@ -531,7 +509,6 @@ def run_features(
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
         "dimension": extractor.dimension,
-        "floor": scores.floor(found, seed=spec["seed"], allow_few=True),
     }
     write_json(entry.path / "report.json", report)
 
@@ -587,6 +564,7 @@ def run_samples(
         seed=spec["seed"],
         batch=spec["batch"],
         progress=reporter.progress,
+        class_counts=spec.get("class_counts"),
         **spec["sampling"],
     )
     with _completing(entry.path / "samples.arrow") as path:
@@ -596,27 +574,28 @@ def run_samples(
 def run_reconstructions(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
+    import numpy as np
     import torch
 
-    from pipeline.consistency import evenly
+    from pipeline.autoencoder import reconstructions
     from pipeline.latents import write_shard
 
     torch.set_num_threads(1)
-    dataset = _dataset(workspace, spec["dataset"])
-    codec = _codec(spec, store)
+    images, codec = _images(workspace, spec), _codec(spec, store)
+    chosen = []
 
     def batches():
-        for rows, images in _blocks(dataset, evenly(spec["count"], spec["rows"])):
-            mean, _ = codec.encode(images)
-            first, last = int(rows[0]), int(rows[-1])
-            labels = dataset.labels(first, last + 1)
-            decoded = codec.decode(torch.from_numpy(mean))
-            yield decoded, None if labels is None else labels[rows - first]
-            reporter.progress(last + 1, spec["rows"])
+        done = 0
+        for rows, decoded, labels in reconstructions(codec, images, spec["count"]):
+            yield decoded, labels
+            chosen.append(rows)
+            done += len(rows)
+            reporter.progress(done, spec["count"])
 
     shape = codec.image_shape
     with _completing(entry.path / "samples.arrow") as path:
         write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
+    np.save(entry.path / "rows.npy", np.concatenate(chosen), allow_pickle=False)
 
 
 def run_scores(
@@ -646,7 +625,10 @@ def run_scores(
         extractor=extractor.name,
         real_labels=np.load(reference.file("labels.npy")) if labelled else None,
         labels=samples.labels,
+        useless=scores.useless_features(reference.load_json("report.json")),
     )
+    if "labels" in spec:
+        result["labels"] = spec["labels"]
     write_json(entry.path / "scores.json", result)
 
 
@@ -656,7 +638,7 @@ def run_outputs(
     import numpy as np
     import torch
 
-    from pipeline import consistency, noise
+    from pipeline import consistency
     from pipeline.mixture import draw
 
     torch.set_num_threads(spec["threads"])
@@ -674,21 +656,21 @@ def run_outputs(
         kind="ddim",
         guidance=spec["guidance"],
         batch=spec["batch"],
+        class_counts=spec.get("class_counts"),
         progress=lambda done, _: reporter.progress(done, total),
     )
-    latents = _latents(spec, store)
-    rows = consistency.evenly(count, spec["rows"])
-    labels = None
-    if spec["mixture"]["classes"]:
-        labels = torch.as_tensor(latents.labels[rows], device=mixture.device)
-    ids = torch.arange(count, device=mixture.device)
-    estimates = consistency.clean_estimates(
-        mixture.denoiser(labels, batch=spec["batch"]),
-        latents.gather(rows),
-        noise.normal(noise.derive_key(seed, "consistency"), 0, ids, latents.shape),
+    estimates = consistency.estimates(
+        mixture,
+        _latents(spec, store),
+        count,
+        spec["rows"],
         asked,
+        seed=seed,
+        batch=spec["batch"],
     )
-    nearest, real = _nearest_training(spec, _dataset(workspace, spec["dataset"]), images)
+    nearest, real = consistency.nearest_training(
+        images, _images(workspace, spec), spec["nearest"], spec["flips"]
+    )
     for name, values in (
         ("images", images),
         ("features", extractor.features(images)),
@@ -698,30 +680,6 @@ def run_outputs(
     ):
         np.save(entry.path / f"{name}.npy", values, allow_pickle=False)
     reporter.progress(total, total)
-
-
-def _nearest_training(spec: dict[str, Any], dataset: Any, images: Any):
-    """Distances of samples to the nearest training image, and of as many of these to each other."""
-    import numpy as np
-
-    from pipeline import consistency
-
-    searched = consistency.evenly(spec["nearest"], spec["rows"])
-    chosen = searched[consistency.evenly(min(len(images), len(searched)), len(searched))]
-
-    def with_mirrored():
-        for rows, found in _blocks(dataset, searched):
-            yield rows, found
-            if spec["flips"]:
-                yield rows, found[..., ::-1]
-
-    real = np.concatenate([found for _, found in _blocks(dataset, chosen)])
-    distances = consistency.nearest_of_blocks(
-        np.concatenate([images, real]),
-        with_mirrored(),
-        np.concatenate([np.full(len(images), -1), chosen]),
-    )
-    return distances[: len(images)], distances[len(images) :]
 
 
 def run_consistency(
@@ -743,14 +701,15 @@ def run_consistency(
         return consistency.Outputs(images, features, nearest, by_level)
 
     a, b = (store.entry(name) for name in spec["outputs"])
-    real = load(store.entry(spec["features"]), "features")
-    real = real[consistency.evenly(min(COMPARED_FEATURES, len(real)), len(real))]
+    reference = store.entry(spec["features"])
+    labelled = "labels.npy" in reference.files()
     found = consistency.compare(
         outputs(a),
         outputs(b),
         spec["levels"],
-        real,
+        load(reference, "features"),
         load(a, "real-nearest"),
+        real_labels=load(reference, "labels") if labelled else None,
         seed=spec["seed"],
         **spec["settings"],
     )

@@ -25,7 +25,8 @@ import numpy as np
 from pipeline import plan
 from pipeline.dataset import open_dataset
 from pipeline.plan import DatasetFacts, Job, RecipePlan
-from pipeline.rows import spread
+from pipeline.scores import useless_features
+from pipeline.split import Split
 from pipeline.store import write_json
 from stages import costs, drawing, steps
 from stages.groups import Unit, mean, units, units_of
@@ -42,9 +43,9 @@ PASSED_ON = (
     "fid_interval_confidence",
     "fid_infinity",
     "fid_infinity_error",
-    "fid_bias",
-    "fid_bias_samples",
+    "floor",
     "kid_std",
+    "labels",
     "reference_samples",
     "extractor_digest",
     "per_class",
@@ -55,7 +56,7 @@ FLAT = (
     *("fid", "kid", "precision", "recall", "coverage", "samples", "images_seen"),
     *("images_seen_critical", "experts", "parameters", "parameters_active", "train_flops"),
 )
-IN_METRICS_ONLY = ("milestones", "per_class", "left_out")  # too long for the summary
+IN_METRICS_ONLY = ("milestones", "per_class", "left_out", "floor")  # not in the summary's recipes
 GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
 
@@ -156,7 +157,9 @@ def summary_of(
             for name, own in metrics.items()
         },
         "groups": {unit.name: list(unit.members) for unit in found if unit.several},
-        "reference": reference.load_json("report.json"),
+        # All recipes are scored with as many samples, so they have one floor.
+        "reference": reference.load_json("report.json")
+        | {"floor": next(iter(metrics.values()))["floor"]},
     }
 
 
@@ -193,11 +196,11 @@ def save_real(
     workspace: Workspace, facts: DatasetFacts, classes: Sequence[str], path: Path
 ) -> None:
     """Write a grid of images that recipes train on, a fair sample, as large as those of samples."""
-    dataset = open_dataset(workspace.dataset)
-    numbers = dataset.labels(0, facts.rows) if classes else None
-    rows = spread(min(GRID, facts.rows), facts.rows, numbers)
-    images = np.concatenate([dataset.images(row, row + 1) for row in rows])
-    labels = None if numbers is None else [classes[numbers[row]] for row in rows]
+    data = Split(open_dataset(workspace.dataset), facts.held_out)
+    rows = data.some(min(GRID, data.trained))
+    images = np.concatenate([found for _, found in data.chosen(rows)])
+    numbers = data.labels_of(rows)
+    labels = None if numbers is None else [classes[number] for number in numbers]
     drawing.save(drawing.grid(images, GRID_COLUMNS, labels=labels), path)
 
 
@@ -279,11 +282,24 @@ def print_table(metrics: Mapping[str, dict[str, Any]], summary: dict[str, Any]) 
             print("-" * (sum(widths) + 2 * (len(widths) - 1)))
     if footnote_text(metrics):
         print(f"\n{footnote_text(metrics)}")
-    reference, floor = summary["reference"], summary["reference"]["floor"]
-    print(
-        f"\n{samples_text(metrics)}; features: {reference['extractor']}. One half of the real "
-        f"images against the other ({floor['samples']:,} each) scores FID {floor['fid']:.3f}."
-    )
+    reference = summary["reference"]
+    told = f"\n{samples_text(metrics)}; features: {reference['extractor']}."
+    print(" ".join([told, *floor_text(reference["floor"])]))
+    useless = useless_features(reference)
+    if useless:
+        print(f"WARNING: {useless}")
+
+
+def floor_text(floor: dict[str, Any] | None) -> list[str]:
+    """What chance alone leaves of the FID, in sentences; none where it was not measured."""
+    if floor is None:
+        return []
+    measured = floor["measured"]
+    return [
+        f"The floor is FID {floor['fid']:.3f}: {floor['samples']:,} real images in the samples' "
+        f"place, by the 1/n law from {measured['samples']:,} against the other "
+        f"{measured['reference_samples']:,}, which score {measured['fid']:.3f}."
+    ]
 
 
 def samples_text(metrics: Mapping[str, dict[str, Any]]) -> str:

@@ -97,8 +97,14 @@ def analyse(workspace: Workspace) -> None:
 
 def features(workspace: Workspace) -> None:
     """The feature extractor, and the features of the real images."""
+    from pipeline.scores import useless_features
+
     facts = facts_of(workspace)
     fan_out(workspace, "features", lambda: [plan.features(_fresh(workspace), facts)])
+    made = workspace.store.entry(plan.features(workspace.params, facts).name)
+    useless = useless_features(made.load_json("report.json"))
+    if useless:
+        print(f"WARNING: {useless}")
 
 
 def _extractor_files(workspace: Workspace) -> dict[str, str]:
@@ -229,12 +235,15 @@ def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
 
 
 def sample_jobs(
-    workspace: Workspace, params: config.Params, recipes: Mapping[str, plan.RecipePlan]
+    workspace: Workspace,
+    params: config.Params,
+    facts: plan.DatasetFacts,
+    recipes: Mapping[str, plan.RecipePlan],
 ) -> dict[tuple[str, int], list]:
     """The sampling jobs of each recipe and milestone."""
     return {
         (name, item["images"]): plan.samples(
-            params, recipe, item["mixture"], f"{name} at {item['images']:,}"
+            params, facts, recipe, item["mixture"], f"{name} at {item['images']:,}"
         )
         for name, recipe in recipes.items()
         for item in milestones_of(workspace, name)
@@ -247,7 +256,7 @@ def sample(workspace: Workspace) -> None:
 
     def jobs() -> list[plan.Job]:
         params = _fresh(workspace)
-        parts = sample_jobs(workspace, params, plan.experts(params, facts)).values()
+        parts = sample_jobs(workspace, params, facts, plan.experts(params, facts)).values()
         decoded = plan.reconstructions(params, facts)
         return [*(job for part in parts for job in part), *([decoded] if decoded else [])]
 
@@ -264,7 +273,7 @@ def score_jobs(
     reference = plan.features(params, facts)
     return {
         (name, images): plan.scores(params, shards, reference, f"{name} at {images:,}")
-        for (name, images), shards in sample_jobs(workspace, params, recipes).items()
+        for (name, images), shards in sample_jobs(workspace, params, facts, recipes).items()
     }
 
 
@@ -299,21 +308,22 @@ def reconstruction(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, 
     """
     import numpy as np
 
-    from pipeline.consistency import evenly
     from pipeline.dataset import open_dataset
     from pipeline.latents import Latents
+    from pipeline.rows import spread
+    from pipeline.split import Split
 
     jobs = reconstruction_jobs(workspace, workspace.params, facts)
     if not jobs:
         return None
     decoded, scored = (workspace.store.entry(job.name) for job in jobs)
     shard = Latents([decoded.file("samples.arrow")])
-    shown = min(SHOWN_RECONSTRUCTIONS, len(shard))
-    dataset = open_dataset(workspace.dataset)
-    rows = evenly(jobs[0].spec["count"], jobs[0].spec["rows"])[:shown]
+    images = Split(open_dataset(workspace.dataset), facts.held_out)
+    shown = spread(min(SHOWN_RECONSTRUCTIONS, len(shard)), len(shard), shard.labels)
+    rows = np.load(decoded.file("rows.npy"))[shown]
     return {
-        "originals": np.concatenate([dataset.images(r, r + 1) for r in rows]),
-        "images": shard.raw(np.arange(shown)),
+        "originals": np.concatenate([found for _, found in images.chosen(rows)]),
+        "images": shard.raw(shown),
         "scores": scored.load_json("scores.json"),
     }
 

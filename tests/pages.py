@@ -40,7 +40,10 @@ DEFAULT = f"""{HEAD}\
     schedule: {{kind: log-snr, states: 12, log_snr_max: 6, log_snr_min: -6}}
     partition: {{kind: per-state}}
 """
-FLOOR = {"fid": 0.1234, "samples": 898}
+FLOOR = {
+    **{"fid": 0.0617, "samples": 1797, "reference_samples": 1797},
+    "measured": {"fid": 0.1234, "samples": 898, "reference_samples": 899},
+}
 SPECTRUM = [float(v) for v in 64 * 0.8 ** np.arange(64) / np.sum(0.8 ** np.arange(64))]
 BOUNDS = {
     "bounds": [3.0, -2.5],
@@ -95,7 +98,8 @@ def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(params)
     workspace = Workspace(root)
-    facts = plan.DatasetFacts("d1" * 32, 1797, 8, 1, classes, (77.0,), (96.0,))
+    counts = (180,) * classes
+    facts = plan.DatasetFacts("d1" * 32, 1797, 8, 1, classes, (77.0,), (96.0,), class_counts=counts)
     facts = analysed(workspace, facts)
     recipes = plan.experts(workspace.params, facts)
     for recipe in recipes.values():

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from pipeline import autoencoder
 from pipeline.autoencoder import Autoencoder, load_codec, measure, train_autoencoder
 from pipeline.errors import UserError
+from pipeline.rows import spread
 
 SHAPE = (1, 8, 8)
 SETTINGS = {
@@ -111,7 +112,7 @@ def test_scaled_latents_have_zero_mean_and_unit_average_variance(digits, trained
     assert np.abs(codec.to_images(z.float()).astype(int) - expected).max() <= 1
 
 
-def test_measure_against_float64_on_evenly_spaced_rows():
+def test_measure_against_float64_on_a_fair_sample():
     random = np.random.default_rng(1)
     images = random.integers(0, 256, (1000, 3, 2, 2), dtype=np.uint8)
 
@@ -128,7 +129,7 @@ def test_measure_against_float64_on_evenly_spaced_rows():
         return images[indices]
 
     found = measure(encode, decode, rows, len(images), limit=300, batch=64)
-    assert seen == [i * 1000 // 300 for i in range(300)]
+    assert seen == spread(300, 1000).tolist()
     latents = encode(images[seen])[0].astype(np.float64)
     np.testing.assert_allclose(found["shift"], latents.mean((0, 2, 3)), rtol=1e-12)
     assert found["scale"] == pytest.approx(np.sqrt(latents.var((0, 2, 3)).mean()), rel=1e-9)

@@ -207,5 +207,6 @@ def test_three_small_models_are_compared(tmp_path, monkeypatch, capsys):
 
 def images_of(workspace, rows):
     from pipeline.dataset import open_dataset
+    from pipeline.split import Split
 
-    return open_dataset(workspace.dataset).images(0, rows)
+    return Split(open_dataset(workspace.dataset), 20).images(0, rows)

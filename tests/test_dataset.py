@@ -428,7 +428,7 @@ FOREIGN = {
     ),
     "has 99 rows, but 100 were written": lambda table: table.slice(1),
     "its columns were changed": lambda table: table.drop_columns(["source_id"]),
-    "was written by another version": lambda table: with_info(table, format=2),
+    "was written by another version": lambda table: with_info(table, format=1),
 }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline import features
 from pipeline.errors import UserError
-from pipeline.networks.classifier import Classifier, train_classifier
+from pipeline.networks.classifier import Classifier, better_than_chance, train_classifier
 
 TRAINING = {"images_budget": 3000, "batch": 64, "learning_rate": 4e-3, "seed": 1}
 
@@ -72,7 +72,7 @@ class TestClassifier:
 class TestTraining:
     def test_learns_digits(self, trained):
         module, report = trained
-        assert report["accuracy"] > 0.93
+        assert report["accuracy"] > 0.93 and report["learnt"]
         assert report["task"] == "labels"
         assert (report["classes"], report["images"], report["holdout"]) == (10, 2944, 180)
         assert report["loss"] < 0.3
@@ -90,6 +90,7 @@ class TestTraining:
         )
         assert report["loss"] < 0.3
         assert 0.3 < report["accuracy"] < 0.7
+        assert not report["learnt"] and report["chance"] == np.bincount(labels[:200]).max() / 200
 
     def test_deterministic(self, digits):
         settings = TRAINING | {"images_budget": 640}
@@ -106,7 +107,19 @@ class TestTraining:
     def test_rotations(self, digits):
         _, report = train_classifier(digits[0], None, **TRAINING)
         assert (report["task"], report["classes"]) == ("rotations", 4)
-        assert report["accuracy"] > 0.7
+        assert report["accuracy"] > 0.7 and report["learnt"]
+        assert report["chance"] == 0.25
+        # Images that look alike in all directions.
+        images = np.repeat(noise(4, 400), 36).astype(np.uint8).reshape(400, 1, 6, 6)
+        _, report = train_classifier(images, None, **TRAINING | {"images_budget": 640})
+        assert (report["accuracy"], report["learnt"]) == (0.25, False)
+
+    @pytest.mark.parametrize(
+        ("right", "images", "chance", "learnt"),
+        [(8, 32, 0.25, False), (16, 32, 0.25, True), (93, 100, 0.9, False), (98, 100, 0.9, True)],
+    )
+    def test_chance_depends_on_the_largest_class(self, right, images, chance, learnt):
+        assert better_than_chance(right / images, images, chance) is learnt
 
     def test_turns_by_right_angles(self, digits):
         # A corner marks the direction, so four classes are easy; all else is equal.

@@ -1,13 +1,16 @@
 """Jobs run in this process, on blocks so small that every dataset has several."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from pipeline import config, dataset, plan
+from pipeline import config, dataset, plan, split
+from pipeline.identity import reachable
 from stages import jobs, steps
 from stages.workspace import Workspace
 
@@ -17,7 +20,7 @@ ROWS = 300
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     monkeypatch.delenv("TSPACE_STORE", raising=False)
-    monkeypatch.setattr(jobs, "BLOCK", 128)
+    monkeypatch.setattr(split, "BLOCK", 128)
     images, labels = load_digits(return_X_y=True)
     pixels = (images[:ROWS].reshape(-1, 8, 8, 1) * 15).astype(np.uint8)
     np.savez(tmp_path / "raw.npz", images=pixels, labels=labels[:ROWS])
@@ -63,8 +66,38 @@ def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
 
 
 def test_mapped_images_are_the_datasets(workspace):
-    opened = dataset.open_dataset(workspace.dataset)
+    opened = split.Split(dataset.open_dataset(workspace.dataset))
     entry = workspace.store.plan("features", {"any": "spec"})
     for _ in range(2):  # the second time from the file of the first
         found = jobs._mapped(opened, ROWS - 10, entry)
         assert np.array_equal(found, opened.images(0, ROWS - 10))
+
+
+# What would choose rows or noises: no digest covers stages/jobs.py.
+CHOOSING = {"linspace", "permutation", "spread", "some", "cut", "label_sequence", "sort", "choice"}
+CHOOSING |= {"randint", "normal", "uniform", "integers", "default_rng", "Generator", "manual_seed"}
+
+
+def test_no_number_or_choice_that_changes_a_result_is_outside_the_digests():
+    """Numbers other than -1, 0 and 1, choices of rows, and ranges of anything but a whole."""
+    tree = ast.parse(Path(jobs.__file__).read_text())
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            if node.value not in (0, 1):
+                found.append(f"line {node.lineno}: {node.value}")
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            whole = node.args and getattr(getattr(node.args[0], "func", None), "id", "") == "len"
+            if name in CHOOSING or (name == "arange" and not whole):
+                found.append(f"line {node.lineno}: {name}")
+    assert found == []
+
+
+def test_the_code_that_chooses_rows_is_in_the_digest_of_every_kind_that_uses_it():
+    kinds = {
+        kind
+        for kind, roots in plan.CODE.items()
+        if any(module == "pipeline.rows" for module, _ in reachable(*roots))
+    }
+    assert kinds == set(plan.CODE) - {"expert"}

@@ -81,7 +81,8 @@ def test_the_opening_names_the_dataset_and_the_floor(default):
     (_, _, facts, *_), page = default
     for words in ("1,797 images of 8 × 8 pixels", "10 classes", facts.digest[:16], "500 samples"):
         assert words in page.text
-    assert "FID 0.123" in page.text and "898 each" in page.text
+    assert "The floor is FID 0.0617" in page.text
+    assert "898 of them against the other 899, which score 0.123" in page.text
 
 
 def test_every_number_is_traceable_to_its_entry(default):
@@ -93,7 +94,7 @@ def test_every_number_is_traceable_to_its_entry(default):
     assert reference.name in page.text
     mixture = {"digest": digest(["ddpm", 3000]), "experts": []}
     mixture["experts"] = [{"entry": recipes["ddpm"].experts[0].job.name}]
-    shards = plan.samples(workspace.params, recipes["ddpm"], mixture, "")
+    shards = plan.samples(workspace.params, facts, recipes["ddpm"], mixture, "")
     assert len(shards) == 2 and all(job.name in page.text for job in shards)
     assert plan.scores(workspace.params, shards, reference, "").name in page.text
     assert (workspace.root / "params.yaml").read_text().rstrip() in page.text

@@ -349,6 +349,36 @@ def test_paired_noise_on_torch():
 # --- diagnostics ----------------------------------------------------------------------------------
 
 
+def test_the_leak_is_seen_where_classes_come_in_turns():
+    labels = np.tile([0, 1], 1000)
+    eps = noise.normal(KEY, 0, np.arange(2000), (20,))
+    eps[:, 0] += 2 * labels  # every other row is one class
+    assert pairing.diagnose(eps, eps, labels=labels)["class_leak"] > 0.8
+
+
+def test_a_slot_is_diagnosed_on_rows_of_every_class(monkeypatch):
+    monkeypatch.setattr(pairing, "DIAGNOSED_ROWS", 100)
+    labels, x = np.repeat(range(4), 250), make_rows(1000, 12)
+    asked = []
+
+    def rows(indices):
+        asked.append(indices)
+        return x[indices]
+
+    found = pairing.diagnose_slot(
+        "assignment",
+        rows,
+        np.arange(1000),
+        (12,),
+        key=KEY,
+        slot=0,
+        means=x.mean(axis=0, keepdims=True),
+        labels=labels,
+    )
+    assert np.bincount(labels[asked[0]]).tolist() == [25, 25, 25, 25]
+    assert found["class_chance"] == 0.25 and len(found["component_variance"]) == 4
+
+
 def test_diagnose_independent_and_dependent_noise():
     x = make_rows(4000, 30)
     eps = noise.normal(KEY, 0, np.arange(4000), (30,))

@@ -13,7 +13,7 @@ import pytest
 from pipeline import config, curriculum, plan, schedule
 from pipeline.errors import UserError
 
-FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,))
+FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,), class_counts=(100,) * 10)
 RAW = {
     "defaults": {"training": {"images": 1000, "batch": 10}},
     "recipes": {

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from pipeline import scores
 from pipeline.store import write_json
 from stages import charts_matrix, costs, drawing, report
 from stages.groups import mean, units, units_of
@@ -413,3 +414,19 @@ def test_reconstructions_stand_below_their_originals():
     cell = (sheet.shape[1] - 2) // 2
     rows = [[int(sheet[r * cell + 9, c * cell + 9]) for c in range(2)] for r in range(4)]
     assert rows == [[40, 40], [200, 200], [40, 255], [200, 255]]
+
+
+def test_features_that_learnt_nothing_give_no_scores_and_a_warning(tmp_path, capsys):
+    none = dict.fromkeys(scores.MEASURED)
+    arguments = project(tmp_path, SEEDS, scores=lambda number, share: none)
+    *_, metrics, summary, _ = arguments
+    report_of = {"task": "labels", "accuracy": 0.1, "chance": 0.12, "holdout": 50, "learnt": False}
+    summary["reference"] |= report_of | {"floor": None}
+    page = written(arguments)
+    check_self_contained(page)
+    for words in ("Features.extractor: this classifier of labels", "raise features.images"):
+        assert words in page.text
+    assert "There are no scores to draw" in page.text
+    report.print_table(metrics, summary | {"groups": {}})
+    told = capsys.readouterr().out
+    assert "WARNING: features.extractor" in told and "floor" not in told

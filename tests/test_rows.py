@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.rows import label_sequence, spread
+from pipeline.rows import cut, label_sequence, shares, spread
 
 
 @pytest.mark.parametrize("labels", [np.repeat(range(4), 8), np.tile(range(4), 8)])
@@ -64,3 +64,20 @@ def test_random_counts_end_exactly():
 def test_no_labels():
     with pytest.raises(ValueError, match="no labels"):
         label_sequence([0, 0], 4)
+
+
+def test_shares_say_what_is_taken_of_each_class():
+    labels = np.random.default_rng(0).choice([0, 1, 3], 500, p=[0.7, 0.28, 0.02])
+    counts = np.bincount(labels, minlength=5)
+    for count in (0, 1, 33, 499):
+        taken = np.bincount(labels[spread(count, 500, labels)], minlength=5)
+        assert shares(counts, count).tolist() == taken.tolist()
+
+
+def test_a_cut_keeps_the_order_of_both_parts():
+    labels = np.repeat(range(4), 8)
+    order = cut(32, 8, labels)
+    assert sorted(order) == list(range(32))
+    assert (np.diff(order[:24]) > 0).all() and (np.diff(order[24:]) > 0).all()
+    assert np.bincount(labels[order[:24]]).tolist() == [6, 6, 6, 6]
+    assert cut(5, 0).tolist() == [0, 1, 2, 3, 4]

@@ -4,9 +4,10 @@ import math
 import numpy as np
 import pytest
 
+from pipeline import scores
 from pipeline.errors import UserError
 from pipeline.fidelity import frechet_distance, half_split_bias, kernel_distance, moments
-from pipeline.scores import floor, score
+from pipeline.scores import score, useless_features
 
 CLASSES = 4
 DIMENSION = 6
@@ -58,10 +59,10 @@ class TestKnownAnswers:
     def test_one_half_against_the_other(self, real):
         # The truth is 0. The score is the bias, which the score of other halves tells.
         result = scored(real[0][:400], real[0][400:])
-        other = floor(real[0], seed=5, allow_few=False)
+        other = half_split_bias(real[0], seed=5)
         low, high = result["fid_interval"]
         assert low < result["fid"] < high
-        assert low < other["fid"] < high
+        assert low < other.value < high
         assert abs(result["fid_infinity"]) < 3 * result["fid_infinity_error"]
         assert result["fid"] < 0.02 * np.trace(np.cov(real[0].T))
         assert result["precision"] > 0.85
@@ -109,19 +110,50 @@ class TestKnownAnswers:
 
 class TestBias:
     def test_as_many_real_images_as_samples(self, real):
-        result = scored(real[0], draw(2, 300)[0])
-        split = half_split_bias(real[0], seed=1, samples=300)
-        assert (result["fid_bias"], result["fid_bias_samples"]) == (split.value, 300)
+        floor = scored(real[0], draw(2, 300)[0])["floor"]
+        split = half_split_bias(real[0], seed=1, samples=300, against=500)
+        measured = {"fid": split.value, "samples": 300, "reference_samples": 500}
+        assert floor["measured"] == measured
+        assert (floor["samples"], floor["reference_samples"]) == (300, 800)
+        assert floor["fid"] == pytest.approx(split.value * (800 + 300) / 800 * 500 / 800)
 
     def test_halves_where_there_are_too_few(self, real):
-        result = scored(real[0], draw(2, 500)[0])
-        assert result["fid_bias_samples"] == 400
-        assert result["fid_bias"] == half_split_bias(real[0], seed=1).value
+        floor = scored(real[0], draw(2, 800)[0])["floor"]
+        split = half_split_bias(real[0], seed=1)
+        assert floor["measured"] == {"fid": split.value, "samples": 400, "reference_samples": 400}
+        assert floor["fid"] == pytest.approx(split.value / 2)
+
+    @pytest.mark.parametrize("count", [100, 400, 800])
+    def test_the_floor_is_what_new_images_of_the_same_kind_score(self, real, count):
+        found, floors = [], []
+        for seed in range(200):
+            x = draw(100 + seed, 800)[0]
+            floors.append(scores._floor(x, count, seed, False, {})["fid"])
+            pair = moments(x), moments(draw(200 + seed, count)[0])
+            found.append(frechet_distance(*pair).value)
+        assert np.mean(floors) == pytest.approx(np.mean(found), rel=0.12)
 
     def test_too_few_even_for_halves(self):
         result = scored(draw(1, 2 * DIMENSION + 1)[0], draw(2, 20)[0])
-        assert (result["fid_bias"], result["fid_bias_samples"]) == (None, None)
-        assert "more than 12 real images" in result["left_out"]["fid_bias"]
+        assert result["floor"] is None
+        assert "more than 12 real images" in result["left_out"]["floor"]
+
+
+GUESSES = {"task": "rotations", "accuracy": 0.25, "chance": 0.25, "holdout": 32}
+
+
+class TestUseless:
+    def test_no_value_is_called_a_score(self, real):
+        reason = useless_features(GUESSES | {"learnt": False})
+        assert "features.extractor" in reason and "features.images" in reason
+        result = scored(real[0], real[0], useless=reason)
+        for key in ("fid", "kid", "precision", "recall", "coverage", "floor", "per_class"):
+            assert result[key] is None and result["left_out"][key] == reason
+        assert (result["samples"], result["reference_samples"]) == (800, 800)
+
+    def test_other_extractors_are_not_judged(self):
+        assert useless_features(GUESSES | {"learnt": True}) is None
+        assert useless_features({"extractor": "inception"}) is None
 
 
 class TestPerClass:
@@ -193,7 +225,7 @@ class TestResult:
         other = scored(real[0], draw(2, 400)[0], seed=2)
         assert other["fid"] == perfect["fid"]
         assert other["fid_interval"] != perfect["fid_interval"]
-        assert other["fid_bias"] != perfect["fid_bias"]
+        assert other["floor"] != perfect["floor"]
 
     def test_few_samples(self):
         x, y = draw(1, 200)[0], draw(2, DIMENSION)[0]

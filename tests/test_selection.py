@@ -52,11 +52,24 @@ def latents(tmp_path):
     return Latents([tmp_path / "a.arrow"])
 
 
+@pytest.mark.parametrize("labels", [np.repeat(range(4), 16), np.tile(range(4), 16)])
+def test_each_level_is_asked_about_every_class(tmp_path, labels):
+    values = np.zeros((64, 1, 4, 4), np.float32)
+    write_shard(tmp_path / "a.arrow", [(values, labels)], (1, 4, 4), [0.0], 1.0)
+    ranges = [[4.0, 2.0, 0.0, -2.0]]  # as many levels as classes
+    held_out = selection.HeldOut(MODEL, Latents([tmp_path / "a.arrow"]), ranges, 32, 5)
+    for level in range(4):
+        assert np.bincount(labels[held_out.rows[level::4]]).tolist() == [2, 2, 2, 2]
+
+
 def test_held_out_losses_are_the_training_loss_in_each_range(networks, latents):
     parent, _ = networks
-    found = selection.HeldOut(MODEL, latents, RANGES, 40, 5).losses(parent)
+    held_out = selection.HeldOut(MODEL, latents, RANGES, 40, 5)
+    found = held_out.losses(parent)
     network = network_of(MODEL, seed=1)
-    z, eps = latents.gather(np.arange(40)), noise.normal(5, 0, torch.arange(40), (1, 4, 4))
+    rows, z, eps = held_out.rows, held_out.z, held_out.eps
+    assert len(set(rows)) == 40 and torch.equal(z, latents.gather(rows))
+    assert torch.equal(eps, noise.normal(5, 0, torch.from_numpy(rows), (1, 4, 4)))
     for losses, states in zip(found, RANGES, strict=True):
         expected = []
         for i, level in enumerate(states):  # each row at one of them

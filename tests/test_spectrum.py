@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import spectrum
 from pipeline.latents import Latents, write_shard
+from pipeline.rows import spread
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_long_rows_keep_the_largest_eigenvalues_and_the_total(latents, monkeypat
     monkeypatch.setattr(spectrum, "LARGEST", 10)  # 12 values a row: 10 rows' inner products
     found = spectrum.spectrum(latents)
     assert len(found) == 12 and (np.diff(found) <= 1e-6).all()
-    chosen = scaled(latents)[np.linspace(0, 499, 10).astype(int)]
+    chosen = scaled(latents)[spread(10, 500, latents.labels)]
     assert found.sum() == pytest.approx(chosen.var(0).sum(), rel=1e-4)
     assert found[0] == pytest.approx(expected[0], rel=0.6)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -19,6 +20,7 @@ _LAST_SIZE = 2
 _GROUPS = 8
 MOST_HELD_OUT = 10_000
 _EVALUATION_BATCH = 500
+CHANCE = 0.01  # probability of an accuracy by guessing, above which nothing was learnt
 
 
 class Classifier(nn.Module):
@@ -133,8 +135,9 @@ def train_classifier(
     `progress(images_seen, total)` is called about 100 times.
 
     Returns the classifier on the CPU and a report: task (labels or rotations), classes, images
-    (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), loss (of
-    the last tenth).
+    (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), chance
+    (the accuracy of always answering the most frequent class), learnt (whether guessing so would be
+    as accurate with a probability of less than `CHANCE`), loss (of the last tenth).
 
     Raises:
         UserError: images that are not square without labels; fewer than 2 classes; too few images;
@@ -203,15 +206,25 @@ def train_classifier(
         held_images, _ = _rotated(np.concatenate([held_images] * 4), held_labels)
     else:
         held_labels = labels[held_rows]
+    accuracy = _accuracy(model, held_images, held_labels, device)
+    chance = 0.25 if rotate else float(np.bincount(labels).max() / len(labels))
     report = {
         "task": "rotations" if rotate else "labels",
         "classes": classes,
         "images": steps * batch,
         "holdout": held,
-        "accuracy": _accuracy(model, held_images, held_labels, device),
+        "accuracy": accuracy,
+        "chance": chance,
+        "learnt": better_than_chance(accuracy, len(held_labels), chance),
         "loss": last_loss,
     }
     return model.to("cpu"), report
+
+
+def better_than_chance(accuracy: float, images: int, chance: float) -> bool:
+    """Whether guessing, right with probability `chance`, would hardly be as accurate."""
+    right = round(accuracy * images)
+    return bool(binom.sf(right - 1, images, chance) < CHANCE)
 
 
 @torch.inference_mode()

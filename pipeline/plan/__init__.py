@@ -20,6 +20,7 @@ from pipeline.plan.inputs import (
 from pipeline.plan.job import CODE, Job, code_of
 from pipeline.plan.outputs import (
     asked_at,
+    class_counts,
     consistency,
     reconstructions,
     samples,
@@ -48,6 +49,7 @@ __all__ = [
     "Weights",
     "analyses",
     "asked_at",
+    "class_counts",
     "code_of",
     "consistency",
     "encoder",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config
+from pipeline import config, rows
 from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.plan.job import Job, code_of
@@ -26,6 +26,7 @@ class DatasetFacts:
     mean: tuple[float, ...]  # per channel, in uint8 units
     std: tuple[float, ...]
     held_out: int = 0
+    class_counts: tuple[int, ...] = ()  # rows of each class that are trained on; () without labels
     analyses: Mapping[str, Any] = field(default_factory=dict)  # results by job name
     # Checksums of the files that the feature extractor is made of, by their key in params.yaml.
     extractor_files: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +38,9 @@ def facts(
     analyses: Mapping[str, Any] | None = None,
     extractor_files: Mapping[str, str] | None = None,
 ) -> DatasetFacts:
-    """Planning's view of a dataset's info, its last `held_out` rows apart."""
+    """Planning's view of a dataset's info, `held_out` of its rows apart (see `split.Split`)."""
+    counts = np.asarray(info.class_counts or (), np.int64)
+    kept = counts - rows.shares(counts, held_out) if len(counts) else counts
     return DatasetFacts(
         digest=info.digest,
         rows=info.rows - held_out,
@@ -47,9 +50,16 @@ def facts(
         mean=tuple(info.mean),
         std=tuple(info.std),
         held_out=held_out,
+        class_counts=tuple(kept.tolist()),
         analyses=analyses or {},
         extractor_files=extractor_files or {},
     )
+
+
+def images_of(data: DatasetFacts) -> dict[str, Any]:
+    """What a job's spec says of the images that it reads, as a `split.Split`."""
+    apart = {"held_out": data.held_out} if data.held_out else {}
+    return {"dataset": data.digest, **apart}
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ def encoder(params: Params, data: DatasetFacts) -> Job | None:
         return None
     settings = latent.model_dump(mode="json", exclude={"flips", "shard", "sample"})
     spec = {
-        "dataset": data.digest,
+        **images_of(data),
         "rows": data.rows,
         "shape": [data.channels, data.resolution, data.resolution],
         "settings": settings,
@@ -103,7 +113,7 @@ def _shards(
     params: Params, data: DatasetFacts, first: int, end: int, what: str, flips: bool | None = None
 ) -> list[Job]:
     latent, codec = params.latent, encoder(params, data)
-    base = {"dataset": data.digest, "code": code_of("latents")}
+    base = {**images_of(data), "code": code_of("latents")}
     if latent.flips if flips is None else flips:
         base["flips_after"] = data.rows  # this row is the first one mirrored
     needs: tuple[str, ...] = ()
@@ -141,7 +151,7 @@ def features(params: Params, data: DatasetFacts) -> Job:
     """The job that makes the feature extractor and the features of the real images."""
     settings = params.features.model_dump(mode="json")
     spec = {
-        "dataset": data.digest,
+        **images_of(data),
         "rows": data.rows,
         "settings": settings,
         "files": dict(data.extractor_files),

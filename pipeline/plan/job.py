@@ -10,19 +10,30 @@ from pipeline.identity import code_digest, digest
 
 # The modules in which each kind of job makes its numbers (with all they import).
 CODE = {
-    "encoder": ("pipeline.autoencoder",),
-    "latents": ("pipeline.latents",),
+    "encoder": ("pipeline.autoencoder", "pipeline.split"),
+    "latents": ("pipeline.latents", "pipeline.split"),
     "spectrum": ("pipeline.spectrum",),
     "bounds": ("pipeline.clustering", "pipeline.latents"),
     "pilot": ("pipeline.pilot",),
-    "features": ("pipeline.features", "pipeline.networks.classifier", "pipeline.scores"),
+    "features": (
+        "pipeline.features",
+        "pipeline.networks.classifier",
+        "pipeline.fidelity:moments",
+        "pipeline.split",
+    ),
     "pairing": ("pipeline.pairing", "pipeline.latents", "pipeline.spectrum"),
     "expert": ("pipeline.training",),
-    "merged": ("pipeline.merging", "pipeline.selection", "pipeline.features"),
+    "merged": ("pipeline.merging", "pipeline.selection", "pipeline.features", "pipeline.split"),
     "samples": ("pipeline.mixture", "pipeline.sampling"),
-    "reconstructions": ("pipeline.autoencoder", "pipeline.latents"),
+    "reconstructions": ("pipeline.autoencoder", "pipeline.latents", "pipeline.split"),
     "scores": ("pipeline.scores",),
-    "outputs": ("pipeline.mixture", "pipeline.sampling", "pipeline.consistency"),
+    "outputs": (
+        "pipeline.mixture",
+        "pipeline.sampling",
+        "pipeline.consistency",
+        "pipeline.latents",
+        "pipeline.split",
+    ),
     "consistency": ("pipeline.consistency",),
 }
 

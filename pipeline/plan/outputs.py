@@ -9,14 +9,28 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Params
-from pipeline.plan.inputs import DatasetFacts, as_json, encoder, latents
+from pipeline.plan.inputs import DatasetFacts, as_json, encoder, images_of, latents
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.recipes import RecipePlan
 
 NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
 
 
-def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: str) -> list[Job]:
+def class_counts(params: Params, data: DatasetFacts, plan: RecipePlan) -> list[int] | None:
+    """In which proportions a recipe's samples are of each class; None if it does not know classes.
+
+    Classes without an image to learn from are never drawn, whatever `evaluate.labels` says.
+    """
+    if not plan.recipe.network.class_conditional:
+        return None
+    if params.evaluate.labels == "uniform":
+        return [min(count, 1) for count in data.class_counts]
+    return list(data.class_counts)
+
+
+def samples(
+    params: Params, data: DatasetFacts, plan: RecipePlan, mixture: dict[str, Any], label: str
+) -> list[Job]:
     """Jobs that draw the samples to be scored from one mixture of a recipe.
 
     `mixture` is identified by the checksums of its weights, so an expert retrained to the same
@@ -32,6 +46,9 @@ def samples(params: Params, plan: RecipePlan, mixture: dict[str, Any], label: st
         "threads": plan.recipe.training.threads,
         "code": code_of("samples"),
     }
+    counts = class_counts(params, data, plan)
+    if counts is not None:
+        base["class_counts"] = counts
     needs = _parts(mixture)
     jobs = []
     for start in range(0, settings.samples, settings.shard):
@@ -67,7 +84,7 @@ def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
     if codec is None:
         return None
     spec = {
-        "dataset": data.digest,
+        **images_of(data),
         "rows": data.rows,
         "count": min(params.evaluate.samples, data.rows),
         "encoder": codec.name,
@@ -77,8 +94,12 @@ def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
 
 
 def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job:
-    """The job that scores one set of samples against the real images."""
-    settings = params.evaluate.model_dump(mode="json", exclude={"shard", "batch", "consistency"})
+    """The job that scores one set of samples against the real images.
+
+    Its scores say how the classes of the samples were drawn, where they were.
+    """
+    apart = {"shard", "batch", "labels", "consistency"}
+    settings = params.evaluate.model_dump(mode="json", exclude=apart)
     names = [job.name for job in shards]
     spec = {
         "samples": names,
@@ -86,6 +107,8 @@ def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job
         "settings": settings,
         "code": code_of("scores"),
     }
+    if any("class_counts" in job.spec for job in shards):
+        spec["labels"] = params.evaluate.labels
     needs = (*names, reference.name)
     return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])
 
@@ -185,7 +208,7 @@ def _outputs(
         "levels": [pair for pair in asked if pair[1] is not None],
         "samples": block.samples,
         "nearest": min(block.nearest, data.rows),
-        "dataset": data.digest,
+        **images_of(data),
         "rows": data.rows,
         "flips": params.latent.flips,
         "latents": list(shards),
@@ -195,6 +218,9 @@ def _outputs(
         "threads": recipe.recipe.training.threads,
         "code": code_of("outputs"),
     }
+    counts = class_counts(params, data, recipe)
+    if counts is not None:
+        spec["class_counts"] = counts
     return Job(
         "outputs",
         spec,

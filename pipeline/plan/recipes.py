@@ -17,6 +17,7 @@ from pipeline.plan.inputs import (
     encoder,
     features,
     held_out,
+    images_of,
     latent_facts,
     latents,
     spectrum,
@@ -386,13 +387,15 @@ def _confirmation(
     reference, codec = features(params, data), encoder(params, data)
     spec = {
         "features": reference.name,
-        "dataset": data.digest,
+        **images_of(data),
         "rows": [data.rows, data.rows + data.held_out],
         "log_snr": as_json(plan.log_snr),
         "states": as_json(plan.sampling_states),
         "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
         "seed": derive_key(params.seed, "confirmation"),
     }
+    if plan.recipe.network.class_conditional:  # as the held-out images are, whatever is scored
+        spec["class_counts"] = list(data.class_counts)
     needs = [reference.name]
     if codec is None:
         first = latents(params, data)[0].spec

@@ -14,12 +14,15 @@ from stages.sections.parts import Findings, Metrics, Section, paragraph
 
 def quality_over_cost(found: Findings) -> Section:
     metrics, floor = found.metrics, found.reference["floor"]
-    drawn = _drawn(found)
     fids = [m["fid"] for name in metrics for m in metrics[name]["milestones"].values()]
+    if None in fids:
+        text = "There are no scores to draw: the feature extractor learnt nothing."
+        return Section("cost", "Quality over cost", paragraph(text))
+    drawn = _drawn(found)
     positive = [v for v in fids if v > 0]
     reference = None
     shown = list(fids)
-    if positive and _near(floor["fid"], fids):
+    if floor and positive and _near(floor["fid"], fids):
         reference = (floor["fid"], f"floor {fixed([floor['fid']])[0]}")
         shown.append(floor["fid"])
     y_axis = Axis.over(shown, log=True)
@@ -68,7 +71,7 @@ def quality_over_cost(found: Findings) -> Section:
         notes.append("Of several seeds the line is the mean; the ground spans lowest to highest.")
     if reference is not None:
         notes.append("The dashed line is the floor.")
-    elif positive:
+    elif floor and positive:
         notes.append(f"The floor, FID {fixed([floor['fid']])[0]}, lies outside.")
     if y_axis.log and any(v <= 0 for v in fids):
         notes.append("Values of zero or less lie on the lower edge.")

@@ -162,7 +162,7 @@ def _marginal(unit: Unit, told: dict[str, Any], found: Findings) -> Html | None:
 
 
 def _diagnosed_rows() -> int:
-    from stages.jobs import DIAGNOSED_ROWS
+    from pipeline.pairing import DIAGNOSED_ROWS
 
     return DIAGNOSED_ROWS
 

@@ -50,7 +50,7 @@ def origins_of(found: Findings) -> dict[tuple[str, int], Origin]:
     for name, recipe in found.recipes.items():
         for item in steps.milestones_of(workspace, name):
             mixture = item["mixture"]
-            shards = plan.samples(params, recipe, mixture, name)
+            shards = plan.samples(params, found.facts, recipe, mixture, name)
             origins[name, item["images"]] = Origin(
                 f"mixture/{mixture['digest']}",
                 [job.name for job in shards],

@@ -196,11 +196,10 @@ def _notes(found: Findings) -> Html:
         )
     if any(m.get("fid_infinity") is not None for m in every):
         chance += "FID∞ is extrapolated to infinitely many samples. "
-    bias = {m["samples"]: m for m in every if m.get("fid_bias") is not None}
-    for m in bias.values():
+    floor = found.reference["floor"]
+    if floor is not None:
         chance += (
-            f"Two sets of {count(m['fid_bias_samples'])} real images each score FID "
-            f"{fixed([m['fid_bias']])[0]} against each other. "
+            f"Real images in the samples' place score FID {fixed([floor['fid']])[0]}, the floor. "
         )
     return paragraph(
         marked,
