@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.mixture import Mixture, draw
 
-FORMAT = 1
+FORMAT = 2
 MODEL = "model.json"
 DECODER = ("encoder.json", "encoder.safetensors")  # read together, from one folder
 

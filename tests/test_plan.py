@@ -334,6 +334,10 @@ def test_merged_recipes_wait_for_their_experts_and_can_be_parents():
             "1 widths for 2 experts",
         ),
         ({"curriculum": {"kind": "per-interval"}}, "per-interval needs one"),
+        (
+            {"partition": {"kind": "per-state"}, "sampling": {"kind": "heun", "s_churn": 1.0}},
+            "recipes.r: sampling.s_churn: churn visits noise levels between the states",
+        ),
         ({"training": {"train": "decoders"}}, "needs a multi-decoder network"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import config, noise, pairing, plan, training
+from pipeline import config, noise, pairing, plan, sampling, training
 from pipeline.errors import UserError
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
@@ -281,6 +281,36 @@ def test_a_mixture_sends_each_state_to_its_owner(latents, tmp_path):
     assert few.dtype == np.uint8 and few.shape == (3, 1, SIZE, SIZE)
     # A sample is its number's; the batch may move it by rounding alone.
     assert np.abs(few.astype(int) - many[2:5].astype(int)).max() <= 1
+
+
+def test_clipped_samples_are_of_estimates_within_the_range_of_pixels(tmp_path):
+    """Levels 0 and 255 in the networks' scale, and estimates that go far beyond them."""
+    states = [4.0, 0.0, -4.0]
+    mixture = Mixture(mixture_of([(tmp_path, "state", 0, 2)], spec(), states), None)
+    mixture.denoise = lambda x, log_snr, labels=None: 3 * x.abs() - 2
+    start = noise.normal(noise.derive_key(0, "sampling"), 0, torch.arange(8), (1, SIZE, SIZE))
+    found = {}
+    for clip in (None, (-127.5 / 73.9, 127.5 / 73.9)):
+        walk = sampling.sampler("ddim", clip=clip)
+        found[clip is not None] = mixture.decode(walk(mixture.denoiser(), start, states))
+    assert not np.array_equal(found[False], found[True])
+    for clip, expected in found.items():
+        drawn, _ = draw(mixture, states, range(8), seed=0, kind="ddim", clip=clip)
+        assert np.array_equal(drawn, expected)
+
+
+def test_the_noise_of_churn_is_none_of_the_other_steps_or_the_starts(
+    latents, tmp_path, monkeypatch
+):
+    training.train(spec(), latents, tmp_path)
+    described = mixture_of([(tmp_path, "state", 0, 2)], spec(), [4.0, 0.0, -4.0])
+    mixture = Mixture(described, lambda e: tmp_path / e["file"])
+    slots, normal = [], noise.normal
+    monkeypatch.setattr(
+        noise, "normal", lambda k, slot, *r: slots.append(slot) or normal(k, slot, *r)
+    )
+    draw(mixture, [4.0, 0.0, -4.0], range(2), seed=0, kind="heun", s_churn=1.0)
+    assert sorted(slots) == [0, 1, 2, 3]
 
 
 def test_a_mixtures_identity_is_its_weights_not_where_they_came_from():

@@ -189,6 +189,13 @@ def _plan_recipe(
             recipe=name,
         )
         plan.experts.append(Expert(job, *own, images, snapshots, paired))
+    if getattr(recipe.sampling, "s_churn", 0) and any(
+        e.job.spec["conditioning"] == "none" for e in plan.experts
+    ):
+        raise ValueError(
+            "sampling.s_churn: churn visits noise levels between the states, and experts of one "
+            "state each answer at theirs only; leave it out"
+        )
     if recipe.merge.method != "route":
         for milestone in milestones:
             plan.merged[milestone] = _merged(params, data, plan, milestone)
