@@ -166,19 +166,23 @@ class MultiDecoder(UNet):
     decoder_channels: Annotated[list[Positive], Field(min_length=1)]  # base widths, cleanest first
 
 
+# Added to every log-SNR; `unit-range`: what makes it a schedule for images in [-1, 1].
+Shift = Finite | Literal["unit-range"]
+
+
 class LinearSchedule(Block):
     """DDPM's linear betas, re-spaced to any number of states."""
 
     kind: Literal["linear"]
     states: States = 1000
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
 class CosineSchedule(Block):
     kind: Literal["cosine"]
     states: States = 1000
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -189,7 +193,7 @@ class LogSnrSchedule(Block):
     states: States | Literal["continuous"] = 16
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -214,14 +218,14 @@ class LogisticSchedule(Block):
     scale: PositiveFloat = 2.0
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
 class ExplicitSchedule(Block):
     kind: Literal["explicit"]
     log_snr: Annotated[list[Finite], Field(min_length=1)]
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -410,7 +414,7 @@ class EdmLognormal(Block):
 
 
 class LogitNormal(Block):
-    """Esser et al. 2024."""
+    """Esser et al. 2024; their objective is this density with training.weighting: flow."""
 
     kind: Literal["logit-normal"]
     mean: Finite = 0.0
@@ -418,11 +422,12 @@ class LogitNormal(Block):
 
 
 class Speed(Block):
-    """SpeeD (Wang et al. 2025): k times the weight below tau, in antithetic pairs."""
+    """SpeeD (Wang et al. 2025): k times as often below tau, in antithetic pairs, weighted."""
 
     kind: Literal["speed"]
     k: PositiveFloat = 5.0
     tau: Share = 0.7
+    lam: Share | None = 0.6  # of the change-aware weights; null: none
     mirror: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
@@ -456,7 +461,7 @@ Curriculum = (
 class PlainWeighting(Block):
     """Unit weight on the network's own target, or on the error of another prediction."""
 
-    kind: Literal["uniform", "eps", "x0", "v", "edm"] = "uniform"
+    kind: Literal["uniform", "eps", "x0", "v", "edm", "flow"] = "uniform"
 
 
 class MinSnrWeighting(Block):
@@ -832,6 +837,11 @@ def _without_pixels(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[
             yield (
                 f"recipes.{name}.sampling.clip: pixels end at 0 and 255, latents nowhere; "
                 "set it to false"
+            )
+        if recipe.schedule.shift == "unit-range":
+            yield (
+                f"recipes.{name}.schedule.shift: unit-range is for pixels; latents have unit "
+                "variance, as they are: leave it out"
             )
 
 

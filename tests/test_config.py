@@ -176,6 +176,19 @@ def test_refused_in_one_line(where, value, message):
     assert "\n" not in text
 
 
+def test_a_shift_is_a_number_or_for_images_in_the_unit_range():
+    params = with_change("recipes.one.schedule.shift", "unit-range")
+    assert config.resolve(params).recipes["one"].schedule.shift == "unit-range"
+    with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift: unit-range is for pixels"):
+        config.resolve(params | {"latent": {"encoder": "autoencoder"}})
+    # EDM's noise levels have a scale of their own: sigma_data.
+    for schedule in ({"kind": "edm"}, {"kind": "fitted"}):
+        with pytest.raises(UserError, match=r"one\.schedule\.shift: input should be a valid"):
+            config.resolve(with_change("recipes.one.schedule", schedule | {"shift": "unit-range"}))
+    with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift"):
+        config.resolve(with_change("recipes.one.schedule.shift", "unit-rnge"))
+
+
 def test_latents_have_no_range_to_clip_to():
     params = with_change("recipes.one.sampling", {"clip": True})
     assert config.resolve(params).recipes["one"].sampling.clip

@@ -19,6 +19,7 @@ from pipeline.plan.inputs import (
     held_out,
     latent_facts,
     latents,
+    pixel_std,
     spectrum,
 )
 from pipeline.plan.job import Job, code_of
@@ -26,6 +27,7 @@ from pipeline.plan.job import Job, code_of
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
+HALF_RANGE = 127.5  # in uint8 units, of images that are scaled to [-1, 1]
 FROM_DATA = (config.FittedSchedule, config.ElboSchedule)
 
 
@@ -588,6 +590,8 @@ def _build(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> n
     block = recipe.schedule
     apart = {"kind", "states", "source", "pilot_images"}
     options = block.model_dump(exclude=apart)
+    if options["shift"] == "unit-range":
+        options["shift"] = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
     if isinstance(block, FROM_DATA):
         if block.source == "pilot":
             options["error_curve"] = _error_curve(params, data, recipe)
