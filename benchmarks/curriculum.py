@@ -16,7 +16,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "clts": CLTS,
     "static": {"curriculum": {"kind": "static"}},
-    "speed": {"curriculum": {"kind": "speed"}},
+    "speed": {"curriculum": {"kind": "speed", "lam": None}},  # its density alone
     "edm-lognormal": {"curriculum": {"kind": "edm-lognormal"}},
     "min-snr": {"training": {"weighting": {"kind": "min-snr"}}},
     "uncertainty": {"training": {"weighting": {"kind": "uncertainty"}}},

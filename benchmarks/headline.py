@@ -57,7 +57,7 @@ SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
     ("weighting", {"own": {}, "min-snr": trained(weighting={"kind": "min-snr"}),
                    "uncertainty": trained(weighting={"kind": "uncertainty"})}),
     ("curriculum", {"own": {}, "clts": {"curriculum": {"kind": "clts"}},
-                    "speed": {"curriculum": {"kind": "speed"}}}),
+                    "speed": {"curriculum": {"kind": "speed", "lam": None}}}),
 ]  # fmt: skip
 
 

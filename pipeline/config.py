@@ -167,19 +167,23 @@ class MultiDecoder(UNet):
     decoder_channels: Annotated[list[Positive], Field(min_length=1)]  # base widths, cleanest first
 
 
+# Added to every log-SNR; `unit-range`: what makes it a schedule for images in [-1, 1].
+Shift = Finite | Literal["unit-range"]
+
+
 class LinearSchedule(Block):
     """DDPM's linear betas, re-spaced to any number of states."""
 
     kind: Literal["linear"]
     states: States = 1000
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
 class CosineSchedule(Block):
     kind: Literal["cosine"]
     states: States = 1000
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -190,7 +194,7 @@ class LogSnrSchedule(Block):
     states: States | Literal["continuous"] = 16
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -215,14 +219,14 @@ class LogisticSchedule(Block):
     scale: PositiveFloat = 2.0
     log_snr_max: Finite = 9.0
     log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
 class ExplicitSchedule(Block):
     kind: Literal["explicit"]
     log_snr: Annotated[list[Finite], Field(min_length=1)]
-    shift: Finite = 0.0
+    shift: Shift = 0.0
     zero_terminal: bool = False
 
 
@@ -411,7 +415,7 @@ class EdmLognormal(Block):
 
 
 class LogitNormal(Block):
-    """Esser et al. 2024."""
+    """Esser et al. 2024; their objective is this density with training.weighting: flow."""
 
     kind: Literal["logit-normal"]
     mean: Finite = 0.0
@@ -419,11 +423,12 @@ class LogitNormal(Block):
 
 
 class Speed(Block):
-    """SpeeD (Wang et al. 2025): k times the weight below tau, in antithetic pairs."""
+    """SpeeD (Wang et al. 2025): k times as often below tau, in antithetic pairs, weighted."""
 
     kind: Literal["speed"]
     k: PositiveFloat = 5.0
     tau: Share = 0.7
+    lam: Share | None = 0.6  # of the change-aware weights; null: none
     mirror: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
@@ -457,7 +462,7 @@ Curriculum = (
 class PlainWeighting(Block):
     """Unit weight on the network's own target, or on the error of another prediction."""
 
-    kind: Literal["uniform", "eps", "x0", "v", "edm"] = "uniform"
+    kind: Literal["uniform", "eps", "x0", "v", "edm", "flow"] = "uniform"
 
 
 class MinSnrWeighting(Block):
@@ -513,11 +518,45 @@ class Training(Block):
     threads: Positive = 1  # CPU threads of a job: fixed, so that results do not depend on the host
 
 
-class Sampling(Block):
-    kind: Literal["ddpm", "ddim", "heun", "dpmpp-2m"] = "ddim"
+class Walk(Block):
+    """What all samplers have."""
+
     steps: States | None = None  # null: every state of the schedule
-    eta: Share = 0.0  # of ddim
     guidance: NonNegativeFloat = 1.0  # 1: no classifier-free guidance
+    clip: bool = False  # bound each estimate of the image to 0..255; pixels only
+
+
+class DdimSampling(Walk):
+    """Song et al. 2021."""
+
+    kind: Literal["ddim"] = "ddim"
+    eta: Share = 0.0
+
+
+class DdpmSampling(Walk):
+    """Ho et al. 2020."""
+
+    kind: Literal["ddpm"]
+    variance: Literal["small", "large"] = "small"  # its code's fixedsmall and fixedlarge
+
+
+class HeunSampling(Walk):
+    """Karras et al. 2022: algorithm 2, which without churn is algorithm 1."""
+
+    kind: Literal["heun"]
+    s_churn: NonNegativeFloat = 0.0
+    s_min: NonNegativeFloat = 0.0  # sigma in EDM's units (sigma_data = 0.5)
+    s_max: PositiveFloat | None = None
+    s_noise: PositiveFloat = 1.0
+
+
+class DpmppSampling(Walk):
+    """DPM-Solver++(2M), Lu et al. 2022."""
+
+    kind: Literal["dpmpp-2m"]
+
+
+Sampling = DdimSampling | DdpmSampling | HeunSampling | DpmppSampling
 
 
 class Decouple(Block):
@@ -593,7 +632,7 @@ class Recipe(Block):
     training: Training = Training()
     decouple: Decouple = Decouple()
     merge: Annotated[Merge, Field(discriminator="method")] = Route()
-    sampling: Sampling = Sampling()
+    sampling: Annotated[Sampling, Field(discriminator="kind")] = DdimSampling()
 
     @property
     def partition_channels(self) -> list[int]:
@@ -686,6 +725,7 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
         )
     if top is not None and not problems:
         problems.extend(_without_holdout(top, resolved))
+        problems.extend(_without_pixels(top, resolved))
     compared: list[str] = []
     if top is not None and top.evaluate.consistency is not None and len(resolved) == len(recipes):
         compared = _compared(top.evaluate.consistency.recipes, resolved, problems)
@@ -786,6 +826,23 @@ def _without_holdout(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator
             yield (
                 f"recipes.{name}.merge.images: the search for its weights needs {images} images "
                 f"that are not trained on, but data.holdout is {top.data.holdout}; raise it"
+            )
+
+
+def _without_pixels(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[str]:
+    """Settings that mean something for pixels only."""
+    if isinstance(top.latent, Pixels):
+        return
+    for name, recipe in recipes.items():
+        if recipe.sampling.clip:
+            yield (
+                f"recipes.{name}.sampling.clip: pixels end at 0 and 255, latents nowhere; "
+                "set it to false"
+            )
+        if recipe.schedule.shift == "unit-range":
+            yield (
+                f"recipes.{name}.schedule.shift: unit-range is for pixels; latents have unit "
+                "variance, as they are: leave it out"
             )
 
 
@@ -924,8 +981,9 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "pairing.within_class", "needs network.class_conditional: true (or leave it out)"
     if recipe.sampling.guidance != 1.0 and not recipe.network.class_conditional:
         yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
-    if recipe.sampling.eta and recipe.sampling.kind != "ddim":
-        yield "sampling.eta", f"belongs to kind: ddim, not {recipe.sampling.kind}"
+    highest = getattr(recipe.sampling, "s_max", None)
+    if highest is not None and recipe.sampling.s_min >= highest:
+        yield "sampling.s_min", f"must be below s_max ({highest})"
 
 
 def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:

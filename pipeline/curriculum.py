@@ -38,6 +38,7 @@ class Curriculum:
     share: the part of the images of the unrestricted run that fall on these states.
     mirror: number of cells m of the antithetic map x -> |m / T - x|, else None.
     unmirrored [T]: the distribution of a pair's first member, with `mirror`.
+    weights [T]: factors on the loss at each state that belong to the curriculum, else None.
     """
 
     log_snrs: np.ndarray
@@ -48,6 +49,7 @@ class Curriculum:
     share: float = 1.0
     mirror: int | None = None
     unmirrored: np.ndarray | None = None
+    weights: np.ndarray | None = None
     _drawn: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -172,11 +174,12 @@ class Curriculum:
         self, log_snrs: np.ndarray, edges: np.ndarray | None, indices: np.ndarray, kept: np.ndarray
     ) -> Curriculum:
         start, end = self.start[:, indices] * kept, self.end[:, indices] * kept
-        part = Curriculum(log_snrs, self.knots, start, end, edges)
+        weights = None if self.weights is None else self.weights[indices]
+        part = Curriculum(log_snrs, self.knots, start, end, edges, weights=weights)
         share = part._drawn[-1] / self._drawn[-1]
         if len(indices) == 1:
             knots, one = np.array([0.0, 1.0]), np.ones((1, 1))
-            return Curriculum(log_snrs, knots, one, one, edges, self.share * share)
+            return replace(part, knots=knots, start=one, end=one, share=self.share * share)
         total = part._drawn[-1]
         return replace(part, start=start / total, end=end / total, share=self.share * share)
 
@@ -200,8 +203,9 @@ def build(
       logit-normal   mean, std of logit(t), x_t = (1 - t) z + t eps (arXiv 2403.03206)
       per-interval   bounds (log-SNRs), shares: each interval's part of the images, uniform inside
                      (arXiv 2312.09181: equal parts)
-      speed          k, tau, mirror: k times the weight for x < tau, in antithetic pairs x and
-                     |mirror - x| (arXiv 2405.17403)
+      speed          k, tau, mirror, lam: k times as often for x < tau, in antithetic pairs x and
+                     |mirror - x|, and weighted there by how fast the noise's variance changes, from
+                     1 - lam to lam; by 1 for x >= tau, as in its code (arXiv 2405.17403)
 
     The two normal laws are laws of the log-SNR. A state gets the mass of all log-SNRs to which it
     is the nearest one; a continuous range cuts the tails off.
@@ -338,7 +342,11 @@ def _per_interval(axis: _Axis, bounds: Sequence[float], shares: Sequence[float])
 
 
 def _speed(
-    axis: _Axis, k: float = 5.0, tau: float = 0.7, mirror: float | None = None
+    axis: _Axis,
+    k: float = 5.0,
+    tau: float = 0.7,
+    mirror: float | None = None,
+    lam: float | None = 0.6,
 ) -> Curriculum:
     """`mirror` by default as in SpeeD: where d sqrt(1 - alpha_bar) / dx has fallen below 0.1."""
     _require(k > 0, "k", f"must be positive, got {k}")
@@ -354,7 +362,21 @@ def _speed(
     index = np.arange(states)
     second = np.zeros(states)
     np.add.at(second, np.where(index < m, m - 1 - index, index - m), first)
-    return axis.constant((first + second) / 2, mirror=m, unmirrored=first)
+    weights = None if lam is None else _change_aware(axis, tau, lam)
+    return axis.constant((first + second) / 2, mirror=m, unmirrored=first, weights=weights)
+
+
+def _change_aware(axis: _Axis, tau: float, lam: float) -> np.ndarray:
+    """SpeeD's weights: d(1 - alpha_bar)/dx in the range 1 - lam to lam below tau, 1 from there."""
+    _require(0 <= lam <= 1, "lam", f"must lie in [0, 1], got {lam}")
+    weights = np.ones(len(axis.log_snrs))
+    if len(weights) == 1:
+        return weights
+    change = np.gradient(1 / (1 + np.exp(axis.log_snrs)))
+    least, span = change.min(), np.ptp(change) or 1.0
+    below = axis.x < tau
+    weights[below] = 1 - lam + (2 * lam - 1) * (change[below] - least) / span
+    return weights
 
 
 def _end_of_growth(log_snrs: np.ndarray) -> int:

@@ -193,17 +193,19 @@ def draw(
     *,
     seed: int,
     kind: str,
-    eta: float = 0.0,
     guidance: float = 1.0,
+    clip: bool = False,
     batch: int = 256,
     labels: np.ndarray | None = None,
     class_counts: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Samples number `rows` of a seed: uint8 [N, C, H, W] and their classes (or None).
 
     A sample is a function of (mixture, sampler, seed, number): its start and the noise of each
-    step are drawn by number. `batch` changes it at most by floating-point rounding.
+    step are drawn by number. `batch` changes it at most by floating-point rounding. `clip` bounds
+    each estimate to what pixels can be; `options` are the sampler's.
     A class-conditional mixture is told the classes: `labels` (int [N]), or else they follow
     `class_counts` (images of each) by number, see `rows.label_sequence`; ValueError without both.
     `progress(states done, states in all)`.
@@ -220,7 +222,7 @@ def draw(
             numbers = np.asarray(rows, np.int64)
             labels = label_sequence(class_counts, int(numbers.max()) + 1)[numbers]
         classes = torch.as_tensor(labels, device=mixture.device)
-    walk = sampling.sampler(kind, **({"eta": eta} if kind == "ddim" else {}))
+    walk = sampling.sampler(kind, clip=_range_of_pixels(mixture) if clip else None, **options)
     done = 0
 
     def tell(_: dict[str, Any]) -> None:
@@ -232,7 +234,16 @@ def draw(
         mixture.denoiser(classes, guidance, batch),
         noise.normal(key, 0, ids, shape),
         [float(state) for state in states],
-        noise=lambda i: noise.normal(key, i, ids, shape),
+        noise=lambda i: noise.normal(key, i or len(states), ids, shape),  # 0 is the start's
         callback=tell,
     )
     return mixture.decode(z, batch), None if labels is None else np.asarray(labels)
+
+
+def _range_of_pixels(mixture: Mixture) -> tuple[Tensor, Tensor]:
+    """Levels 0 and 255 of each channel as the networks see them, [C, 1, 1] each."""
+    d = mixture.description
+    if d["decoder"] is not None:
+        raise UserError("sampling.clip: pixels end at 0 and 255, latents nowhere; set it to false")
+    shift = torch.tensor(d["shift"], dtype=torch.float32, device=mixture.device).reshape(-1, 1, 1)
+    return (0 - shift) / d["scale"], (255 - shift) / d["scale"]

@@ -39,6 +39,7 @@ WEIGHTINGS: dict[str, dict[str, float]] = {
     "x0": {},
     "v": {},
     "edm": {},
+    "flow": {},
     "min-snr": {"gamma": 5.0},
     "p2": {"k": 1.0, "gamma": 1.0},
 }
@@ -111,6 +112,9 @@ def weighting(kind: str, **options: float) -> Weighting:
     * `eps` snr, `x0` 1, `v` 1 + snr: unit weight on that error;
     * `edm` (s^2 + 1)/s^2 with s the noise level over sigma_data, which is `v` (see above): what
       sets EDM apart from unit weight on v is its density of noise levels;
+    * `flow` (1 + sqrt(snr))^2: unit weight on the velocity eps - z of a rectified flow x_t =
+      (1 - t) z + t eps (Liu et al. 2023), whose t is sigma/(alpha + sigma). On v it is
+      (alpha + sigma)^2, from 1 at both ends to 2 at t = 1/2;
     * `min-snr` min(snr, gamma) (Hang et al. 2023), option gamma = 5;
     * `p2` snr/(k + snr)^gamma (Choi et al. 2022), options k = 1, gamma = 1.
 
@@ -146,6 +150,8 @@ def weighting(kind: str, **options: float) -> Weighting:
             return eps
         if kind == "x0":
             return x0
+        if kind == "flow":  # the square of the sum of their roots, no infinity times zero in it
+            return (eps.sqrt() + x0.sqrt()) ** 2
         if kind == "min-snr":
             return torch.minimum(eps, settings["gamma"] * x0)
         if kind == "p2":

@@ -127,19 +127,24 @@ class Draws:
     def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.
 
-        The weight, float64 [n], is None unless the curriculum corrects for its own density.
+        The weight, float64 [n], is None unless the curriculum corrects for its own density or has
+        weights.
         """
         positions = np.arange(start, stop, dtype=np.int64)
         u = noise.uniform(self.states_key, 0, positions)
         strata = curricula.stratified(stop - start, u, self.curriculum.antithetic)
         index, log_snr = self.curriculum.draw(strata, start / self.budget)
         weight = None
+        if self.curriculum.weights is not None:
+            weight = self.curriculum.weights[index]
         if self.corrected:
             weight = 1 / (len(self.curriculum) * self.curriculum.probabilities(0.0)[index])
         if self.outside:
             v = noise.uniform(self.outside_key, 0, positions, (2,))
             elsewhere = self.axis[(v[:, 1] * len(self.axis)).astype(np.int64)]
-            log_snr = np.where(v[:, 0] < self.outside, elsewhere, log_snr)
+            away = v[:, 0] < self.outside
+            log_snr = np.where(away, elsewhere, log_snr)
+            weight = None if weight is None else np.where(away, 1.0, weight)
         return log_snr, weight
 
     def images(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
@@ -285,7 +290,9 @@ def train(
             if not plain:
                 error = error * weigh(one.log_snr, spec["prediction"])
             if uncertainty is not None:
-                level = torch.full((1,), one.log_snr) if draws.fixed else one.log_snr
+                level = one.log_snr
+                if draws.fixed:
+                    level = torch.full((1,), level, device=device)
                 error = uncertainty.loss(error, level)
             if one.correction is not None:
                 error = error * one.correction

@@ -135,7 +135,22 @@ BAD = [
     (
         "recipes.one.sampling",
         {"kind": "heun", "eta": 0.5},
-        "recipes.one.sampling.eta: belongs to kind: ddim, not heun",
+        "recipes.one.sampling.eta: no such key",
+    ),
+    (
+        "recipes.one.sampling",
+        {"kind": "ddpm", "variance": "learnt"},
+        "recipes.one.sampling.variance: 'learnt' is none of them; did you mean `large`?",
+    ),
+    (
+        "recipes.one.sampling",
+        {"kind": "heun", "s_churn": -1},
+        "recipes.one.sampling.s_churn: input should be greater than or equal to 0",
+    ),
+    (
+        "recipes.one.sampling",
+        {"kind": "heun", "s_churn": 40, "s_min": 2.0, "s_max": 1.0},
+        "recipes.one.sampling.s_min: must be below s_max (1.0)",
     ),
     ("recipes.one.prediction", "epsilon", "recipes.one.prediction: 'epsilon' is none of them"),
     (
@@ -159,6 +174,26 @@ def test_refused_in_one_line(where, value, message):
     assert text.startswith("params.yaml: ")
     assert message in text
     assert "\n" not in text
+
+
+def test_a_shift_is_a_number_or_for_images_in_the_unit_range():
+    params = with_change("recipes.one.schedule.shift", "unit-range")
+    assert config.resolve(params).recipes["one"].schedule.shift == "unit-range"
+    with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift: unit-range is for pixels"):
+        config.resolve(params | {"latent": {"encoder": "autoencoder"}})
+    # EDM's noise levels have a scale of their own: sigma_data.
+    for schedule in ({"kind": "edm"}, {"kind": "fitted"}):
+        with pytest.raises(UserError, match=r"one\.schedule\.shift: input should be a valid"):
+            config.resolve(with_change("recipes.one.schedule", schedule | {"shift": "unit-range"}))
+    with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift"):
+        config.resolve(with_change("recipes.one.schedule.shift", "unit-rnge"))
+
+
+def test_latents_have_no_range_to_clip_to():
+    params = with_change("recipes.one.sampling", {"clip": True})
+    assert config.resolve(params).recipes["one"].sampling.clip
+    with pytest.raises(UserError, match=r"recipes\.one\.sampling\.clip: pixels end at 0 and 255"):
+        config.resolve(params | {"latent": {"encoder": "autoencoder"}})
 
 
 def test_all_mistakes_are_told_at_once():

@@ -176,6 +176,21 @@ def test_speed_draws_whole_pairs(batch):
         np.testing.assert_array_equal(second, mirrored)
 
 
+@pytest.mark.parametrize("lam", [0.6, 1.0])
+def test_speeds_weights_are_those_of_its_code(lam):
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    change = np.gradient(1 - alpha_bar)
+    least = 1 - lam
+    expected = least + (1 - 2 * least) * (change - change.min()) / (change.max() - change.min())
+    expected[700:] = 1.0
+    c = build("speed", linear_log_snrs(), lam=lam)
+    np.testing.assert_allclose(c.weights, expected, atol=1e-6)
+    assert expected[:700].min() == pytest.approx(1 - lam, abs=0.1)
+    np.testing.assert_array_equal(c.restrict(range(600, 800)).weights, c.weights[600:800])
+    assert build("speed", linear_log_snrs(), lam=None).weights is None
+    assert build("uniform", linear_log_snrs()).weights is None
+
+
 def test_speed_on_a_continuous_range():
     c = build("speed", np.array([9.0, -9.0]), True, cells=900, mirror=0.6, tau=0.5, k=3)
     u = (np.arange(50_000) + 0.5) / 50_000

@@ -151,6 +151,7 @@ SNR_WEIGHT_ON_X0 = {
     "edm": lambda snr: (1 / snr + 1) * snr,
     "min-snr": lambda snr: min(snr, 5),
     "p2": lambda snr: snr / (1 + snr),
+    "flow": lambda snr: (1 + math.sqrt(snr)) ** 2,
 }
 
 
@@ -187,6 +188,27 @@ def test_published_forms_of_min_snr_and_p2():
     for t, value in ((100, 0.105), (300, 0.606), (700, 0.993)):
         at = torch.logit(alpha_bar[t])
         assert weighting("p2")(at, "eps").item() == pytest.approx(value, abs=6e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_flow_is_the_loss_of_a_rectified_flow(prediction):
+    """In its own variables: y = (1 - t) z + t eps, and the squared error of eps - z."""
+    z, eps = draws(5)
+    t = torch.tensor([0.02, 0.3, 0.5, 0.7, 0.98], dtype=torch.float64)
+    log_snr = 2 * torch.log((1 - t) / t)
+    at = t[:, None]
+    y = (1 - at) * z + at * eps
+    alpha, sigma = alpha_sigma(log_snr)
+    x = add_noise(z, eps, log_snr)
+    torch.testing.assert_close(x, y * (alpha + sigma)[:, None])
+    wanted = target(prediction, z, eps, log_snr)
+    output = wanted + torch.sin(torch.arange(wanted.numel())).reshape(wanted.shape)
+    x0 = to_x0(prediction, output, x, log_snr)
+    velocity = (y - x0) / at  # on the straight path from x0 to y
+    expected = squared_error(velocity, eps - z)
+    loss = weighting("flow")(log_snr, prediction) * squared_error(output, wanted)
+    torch.testing.assert_close(loss, expected)
+    assert weighting("flow")(0.0, "v").item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("kind", WEIGHTINGS)

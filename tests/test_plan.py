@@ -334,6 +334,10 @@ def test_merged_recipes_wait_for_their_experts_and_can_be_parents():
             "1 widths for 2 experts",
         ),
         ({"curriculum": {"kind": "per-interval"}}, "per-interval needs one"),
+        (
+            {"partition": {"kind": "per-state"}, "sampling": {"kind": "heun", "s_churn": 1.0}},
+            "recipes.r: sampling.s_churn: churn visits noise levels between the states",
+        ),
         ({"training": {"train": "decoders"}}, "needs a multi-decoder network"),
     ],
 )
@@ -345,6 +349,20 @@ def test_what_cannot_be_is_said_before_anything_runs(recipe, says):
     }
     with pytest.raises(UserError, match=says):
         of(recipes)
+
+
+def test_a_schedule_for_images_in_the_unit_range_is_the_papers_on_them():
+    """Ho et al. add noise to images in [-1, 1]: sqrt(abar) y + sqrt(1 - abar) eps, y of std 0.6."""
+    facts = dataclasses.replace(FACTS, std=(0.6 * 127.5,))
+
+    def change(raw):
+        raw["recipes"]["shared"]["schedule"] = {"kind": "linear", "shift": "unit-range"}
+
+    found = planned(change, facts)["shared"].log_snr
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    expected = np.log(0.6**2 * alpha_bar / (1 - alpha_bar))  # signal over noise
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(np.diff(found), np.diff(schedule.build("linear", 1000)), atol=2e-8)
 
 
 # --- latents

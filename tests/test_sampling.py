@@ -90,7 +90,15 @@ def test_ancestral_variance_converges_at_order_one():
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 0.5}), ("heun", {}), ("dpmpp-2m", {})],
+    [
+        ("ddpm", {}),
+        ("ddpm", {"variance": "large"}),
+        ("ddim", {}),
+        ("ddim", {"eta": 0.5}),
+        ("heun", {}),
+        ("heun", {"s_churn": 4.0}),
+        ("dpmpp-2m", {}),
+    ],
 )
 def test_samples_have_the_mixtures_distribution(kind, options):
     """Kolmogorov-Smirnov distance to the exact distribution function, from pure noise."""
@@ -129,6 +137,31 @@ def test_eta_one_is_ddpms_posterior_step(clean, step):
             lambda x, log_snr: x0, x, [clean, clean - step], noise=lambda i: z, callback=seen.append
         )
         torch.testing.assert_close(seen[-1]["x"], c_x * x + c_x0 * x0 + std * z, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clean", [-20.0, -1.0, 2.0, 15.0])
+@pytest.mark.parametrize("step", [0.014, 0.5, 12.0, math.inf])
+def test_large_variance_is_ddpms_beta_around_the_same_mean(clean, step):
+    with localcontext() as context:
+        context.prec = 60
+        a_s = 1 / (1 + (-Decimal(clean)).exp())
+        a_t = 0 if step == math.inf else 1 / (1 + (-Decimal(clean - step)).exp())
+        std = float((1 - a_t / a_s).sqrt())
+    x, x0, z = normal(3, 50)
+    means = []
+    for variance in ("small", "large"):
+        seen = []
+        for drawn in (z, torch.zeros_like(z)):
+            sampler("ddpm", variance=variance)(
+                lambda x, log_snr: x0,
+                x,
+                [clean, clean - step],
+                noise=lambda i, drawn=drawn: drawn,
+                callback=seen.append,
+            )
+        means.append(seen[-1]["x"])
+    torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
+    torch.testing.assert_close(seen[1]["x"] - means[1], std * z, rtol=0, atol=1e-12)
 
 
 def test_partial_eta_keeps_the_marginal_and_mixes_the_noise():
@@ -170,6 +203,45 @@ def literal_heun(denoise, x, states):
             following = y + (t[i + 1] - t[i]) * (d + slope) / 2
         y = following
     return y
+
+
+def literal_churn(denoise, x, states, noise, s_churn, s_min, s_max, s_noise):
+    """EDM algorithm 2 with images of standard deviation 0.5 in its own variables."""
+    t = [0.5 * math.exp(-v / 2) for v in reversed(states)] + [0.0]
+    steps = len(states)
+
+    def estimate(y, sigma):
+        scaled = sigma / 0.5
+        return 0.5 * denoise(y / 0.5 / math.sqrt(1 + scaled**2), -2 * math.log(scaled))
+
+    y = 0.5 * x * math.sqrt(1 + (t[0] / 0.5) ** 2)
+    for i in range(steps):
+        gamma = (
+            min(s_churn / steps, math.sqrt(2) - 1) if s_min <= t[i] <= (s_max or math.inf) else 0.0
+        )
+        t_hat = t[i] + gamma * t[i]
+        drawn = noise(steps - 1 - i) if gamma else 0.0
+        y_hat = y + math.sqrt(t_hat**2 - t[i] ** 2) * s_noise * drawn
+        d = (y_hat - estimate(y_hat, t_hat)) / t_hat
+        y = y_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            slope = (y - estimate(y, t[i + 1])) / t[i + 1]
+            y = y_hat + (t[i + 1] - t_hat) * (d + slope) / 2
+    return y / 0.5
+
+
+@pytest.mark.parametrize("s_churn", [0.0, 1.2, 40.0])
+@pytest.mark.parametrize(("s_min", "s_max"), [(0.0, None), (0.05, 1.0)])
+def test_churn_is_edms_algorithm_2(s_churn, s_min, s_max):
+    mixture, x, noise = three_in_the_plane(), normal(20, 2), seeded((20, 2))
+    states = [7.5, 3.0, 1.1, 0.8, -2.0, -4.5]
+    options = {"s_churn": s_churn, "s_min": s_min, "s_max": s_max, "s_noise": 1.003}
+    torch.testing.assert_close(
+        sampler("heun", **options)(mixture.posterior_mean, x, states, noise=noise),
+        literal_churn(mixture.posterior_mean, x, states, noise, **options),
+        rtol=1e-10,
+        atol=1e-10,
+    )
 
 
 def literal_dpmpp_2m(denoise, x, states):
@@ -317,6 +389,9 @@ def test_clipping_bounds_every_estimate():
         bounded,
         sampler("ddim")(clipped(mixture.posterior_mean, (-0.5, 1.0)), x, even(12)),
     )
+    tensors = torch.tensor([[-0.5, -0.5], [1.0, 1.0]], dtype=torch.float64)
+    same = sampler("ddim", clip=tuple(tensors))(mixture.posterior_mean, x, even(12))
+    assert torch.equal(same, bounded)
     wide = sampler("ddim", clip=(-100, 100))(mixture.posterior_mean, x, even(12))
     assert torch.equal(wide, free)
 
@@ -360,6 +435,9 @@ def test_a_subset_of_states_samples_like_a_schedule_of_its_own():
         ("ddim", {"eta": 1.5}, "eta"),
         ("ddim", {"eta": -0.1}, "eta"),
         ("ddim", {"eta": math.nan}, "eta"),
+        ("ddpm", {"variance": "learnt"}, "variance"),
+        ("heun", {"s_churn": -1.0}, "s_churn"),
+        ("heun", {"s_noise": math.nan}, "s_noise"),
         ("ddim", {"clip": (1, -1)}, "clip"),
         ("heun", {"clip": (1,)}, "clip"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import config, noise, pairing, plan, training
+from pipeline import config, noise, pairing, plan, sampling, training
 from pipeline.errors import UserError
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
@@ -28,11 +29,15 @@ def images():
     return np.clip(ramps, 0, 255).astype(np.uint8)
 
 
+def latents_paths(folder):
+    return [folder / "0.arrow", folder / "1.arrow"]
+
+
 @pytest.fixture
 def latents(images, tmp_path):
     paths = []
     for part, rows in enumerate((slice(0, 30), slice(30, ROWS))):  # two shards
-        paths.append(tmp_path / f"{part}.arrow")
+        paths.append(latents_paths(tmp_path)[part])
         labels = np.arange(ROWS)[rows] % 3
         write_shard(paths[-1], [(images[rows], labels)], (1, SIZE, SIZE), [127.5], 73.9)
     return Latents(paths)
@@ -284,6 +289,36 @@ def test_a_mixture_sends_each_state_to_its_owner(latents, tmp_path):
     assert np.abs(few.astype(int) - many[2:5].astype(int)).max() <= 1
 
 
+def test_clipped_samples_are_of_estimates_within_the_range_of_pixels(tmp_path):
+    """Levels 0 and 255 in the networks' scale, and estimates that go far beyond them."""
+    states = [4.0, 0.0, -4.0]
+    mixture = Mixture(mixture_of([(tmp_path, "state", 0, 2)], spec(), states), None)
+    mixture.denoise = lambda x, log_snr, labels=None: 3 * x.abs() - 2
+    start = noise.normal(noise.derive_key(0, "sampling"), 0, torch.arange(8), (1, SIZE, SIZE))
+    found = {}
+    for clip in (None, (-127.5 / 73.9, 127.5 / 73.9)):
+        walk = sampling.sampler("ddim", clip=clip)
+        found[clip is not None] = mixture.decode(walk(mixture.denoiser(), start, states))
+    assert not np.array_equal(found[False], found[True])
+    for clip, expected in found.items():
+        drawn, _ = draw(mixture, states, range(8), seed=0, kind="ddim", clip=clip)
+        assert np.array_equal(drawn, expected)
+
+
+def test_the_noise_of_churn_is_none_of_the_other_steps_or_the_starts(
+    latents, tmp_path, monkeypatch
+):
+    training.train(spec(), latents, tmp_path)
+    described = mixture_of([(tmp_path, "state", 0, 2)], spec(), [4.0, 0.0, -4.0])
+    mixture = Mixture(described, lambda e: tmp_path / e["file"])
+    slots, normal = [], noise.normal
+    monkeypatch.setattr(
+        noise, "normal", lambda k, slot, *r: slots.append(slot) or normal(k, slot, *r)
+    )
+    draw(mixture, [4.0, 0.0, -4.0], range(2), seed=0, kind="heun", s_churn=1.0)
+    assert sorted(slots) == [0, 1, 2, 3]
+
+
 def test_a_mixtures_identity_is_its_weights_not_where_they_came_from():
     base = spec()
     one = mixture_of([("a", "state", 0, 2)], base, base["log_snr"])
@@ -424,6 +459,71 @@ def test_corrected_densities_keep_the_objective(latents):
     assert (drawn == 4.0).mean() == pytest.approx(0.75, abs=0.01)
     for state in (4.0, 0.0, -4.0):  # density times weight is uniform
         assert weight[drawn == state].sum() / 9000 == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_curriculums_weights_reach_the_loss_of_its_own_states_only(latents):
+    weighted = spec(curriculum={"kind": "speed", "tau": 0.5, "lam": 0.9}, images=9000)
+    draws = training.Draws(weighted, latents)
+    drawn, weight = draws.states(0, 9000)
+    own = dict(zip([4.0, 0.0, -4.0], draws.curriculum.weights, strict=True))
+    assert own[4.0] == pytest.approx(0.1) and own[0.0] == own[-4.0] == 1.0
+    np.testing.assert_array_equal(weight, [own[v] for v in drawn])
+    far = spec(**weighted | {"training": {}, "decouple": {"outside": 1.0, "axis": [9.0]}})
+    assert (training.Draws(far, latents).states(0, 100)[1] == 1.0).all()
+
+
+@pytest.fixture
+def other_device(monkeypatch):
+    """A device that is not the CPU and holds no numbers: what mixes the two fails as on a GPU."""
+    item, normal = torch.Tensor.item, noise.normal
+    monkeypatch.setattr(torch.Tensor, "item", lambda t: 0.0 if t.is_meta else item(t))
+    monkeypatch.setattr(sampling, "_check_clip", lambda clip: None)  # looks at the numbers
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+    def drawn(key, slot, ids, shape, *device):
+        if not isinstance(ids, torch.Tensor) or not ids.is_meta:
+            return normal(key, slot, ids, shape, *device)
+        return torch.empty((len(ids), *shape), device=ids.device)
+
+    monkeypatch.setattr(noise, "normal", drawn)
+    return torch.device("meta")
+
+
+WEIGHTINGS = ["uniform", "v", "flow", "min-snr", "p2", "uncertainty"]
+SHARES = {"kind": "per-interval", "bounds": [2.0], "shares": [3.0, 1.0], "correct": True}
+
+
+@pytest.mark.parametrize("kind", WEIGHTINGS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log_snr": [0.5]},
+        {"log_snr": [0.5], "conditioning": "none"},
+        {"curriculum": SHARES},
+        {"curriculum": {"kind": "speed"}},
+        {"classes": 3, "network": spec()["network"] | {"label_dropout": 0.1}},
+        {"pairing": {"method": "knn-l2", "candidates": 4, "refresh": 0.1, "scale": 1.0}},
+    ],
+    ids=str,
+)
+def test_a_step_keeps_to_its_device(latents, tmp_path, other_device, kind, change):
+    latents = Latents(latents_paths(tmp_path), other_device)
+    settings = {"weighting": {"kind": kind}, "power_ema": [0.1]}
+    training.train(spec(**change, images=16, snapshots=[], training=settings), latents, tmp_path)
+    assert (tmp_path / "record.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])
+def test_sampling_keeps_to_its_device(latents, tmp_path, other_device, kind):
+    own = spec(images=16, snapshots=[16])
+    training.train(own, latents, tmp_path)
+    described = mixture_of([(tmp_path, "state", 0, 2)], own, [4.0, 0.0, -4.0])
+    file = tmp_path / "weights-16.safetensors"
+    mixture = Mixture(described, lambda e: file, other_device)
+    mixture.decode = lambda z, batch: z
+    options = {"s_churn": 1.0} if kind == "heun" else {}
+    z, _ = draw(mixture, [4.0, 0.0, -4.0], range(3), seed=0, kind=kind, clip=True, **options)
+    assert z.device == other_device and z.shape == (3, 1, SIZE, SIZE)
 
 
 def test_a_learned_weighting_survives_an_interruption(latents, tmp_path, monkeypatch):

@@ -103,6 +103,14 @@ def latents(params: Params, data: DatasetFacts) -> list[Job]:
     return _shards(params, data, 0, latent_facts(params, data).rows, "images")
 
 
+def pixel_std(data: DatasetFacts) -> float:
+    """Root of the pixels' average variance, in uint8 units. UserError if there is none."""
+    scale = float(np.sqrt(np.mean(np.square(data.std))))
+    if scale == 0:
+        raise UserError("data: every pixel of every image has the same value; nothing to learn")
+    return scale
+
+
 def held_out(params: Params, data: DatasetFacts) -> list[Job]:
     """The same for the held-out images (data.holdout), which no expert is trained on."""
     stop = data.rows + data.held_out
@@ -118,11 +126,8 @@ def _shards(
         base["flips_after"] = data.rows  # this row is the first one mirrored
     needs: tuple[str, ...] = ()
     if codec is None:
-        scale = float(np.sqrt(np.mean(np.square(data.std))))
-        if scale == 0:
-            raise UserError("data: every pixel of every image has the same value; nothing to learn")
         # Unit average variance: log-SNRs then mean what they say.
-        base |= {"shift": list(data.mean), "scale": scale}
+        base |= {"shift": list(data.mean), "scale": pixel_std(data)}
     else:
         base |= {"encoder": codec.name, "variance": latent.sample}
         needs = (codec.name,)

@@ -20,6 +20,7 @@ from pipeline.plan.inputs import (
     images_of,
     latent_facts,
     latents,
+    pixel_std,
     spectrum,
 )
 from pipeline.plan.job import Job, code_of
@@ -27,6 +28,7 @@ from pipeline.plan.job import Job, code_of
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
+HALF_RANGE = 127.5  # in uint8 units, of images that are scaled to [-1, 1]
 FROM_DATA = (config.FittedSchedule, config.ElboSchedule)
 
 
@@ -190,6 +192,13 @@ def _plan_recipe(
             recipe=name,
         )
         plan.experts.append(Expert(job, *own, images, snapshots, paired))
+    if getattr(recipe.sampling, "s_churn", 0) and any(
+        e.job.spec["conditioning"] == "none" for e in plan.experts
+    ):
+        raise ValueError(
+            "sampling.s_churn: churn visits noise levels between the states, and experts of one "
+            "state each answer at theirs only; leave it out"
+        )
     if recipe.merge.method != "route":
         for milestone in milestones:
             plan.merged[milestone] = _merged(params, data, plan, milestone)
@@ -584,6 +593,8 @@ def _build(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> n
     block = recipe.schedule
     apart = {"kind", "states", "source", "pilot_images"}
     options = block.model_dump(exclude=apart)
+    if options["shift"] == "unit-range":
+        options["shift"] = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
     if isinstance(block, FROM_DATA):
         if block.source == "pilot":
             options["error_curve"] = _error_curve(params, data, recipe)
