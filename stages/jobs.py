@@ -478,9 +478,13 @@ def run_features(
     settings = dict(spec["settings"])
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
+        learnt = labels
+        if labels is not None and len(np.unique(labels)) < 2:
+            reporter.log("all images have one label: the classifier learns rotations instead")
+            learnt = None
         module, report = train_classifier(
             _mapped(dataset, rows, entry),
-            labels,
+            learnt,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
             seed=spec["seed"],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 
-from pipeline import config
+from pipeline import config, feasibility
 from pipeline.errors import UserError
 
 GOOD = {
@@ -201,7 +202,20 @@ def test_a_block_of_another_form_replaces_the_default_block():
     ("text", "message"),
     [
         ("seed: [1", "not valid YAML"),
-        ("seed: 1\nseed: 2", "not valid YAML"),
+        ("seed: 1\nseed: 2", "params.yaml: line 2: the key `seed` stands there twice"),
+        ("a: " + "[" * 3000 + "]" * 3000, "params.yaml: nested too deep"),
+        ("a: &a [*a]", "params.yaml: nested too deep"),
+        ("seed: " + "9" * 5000, "params.yaml: not valid YAML: Exceeds the limit"),
+        ("seed: !!int x", "params.yaml: not valid YAML: invalid literal for int"),
+        ("a: '" + "x" * 300_000 + "'", "params.yaml: 300,005 bytes; at most 262,144 are read"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "\n".join(
+                f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
+                for a, b in itertools.pairwise("abcdefghijklmno")
+            ),
+            "params.yaml: its aliases stand for more than 100,000 values",
+        ),
         (
             "seed: 1\nrecipes: {}",
             "data, latent, features, evaluate, defaults missing; `data: {}` is",
@@ -230,9 +244,11 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
     raw = with_change("defaults.training.batch", 100)
     raw["defaults"]["network"] = {"multipliers": [1, 2, 2], "attention": [7]}
     raw["recipes"]["two"]["network"] = {"class_conditional": True}
-    raw["evaluate"] = {"samples": 51}
+    raw["evaluate"] = {"samples": 65}
     with pytest.raises(UserError) as caught:
-        config.check_against(config.resolve(raw), rows=50, resolution=10, classes=0)
+        feasibility.check_against(
+            config.resolve(raw), rows=50, resolution=10, channels=1, classes=0
+        )
     text = str(caught.value)
     for line in (
         "recipes.one.training.batch: 100 is larger than the dataset (50 images)",
@@ -240,6 +256,8 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
         "a multiple of 4",
         "recipes.one.network.attention: no level has resolution 7; there are [10, 5, 2]",
         "recipes.two.network.class_conditional: the dataset has no labels",
-        "evaluate.samples: 51 samples against 50 real images",
+        "evaluate.samples: 65 samples against 50 real images",
+        "features.extractor: 50 real images in 64 dimensions",
+        "features.batch: 50 images, 5 of them held out, are too few",
     ):
         assert line in text
