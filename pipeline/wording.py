@@ -34,7 +34,15 @@ ALIASES = {
         ("training.images", f"{IMAGES}: epochs times the dataset's images"),
     ),
     **dict.fromkeys(
-        ("iterations", "iters", "max_steps", "total_steps", "train_steps", "training_steps"),
+        (
+            "steps",
+            "iterations",
+            "iters",
+            "max_steps",
+            "total_steps",
+            "train_steps",
+            "training_steps",
+        ),
         ("training.images", f"{IMAGES}: steps times the batch"),
     ),
     **dict.fromkeys(("kimg", "duration"), ("training.images", IMAGES)),
@@ -226,6 +234,8 @@ def _meant(
     whole = [*names, "defaults"] if block is top else names
     close = difflib.get_close_matches(given, whole, n=1, cutoff=0.8)
     alias, note = ALIASES.get(word, ("", ""))
+    if word == "steps" and "states" in names:  # of a schedule
+        alias, note = ALIASES["timesteps"]
     note = f" ({note})" if note else ""
     own = alias.rpartition(".")[2]
     if own in names and (depth > 1 or "." not in alias):
