@@ -183,7 +183,7 @@ def _line(
         return f"{where}: no such key; {_meant(location[-1], parent, len(location), root, top)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(context["discriminator"]).strip("'")
-        options = _tags(error, model, location)
+        options = _tags(error, parent, location)
         given = context.get("tag")
         if given is None:
             return f"{where}.{tag}: missing; {nearest('', options)}"
@@ -298,11 +298,12 @@ def forms_of(annotation: Any) -> list[type[Block]]:
     return []
 
 
-def _tags(error: Any, model: type[Block], location: list[str]) -> list[str]:
+def _tags(error: Any, block: Any, location: list[str]) -> list[str]:
     expected = error.get("ctx", {}).get("expected_tags")
     if expected:
         return [t.strip("' ") for t in str(expected).split(",")]
-    forms = forms_of(model.model_fields[location[-1]].annotation) if location else []
+    known = location and location[-1] in _fields(block)
+    forms = forms_of(block.model_fields[location[-1]].annotation) if known else []
     return [
         option
         for form in forms

@@ -8,6 +8,7 @@ from typing import Any
 MOST_BYTES = 1 << 18
 # Values after the aliases are written out: a few lines of aliases of aliases stand for billions.
 MOST_VALUES = 100_000
+MOST_DIGITS = 400  # of an integer: a float has no more
 
 
 class NotReadable(Exception):
@@ -45,11 +46,17 @@ def read(text: bytes) -> Any:
 
 
 def _values(node: Any) -> int:
-    """Number of values below a node with every alias written out. RecursionError for a circle."""
+    """Number of values below a node with every alias written out. RecursionError for a circle.
+
+    NotReadable for an integer without end: Python would not write it in any message.
+    """
     known: dict[int, int] = {}
 
     def count(of: Any) -> int:
         if id(of) not in known:
+            if str(of.tag).endswith(":int") and len(of.value) > MOST_DIGITS:
+                line = of.start_mark.line + 1
+                raise NotReadable(f"line {line}: an integer of {len(of.value):,} digits")
             below = of.value if isinstance(of.value, list) else []
             known[id(of)] = 1 + sum(
                 count(part)

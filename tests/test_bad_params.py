@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PARSED, WRITTEN, SOURCES = 1_800, 200, 4
 SECONDS = 10  # that one may take
 # rows, resolution, channels, classes of datasets.
-DATASETS = [(1797, 8, 1, 10), (50_000, 32, 3, 10), (2, 1, 1, 0), (70, 30, 3, 1)]
+DATASETS = [*[(1797, 8, 1, 10), (50_000, 32, 3, 10)] * 4, (2, 1, 1, 0), (70, 30, 3, 1)]
 
 
 def _deep(depth: int) -> list:
@@ -43,9 +43,9 @@ VALUES = [
         "a.b",
         "/",
     ),
-    *(0, 1, -1, 2, 3, 7, 8, 64, 1000, 1001, 10**6, 2**31, 2**53, 2**63, 10**30, 10**5000, -(2**70)),
+    *(0, 1, -1, 2, 3, 7, 8, 64, 1000, 1001, 10**6, 2**31, 2**53, 2**63, 10**30, 10**400, -(2**70)),
     *(0.0, -0.0, 0.5, 1.0, 1e-300, 5e-324, 1.7e308, -1.7e308, float("nan"), float("inf")),
-    *([], {}, [[]], [1, 1], [0.5, 0.5], [1] * 50_000, _deep(900), {"kind": "x"}, {"kind": ["edm"]}),
+    *([], {}, [[]], [1, 1], [0.5, 0.5], [1] * 50_000, _deep(200), {"kind": "x"}, {"kind": ["edm"]}),
     *({"kind": None}, {1: 2}, {(1, 2): 3}, {"": ""}, {None: 1}, {1, 2}, b"x", object()),
     *("continuous", "edm", "linear", "uniform", "assignment", "unet", "per-state", "ddpm"),
 ]
@@ -96,23 +96,23 @@ def _spoilt(document, draw: random.Random):
     return document
 
 
-def _planned(params) -> None:
+def _planned(params, dataset) -> None:
     """As far as planning goes without measurements."""
-    for rows, resolution, channels, classes in DATASETS:
-        feasibility.check_against(params, rows, resolution, channels, classes)
-        facts = plan.DatasetFacts(
-            digest="d",
-            rows=rows - params.data.holdout,
-            held_out=params.data.holdout,
-            resolution=resolution,
-            channels=channels,
-            classes=classes,
-            mean=(100.0,) * channels,
-            std=(50.0,) * channels,
-        )
-        plan.check(params, facts)
-        plan.analyses(params, facts)
-        plan.experts(params, facts)
+    rows, resolution, channels, classes = dataset
+    facts = plan.DatasetFacts(
+        digest="d",
+        rows=rows - params.data.holdout,
+        held_out=params.data.holdout,
+        resolution=resolution,
+        channels=channels,
+        classes=classes,
+        mean=(100.0,) * channels,
+        std=(50.0,) * channels,
+    )
+    feasibility.check_against(params, *dataset)
+    plan.check(params, facts)
+    plan.analyses(params, facts)
+    plan.experts(params, facts)
 
 
 def _sources() -> list:
@@ -142,7 +142,7 @@ def test_bad_params_are_refused_in_words_and_soon(tmp_path):
                 path = tmp_path / "params.yaml"
                 path.write_bytes(_text(document, draw))
                 params = config.load(path)
-            _planned(params)
+            _planned(params, draw.choice(DATASETS))
         except UserError as e:
             refused += 1
             assert len(str(e)) < 20_000

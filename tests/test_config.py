@@ -207,7 +207,8 @@ def test_a_block_of_another_form_replaces_the_default_block():
         ("seed: 1\nseed: 2", "params.yaml: line 2: the key `seed` stands there twice"),
         ("a: " + "[" * 3000 + "]" * 3000, "params.yaml: nested too deep"),
         ("a: &a [*a]", "params.yaml: nested too deep"),
-        ("seed: " + "9" * 5000, "params.yaml: not valid YAML: Exceeds the limit"),
+        ("a: 1\nseed: " + "9" * 5000, "params.yaml: line 2: an integer of 5,000 digits"),
+        ("seed: 0x" + "f" * 5000, "params.yaml: line 1: an integer of 5,002 digits"),
         ("seed: !!int x", "params.yaml: not valid YAML: invalid literal for int"),
         ("a: '" + "x" * 300_000 + "'", "params.yaml: 300,005 bytes; at most 262,144 are read"),
         (

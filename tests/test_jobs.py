@@ -68,3 +68,16 @@ def test_mapped_images_are_the_datasets(workspace):
     for _ in range(2):  # the second time from the file of the first
         found = jobs._mapped(opened, ROWS - 10, entry)
         assert np.array_equal(found, opened.images(0, ROWS - 10))
+
+
+def test_a_classifier_of_one_class_learns_rotations(workspace):
+    """The labels occur in the dataset, so no key could leave them out."""
+    raw = workspace.root / "raw.npz"
+    np.savez(raw, images=np.load(raw)["images"], labels=np.full(ROWS, 3))
+    dataset.prepare(workspace.dataset, source="npz", path=raw)
+    job = plan.features(workspace.params, steps.facts_of(workspace))
+    entry = workspace.store.plan(job.kind, job.spec)
+    assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
+    report = json.loads(entry.file("report.json").read_text())
+    assert (report["task"], report["classes"]) == ("rotations", 4)
+    assert "one label: the classifier learns rotations instead" in entry.log.read_text()
