@@ -2,30 +2,75 @@
 
 All that is wrong is reported at once, each with its path and the nearest valid name. This module
 knows no datasets: what depends on one (a batch larger than it, an expert without labels) is
-checked by `check_against`.
+checked by `pipeline.feasibility`.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-import types
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline import yaml_document
 from pipeline.errors import UserError
+from pipeline.wording import TAGS, nearest, refusal, shown, validate
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+# Whatever costs time or memory has a bound well above anything that was ever of use: a slip of some
+# zeros is told at once, not by a machine out of memory.
+MOST_IMAGES = 10**12
+MOST_RUNS = 1_000  # recipes, each seed counted
+MOST_EXPERTS = 20_000  # of all recipes
+MOST_SHARDS = 100_000  # of samples, of all recipes and milestones
+MOST_WIDTH = 8_192  # channels of a convolution: 2.4 GB of float32 weights
+# exp(60) = 1e26: twice that in the exponent would leave float32's range, e^88, where weights
+# multiply SNRs. The noise or the signal itself is lost in float32's rounding from 32 on.
+MOST_LOG_SNR = 60.0
+MOST_SEARCHED = 12  # merge weights: the faces of their box are 3^n
+MOST_EVALUATIONS = 10_000  # of a search
+FEATURES = {"inception": 2048, "dinov2": 1024}  # of the published extractors
+
+Positive = Annotated[int, Field(gt=0, le=10**6)]
+Images = Annotated[int, Field(gt=0, le=MOST_IMAGES)]
+ImagesOrNone = Annotated[int, Field(ge=0, le=MOST_IMAGES)]
+Samples = Annotated[int, Field(gt=0, le=10**7)]
+Batch = Annotated[int, Field(gt=0, le=2**20)]
+Width = Annotated[int, Field(gt=0, le=MOST_WIDTH)]
+Depth = Annotated[int, Field(gt=0, le=64)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Spread = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]  # what is divided by
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+LogSnr = Annotated[float, Field(ge=-MOST_LOG_SNR, le=MOST_LOG_SNR, allow_inf_nan=False)]
+Sigma = Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 States = Annotated[int, Field(ge=1, le=1000)]
+Interval = Annotated[int, Field(gt=0, le=1000)]
+Widths = Annotated[list[Width], Field(max_length=1000)]
+LogSnrs = Annotated[list[LogSnr], Field(min_length=1, max_length=1000)]
+
+
+def _plain(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+def _class_in_file(text: str) -> str:
+    path, _, name = text.rpartition(":")
+    if not path or not name.isidentifier():
+        raise ValueError("must be path/to/file.py:ClassName")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
 
 
 class Block(BaseModel):
@@ -41,14 +86,15 @@ class Data(Block):
     """Where the images come from and their normal form."""
 
     source: Literal["digits", "fashion-mnist", "cifar10", "folder", "parquet", "npz"] = "digits"
-    path: str | None = None
+    path: Text | None = None
     split: Literal["train", "test"] = "train"
-    resolution: Positive | None = None  # pixels; null keeps the source's own
+    # Pixels; null keeps the source's own
+    resolution: Annotated[int, Field(gt=0, le=4096)] | None = None
     channels: Literal[1, 3] | None = None  # null keeps the source's own
     crop: Literal["center", "none"] = "center"
-    limit: Positive | None = None  # at most so many images, spread over the source
+    limit: Images | None = None  # at most so many images, spread over the source
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
-    holdout: NonNegative = 0  # images kept from training and scoring: a selection set
+    holdout: ImagesOrNone = 0  # images kept from training and scoring: a selection set
 
 
 class Pixels(Block):
@@ -56,38 +102,38 @@ class Pixels(Block):
 
     encoder: Literal["pixels"] = "pixels"
     flips: bool = False  # every image mirrored as well, as a row of its own
-    shard: Positive = 65_536  # rows a file
+    shard: Images = 65_536  # rows a file
 
 
 class Autoencoder(Block):
     """Latents of a small KL autoencoder that is trained here, on the dataset."""
 
     encoder: Literal["autoencoder"]
-    channels: Positive = 4  # of the latents
+    channels: Annotated[int, Field(gt=0, le=1024)] = 4  # of the latents
     downsample: Literal[2, 4, 8, 16] = 4
-    width: Positive = 32  # at the latents' resolution
-    blocks: Positive = 1  # residual blocks a level
-    images: Positive = 150_000  # training budget
-    batch: Positive = 64
+    width: Width = 32  # at the latents' resolution
+    blocks: Depth = 1  # residual blocks a level
+    images: Images = 150_000  # training budget
+    batch: Batch = 64
     learning_rate: PositiveFloat = 4e-3
     kl_weight: NonNegativeFloat = 1e-5
     sample: bool = False  # train on draws from the encoder's Gaussian, not on its mean
     flips: bool = False
-    shard: Positive = 65_536
-    threads: Positive = 1
+    shard: Images = 65_536
+    threads: Threads = 1
 
 
 class Diffusers(Block):
     """Latents of a published autoencoder, through the package `diffusers`."""
 
     encoder: Literal["diffusers"]
-    model: str  # a local folder or a hub id: AutoencoderKL or AutoencoderTiny
-    channels: Positive = 4
+    model: Text  # a local folder or a hub id: AutoencoderKL or AutoencoderTiny
+    channels: Annotated[int, Field(gt=0, le=1024)] = 4
     downsample: Literal[2, 4, 8, 16, 32] = 8
     sample: bool = False
     flips: bool = False
-    shard: Positive = 65_536
-    threads: Positive = 1
+    shard: Images = 65_536
+    threads: Threads = 1
 
 
 Latent = Pixels | Autoencoder | Diffusers
@@ -97,49 +143,52 @@ class Classifier(Block):
     """A small classifier trained here, on the dataset's labels (or on rotations without any)."""
 
     extractor: Literal["classifier"] = "classifier"
-    images: Positive = 60_000  # training budget
-    batch: Positive = 64
+    images: Images = 60_000  # training budget
+    batch: Batch = 64
     learning_rate: PositiveFloat = 4e-3
-    dimension: Positive = 64
-    channels: Positive = 32
+    dimension: Width = 64
+    channels: Annotated[int, Field(gt=0, le=1024)] = 32
 
 
 class TorchModule(Block):
     """Any torch module: `path/to/file.py:ClassName` with safetensors weights."""
 
     extractor: Literal["module"]
-    module: str
-    weights: str | None = None
+    module: Annotated[Text, AfterValidator(_class_in_file)]
+    weights: Text | None = None
 
 
 class Inception(Block):
     """torch-fidelity's port of the Inception network that published FIDs use."""
 
     extractor: Literal["inception", "dinov2"]
-    weights: str | None = None  # a local file; null lets torch-fidelity download its own
+    weights: Text | None = None  # a local file; null lets torch-fidelity download its own
 
 
 class Consistency(Block):
     """How alike recipes' or seeds' outputs are from the same noise."""
 
-    recipes: list[str]  # two or more; a name with `seeds` stands for all of its runs
-    samples: Annotated[int, Field(ge=2)] = 256
+    # Two or more; a name with `seeds` stands for all of its runs
+    recipes: Annotated[list[str], Field(max_length=MOST_RUNS)]
+    samples: Annotated[int, Field(ge=2, le=10**5)] = 256
     # Noise levels at which estimates from the same noisy images are compared.
-    states: Annotated[int, Field(ge=2)] = 9
+    states: Annotated[int, Field(ge=2, le=1000)] = 9
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of the confidence intervals
     resamples: Positive = 1_000  # of the bootstrap
     similarity: Annotated[float, Field(gt=-1, lt=1)] | None = None  # cosine of alike; null: fitted
-    nearest: Annotated[int, Field(ge=2)] = 50_000  # training images that copies are looked for in
+    # Training images that copies are looked for in
+    nearest: Annotated[int, Field(ge=2, le=MOST_IMAGES)] = 50_000
 
 
 class Evaluate(Block):
     """How samples are scored."""
 
-    samples: Positive = 2_000
-    seed: NonNegative = 0
-    shard: Positive = 2_000  # samples a job
-    batch: Positive = 250  # samples at once; part of the results' identity only to the last bit
-    neighbours: Positive = 3  # k of precision, recall, density and coverage
+    samples: Samples = 2_000
+    seed: Seed = 0
+    shard: Samples = 2_000  # samples a job
+    batch: Batch = 250  # samples at once; part of the results' identity only to the last bit
+    # k of precision, recall, density and coverage
+    neighbours: Annotated[int, Field(gt=0, le=1000)] = 3
     allow_few: bool = False  # score fewer samples than feature dimensions
     labels: Literal["dataset", "uniform"] = "dataset"  # classes of samples, in what proportions
     consistency: Consistency | None = None  # null: not measured
@@ -150,25 +199,27 @@ class Evaluate(Block):
 
 class UNet(Block):
     kind: Literal["unet"] = "unet"
-    channels: Positive = 32
-    multipliers: Annotated[list[Positive], Field(min_length=1)] = [1, 2]
-    blocks: Positive = 1  # residual blocks a level
-    attention: list[Positive] = []  # resolutions with self-attention
-    dropout: Share = 0.0
+    channels: Width = 32
+    multipliers: Annotated[list[Width], Field(min_length=1, max_length=10)] = [1, 2]
+    blocks: Depth = 1  # residual blocks a level
+    # Resolutions with self-attention
+    attention: Annotated[list[Positive], Field(max_length=10)] = []
+    dropout: BelowOne = 0.0
     projections: bool = False  # channel-wise, after each level (Decouple-then-Merge)
     class_conditional: bool = False
-    label_dropout: Share = 0.1
+    label_dropout: BelowOne = 0.1
 
 
 class MultiDecoder(UNet):
     """A shared encoder and a decoder for each interval of the partition (Zhang et al. 2024)."""
 
     kind: Literal["multi-decoder"]
-    decoder_channels: Annotated[list[Positive], Field(min_length=1)]  # base widths, cleanest first
+    # Base widths, cleanest first
+    decoder_channels: Annotated[list[Width], Field(min_length=1, max_length=1000)]
 
 
 # Added to every log-SNR; `unit-range`: what makes it a schedule for images in [-1, 1].
-Shift = Finite | Literal["unit-range"]
+Shift = LogSnr | Literal["unit-range"]
 
 
 class LinearSchedule(Block):
@@ -192,8 +243,8 @@ class LogSnrSchedule(Block):
 
     kind: Literal["log-snr"]
     states: States | Literal["continuous"] = 16
-    log_snr_max: Finite = 9.0
-    log_snr_min: Finite = -9.0
+    log_snr_max: LogSnr = 9.0
+    log_snr_min: LogSnr = -9.0
     shift: Shift = 0.0
     zero_terminal: bool = False
 
@@ -203,11 +254,11 @@ class EdmSchedule(Block):
 
     kind: Literal["edm"]
     states: States | Literal["continuous"] = "continuous"
-    sigma_min: PositiveFloat = 0.002
-    sigma_max: PositiveFloat = 80.0
-    sigma_data: PositiveFloat = 0.5
-    rho: PositiveFloat = 7.0
-    shift: Finite = 0.0
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    sigma_data: Sigma = 0.5
+    rho: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)] = 7.0
+    shift: LogSnr = 0.0
 
 
 class LogisticSchedule(Block):
@@ -215,17 +266,17 @@ class LogisticSchedule(Block):
 
     kind: Literal["logistic"]
     states: States = 16
-    mean: Finite = 0.0
-    scale: PositiveFloat = 2.0
-    log_snr_max: Finite = 9.0
-    log_snr_min: Finite = -9.0
+    mean: LogSnr = 0.0
+    scale: Spread = 2.0
+    log_snr_max: LogSnr = 9.0
+    log_snr_min: LogSnr = -9.0
     shift: Shift = 0.0
     zero_terminal: bool = False
 
 
 class ExplicitSchedule(Block):
     kind: Literal["explicit"]
-    log_snr: Annotated[list[Finite], Field(min_length=1)]
+    log_snr: LogSnrs
     shift: Shift = 0.0
     zero_terminal: bool = False
 
@@ -235,12 +286,12 @@ class FittedSchedule(Block):
 
     kind: Literal["fitted"]
     states: States = 16
-    power: NonNegativeFloat = 0.5
+    power: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.5
     source: Literal["spectrum", "pilot"] = "spectrum"  # whose error: a Gaussian's, a short run's
-    pilot_images: Positive = 20_000  # budget of that run
-    log_snr_max: Finite = 9.0
-    log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    pilot_images: Images = 20_000  # budget of that run
+    log_snr_max: LogSnr = 9.0
+    log_snr_min: LogSnr = -9.0
+    shift: LogSnr = 0.0
     zero_terminal: bool = False
 
 
@@ -250,10 +301,10 @@ class ElboSchedule(Block):
     kind: Literal["elbo"]
     states: States = 16
     source: Literal["spectrum", "pilot"] = "spectrum"
-    pilot_images: Positive = 20_000
-    log_snr_max: Finite = 9.0
-    log_snr_min: Finite = -9.0
-    shift: Finite = 0.0
+    pilot_images: Images = 20_000
+    log_snr_max: LogSnr = 9.0
+    log_snr_min: LogSnr = -9.0
+    shift: LogSnr = 0.0
     zero_terminal: bool = False
 
 
@@ -278,7 +329,7 @@ class SinglePartition(Block):
 class Cut(Block):
     """The time axis cut into intervals: an expert each, or a decoder of a multi-decoder network."""
 
-    channels: list[Positive] = []  # base width of each expert, cleanest first; []: network.channels
+    channels: Widths = []  # base width of each expert, cleanest first; []: network.channels
 
 
 class PerStatePartition(Cut):
@@ -291,43 +342,43 @@ class UniformPartition(Cut):
     """Intervals with equally many states (to one)."""
 
     kind: Literal["uniform"]
-    intervals: Positive
+    intervals: Interval
 
 
 class BoundsPartition(Cut):
     """An interval between each two of these log-SNRs (descending, the ends left out)."""
 
     kind: Literal["bounds"]
-    log_snr: Annotated[list[Finite], Field(min_length=1)]
+    log_snr: LogSnrs
 
 
 class SnrPartition(Cut):
     """Least distance in log-SNR of the states to the middle of their interval (Go et al. 2023)."""
 
     kind: Literal["snr"]
-    intervals: Positive = 3
+    intervals: Interval = 3
 
 
 class OptimalDenoiserPartition(Cut):
     """Where the dataset's own optimal denoiser changes (Zhang et al. 2024, algorithm 1)."""
 
     kind: Literal["optimal-denoiser"]
-    intervals: Positive = 3
+    intervals: Interval = 3
     # Two anchors give three intervals; `matrix` any number, from the similarities of all nodes.
     method: Literal["two-anchor", "matrix"] = "two-anchor"
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     eta: PositiveFloat = 2 / 256
     draws: Positive = 5_000
     nodes: Annotated[int, Field(ge=2, le=200)] = 40  # of `matrix`
-    rows: Positive = 50_000  # of the dataset, a fair sample
+    rows: Images = 50_000  # of the dataset, a fair sample
 
 
 class LearntPartition(Cut):
     """From a short run of the recipe's network: equal parts of its loss, or alike gradients."""
 
     kind: Literal["gradient", "loss"]
-    intervals: Positive = 3
-    pilot_images: Positive = 20_000
+    intervals: Interval = 3
+    pilot_images: Images = 20_000
     nodes: Annotated[int, Field(ge=2, le=200)] = 40
 
 
@@ -354,11 +405,12 @@ class Assignment(Block):
     """Linear assignment of the noises of a pass to its images (immiscible diffusion)."""
 
     method: Literal["assignment"]
-    block: Positive = 256  # images that are solved together exactly
-    sweeps: Positive = 1  # 1 is batch-wise; more approach an assignment of the whole dataset
+    block: Annotated[int, Field(gt=0, le=16_384)] = 256  # images that are solved together exactly
+    # 1 is batch-wise; more approach an assignment of the whole dataset
+    sweeps: Annotated[int, Field(gt=0, le=1000)] = 1
     within_class: bool = True  # of a class-conditional network: noise then tells nothing of class
-    components: Positive | None = None  # cost in so many principal components; null: all pixels
-    keep: Positive | None = None  # paired noise in so many components, fresh noise in the others
+    components: Width | None = None  # cost in so many principal components; null: all pixels
+    keep: Width | None = None  # paired noise in so many components, fresh noise in the others
     refresh: Share = 0.0  # share of the noise's variance that is drawn anew
     scale: PositiveFloat = 1.0
 
@@ -369,8 +421,8 @@ class Nearest(Block):
     method: Literal["knn-l2", "knn-dot"]
     candidates: Annotated[int, Field(ge=2, le=65_536)] = 8
     center: bool = True  # choose by the rows without their mean; false is the paper's
-    components: Positive | None = None
-    keep: Positive | None = None
+    components: Width | None = None
+    keep: Width | None = None
     refresh: Share = 0.0
     scale: PositiveFloat = 1.0
 
@@ -383,8 +435,8 @@ class Clts(Block):
     """From uniform to a Gaussian over the time axis (Xu et al. 2024; a reconstruction)."""
 
     kind: Literal["clts"]
-    mu: Finite = 0.3  # place on the time axis, 0 cleanest, 1 noisiest
-    sigma: PositiveFloat = 0.3
+    mu: LogSnr = 0.3  # place on the time axis, 0 cleanest, 1 noisiest
+    sigma: Spread = 0.3
     end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the run: then it stays
     lambda_max: Share = 1.0
 
@@ -393,8 +445,8 @@ class StaticDensity(Block):
     """CLTS's end state from the first image on: its control."""
 
     kind: Literal["static"]
-    mu: Finite = 0.3
-    sigma: PositiveFloat = 0.3
+    mu: LogSnr = 0.3
+    sigma: Spread = 0.3
     lambda_max: Share = 1.0
 
 
@@ -402,7 +454,7 @@ class EasyToHard(Block):
     """Noisiest states first, then the union with ever cleaner ones (Kim et al. 2025)."""
 
     kind: Literal["easy-to-hard"]
-    clusters: Positive | None = None
+    clusters: States | None = None
     end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
@@ -410,16 +462,16 @@ class EdmLognormal(Block):
     """ln sigma normal, as in EDM (sigma_data = 0.5)."""
 
     kind: Literal["edm-lognormal"]
-    mean: Finite = -1.2
-    std: PositiveFloat = 1.2
+    mean: LogSnr = -1.2
+    std: Spread = 1.2
 
 
 class LogitNormal(Block):
     """Esser et al. 2024; their objective is this density with training.weighting: flow."""
 
     kind: Literal["logit-normal"]
-    mean: Finite = 0.0
-    std: PositiveFloat = 1.0
+    mean: LogSnr = 0.0
+    std: Spread = 1.0
 
 
 class Speed(Block):
@@ -443,7 +495,8 @@ class IntervalDensity(Block):
         ]
         | None
     ) = None  # null: the recipe's own
-    shares: list[PositiveFloat] = []  # of each interval, cleanest first; []: equal
+    # Of each interval, cleanest first; []: equal
+    shares: Annotated[list[PositiveFloat], Field(max_length=1000)] = []
     correct: bool = False  # importance weights that keep the objective of the uniform density
 
 
@@ -477,7 +530,7 @@ class P2Weighting(Block):
 
     kind: Literal["p2"]
     k: PositiveFloat = 1.0
-    gamma: NonNegativeFloat = 1.0
+    gamma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
 
 
 class UncertaintyWeighting(Block):
@@ -486,28 +539,32 @@ class UncertaintyWeighting(Block):
     kind: Literal["uncertainty"]
 
 
-Length = Annotated[float, Field(gt=0, lt=0.28)]  # sigma_rel: of the run, 1/sqrt(12) for all of it
+Length = Annotated[
+    float, Field(ge=1e-3, lt=0.28)
+]  # sigma_rel: of the run, 1/sqrt(12) for all of it
 
 
 class Training(Block):
-    images: Positive = 200_000  # in all, over all experts of the recipe
-    batch: Positive = 64
+    images: Images = 200_000  # in all, over all experts of the recipe
+    batch: Batch = 64
     learning_rate: PositiveFloat = 2e-3
-    warmup: NonNegative = 5_000  # images, per expert at most a tenth of its budget
+    warmup: ImagesOrNone = 5_000  # images, per expert at most a tenth of its budget
     decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "mdlrc", "momentum-decay"] = (
         "cosine"
     )
     floor: Share = 0.05  # learning rate at the end of `linear` and `cosine`, as a factor
-    reference_images: Positive | None = None  # of `inverse-sqrt`: where the decay begins
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    reference_images: Images | None = None  # of `inverse-sqrt`: where the decay begins
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     weight_decay: NonNegativeFloat = 0.0
-    ema_halflife: NonNegative = 10_000  # images of an expert; 0 keeps the last weights
-    power_ema: list[Length] = []  # averages kept beside it, for merge.method: post-hoc
+    ema_halflife: ImagesOrNone = 10_000  # images of an expert; 0 keeps the last weights
+    # Averages kept beside it, for merge.method: post-hoc
+    power_ema: Annotated[list[Length], Field(max_length=20)] = []
     budget: Literal["uniform", "curriculum", "by-difficulty"] = "uniform"  # split over experts
     start: Literal["random", "shared-seed"] = "random"
-    parent: str | None = None  # start from the network that this recipe ends with
+    parent: Text | None = None  # start from the network that this recipe ends with
     train: Literal["all", "decoders"] = "all"  # of a multi-decoder network with a parent
-    milestones: list[Positive] = []  # images in all; the end always is one
+    # Images in all; the end always is one
+    milestones: Annotated[list[Images], Field(max_length=1000)] = []
     weighting: Annotated[
         PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting,
         Field(discriminator="kind"),
@@ -515,7 +572,7 @@ class Training(Block):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False  # torch.compile: other roundings, so part of the result's identity
     experts_per_job: Positive = 1  # small experts trained by one process, one after the other
-    threads: Positive = 1  # CPU threads of a job: fixed, so that results do not depend on the host
+    threads: Threads = 1  # CPU threads of a job: fixed, so that results do not depend on the host
 
 
 class Walk(Block):
@@ -584,13 +641,20 @@ class TaskVectorMerge(Block):
     method: Literal["task-vector"]
     # Of each expert, cleanest first, or such a list by the beginning of a layer's name ("" is all
     # others); null: searched.
-    weights: list[Finite] | dict[str, list[Finite]] | None = None
-    images: Positive = 2_048  # of the selection set that the search evaluates on
-    confirm: NonNegative = 0  # samples whose FID chooses among the best candidates; 0: the loss
+    weights: (
+        Annotated[list[Finite], Field(max_length=1000)]
+        | Annotated[
+            dict[str, Annotated[list[Finite], Field(max_length=1000)]], Field(max_length=1000)
+        ]
+        | None
+    ) = None
+    images: Images = 2_048  # of the selection set that the search evaluates on
+    # Samples whose FID chooses among the best candidates; 0: the loss
+    confirm: Annotated[int, Field(ge=0, le=10**6)] = 0
     bounds: Annotated[list[Finite], Field(min_length=2, max_length=2)] = [0.0, 1.5]
     search: Literal["quadratic", "grid", "random"] = "quadratic"
-    levels: Positive = 5  # values of each weight that `grid` tries
-    evaluations: Positive = 20  # of `random`
+    levels: Annotated[int, Field(ge=2, le=1000)] = 5  # values of each weight that `grid` tries
+    evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS)] = 20  # of `random`
 
 
 class TiesMerge(Block):
@@ -605,7 +669,7 @@ class SnapshotMerge(Block):
     """One network: a weighted sum of one run's snapshots, searched (LCSC)."""
 
     method: Literal["snapshots"]
-    images: Positive = 2_048
+    images: Images = 2_048
 
 
 class PostHocMerge(Block):
@@ -619,8 +683,9 @@ Merge = Route | AverageMerge | TaskVectorMerge | TiesMerge | SnapshotMerge | Pos
 
 
 class Recipe(Block):
-    seeds: list[NonNegative] = []  # a run for each, as NAME-seed0 ...; []: one with `seed`
-    seed: NonNegative | None = None
+    # A run for each, as NAME-seed0 ...; []: one with `seed`
+    seeds: Annotated[list[Seed], Field(max_length=MOST_RUNS)] = []
+    seed: Seed | None = None
     network: Annotated[UNet | MultiDecoder, Field(discriminator="kind")] = UNet()
     schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
@@ -643,7 +708,7 @@ class Recipe(Block):
 class Params(Block):
     """A whole params.yaml, every recipe resolved."""
 
-    seed: NonNegative = 0
+    seed: Seed = 0
     data: Data = Data()
     latent: Annotated[Latent, Field(discriminator="encoder")] = Pixels()
     features: Annotated[Classifier | TorchModule | Inception, Field(discriminator="extractor")] = (
@@ -654,7 +719,6 @@ class Params(Block):
 
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
 SECTIONS = ("seed", "data", "latent", "features", "evaluate", "defaults", "recipes")
 
 
@@ -663,16 +727,14 @@ SECTIONS = ("seed", "data", "latent", "features", "evaluate", "defaults", "recip
 
 def load(path: Path) -> Params:
     """Read, resolve and check a params.yaml. UserError listing all that is wrong with it."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        raw = yaml_document.read(path.read_bytes())
     except FileNotFoundError as e:
-        raise UserError(f"{path}: not found; run in the project's folder, or pass --params") from e
-    except (YAMLError, UnicodeDecodeError) as e:
-        where = " ".join(str(e).split())
-        raise UserError(f"{path}: not valid YAML: {where}") from e
+        raise UserError(f"{path}: not found; run in the project's folder") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except yaml_document.NotReadable as e:
+        raise UserError(f"{path}: {e}") from e
     missing = [key for key in SECTIONS if isinstance(raw, dict) and key not in raw]
     if missing:  # DVC tracks them by name, so an empty one must stand there
         example = "seed: 0" if missing[0] == "seed" else f"{missing[0]}: {{}}"
@@ -692,29 +754,31 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
         problems.append("recipes: at least one recipe is needed, as `recipes: {ddpm: {}}`")
         recipes = {}
 
-    top = _validate(Params, {**shared, "recipes": {}}, (), problems, known_extra=("defaults",))
+    top = validate(Params, {**shared, "recipes": {}}, (), problems, Recipe, Params)
     before = len(problems)
-    _validate(Recipe, defaults, ("defaults",), problems)
+    validate(Recipe, defaults, ("defaults",), problems, Recipe, Params)
     defaults_bad = len(problems) > before
     resolved: dict[str, Recipe] = {}
     for name, own in recipes.items():
         path = ("recipes", name)
         if not isinstance(name, str) or not NAME.fullmatch(name):
             problems.append(
-                f"recipes.{name}: a recipe's name is lower-case letters, digits, - and _, "
-                "beginning with a letter, at most 40 long"
+                f"recipes.{str(name)[:60]}: a recipe's name is lower-case letters, digits, - and "
+                "_, beginning with a letter, at most 40 long"
             )
             continue
         own = {} if own is None else own
         if not isinstance(own, dict):
-            problems.append(f"recipes.{name}: expected blocks such as `schedule`, found {own!r}")
+            problems.append(
+                f"recipes.{name}: expected blocks such as `schedule`, found {shown(own)}"
+            )
             continue
         if defaults_bad:  # the recipe is checked alone, so that each mistake is told once
             alone: list[str] = []
-            _validate(Recipe, own, path, alone)
+            validate(Recipe, own, path, alone, Recipe, Params)
             problems.extend(p for p in alone if "missing" not in p)
             continue
-        recipe = _validate(Recipe, merge(defaults, own), path, problems)
+        recipe = validate(Recipe, merge(defaults, own), path, problems, Recipe, Params)
         if recipe is not None:
             found = list(_contradictions(recipe))
             problems.extend(f"{'.'.join(path)}.{key}: {text}" for key, text in found)
@@ -723,14 +787,18 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
         problems.extend(
             f"recipes.{name}.{key}: {text}" for key, text in _strange_parent(name, resolved)
         )
+    problems.extend(_same_names(resolved))
+    if top is not None:
+        problems.extend(_strange_sections(top))
     if top is not None and not problems:
         problems.extend(_without_holdout(top, resolved))
         problems.extend(_without_pixels(top, resolved))
+        problems.extend(_too_many(top, resolved))
     compared: list[str] = []
     if top is not None and top.evaluate.consistency is not None and len(resolved) == len(recipes):
         compared = _compared(top.evaluate.consistency.recipes, resolved, problems)
     if problems:
-        raise _refusal(source, problems)
+        raise refusal(source, problems)
     assert top is not None
     evaluate = top.evaluate
     if evaluate.consistency is not None:
@@ -743,6 +811,79 @@ def _runs(name: str, recipe: Recipe) -> list[str]:
     return [f"{name}-seed{seed}" for seed in recipe.seeds] or [name]
 
 
+def _same_names(recipes: dict[str, Recipe]) -> typing.Iterator[str]:
+    """Two runs of one name, of which one would silently replace the other."""
+    owners: dict[str, str] = {}
+    for name, recipe in recipes.items():
+        for seed, times in Counter(recipe.seeds).items():
+            if times > 1:
+                yield f"recipes.{name}.seeds: {seed} stands there {times} times; name each once"
+        for run in dict.fromkeys(_runs(name, recipe)):
+            if run in owners:
+                one, other = sorted((name, owners[run]), key=lambda n: not recipes[n].seeds)
+                yield (
+                    f"recipes.{one}.seeds: makes a run `{run}`, and there is a recipe "
+                    f"`{other}` of that name; rename one"
+                )
+            owners[run] = name
+
+
+def _strange_sections(top: Params) -> typing.Iterator[str]:
+    """Impossible combinations outside of the recipes."""
+    data, features = top.data, top.features
+    if data.limit is not None and data.holdout >= data.limit:
+        yield f"data.holdout: {data.holdout} of {data.limit} images (data.limit) leave none"
+    if isinstance(features, Classifier):
+        for key in ("channels", "dimension"):
+            if getattr(features, key) % 8:
+                yield (
+                    f"features.{key}: {getattr(features, key)} is no multiple of 8, the groups "
+                    "that the classifier normalises"
+                )
+    if isinstance(top.latent, Autoencoder) and top.latent.width * top.latent.blocks > MOST_WIDTH:
+        yield f"latent.width: times latent.blocks, {MOST_WIDTH:,} at most"
+    few, samples = top.evaluate.allow_few, top.evaluate.samples
+    if samples <= top.evaluate.neighbours:
+        yield (
+            f"evaluate.samples: {samples} samples have no {top.evaluate.neighbours} neighbours "
+            "each; raise it, or lower evaluate.neighbours"
+        )
+    size = dimension(top)
+    if size is not None and samples <= size and not few:
+        yield (
+            f"evaluate.samples: {samples} samples in {size} dimensions (features): the score would "
+            f"be mostly bias; use more than {size}, a smaller features.dimension, or set "
+            "evaluate.allow_few: true"
+        )
+
+
+def dimension(params: Params) -> int | None:
+    """Number of features that scores are computed on; None for a module, which says it itself."""
+    features = params.features
+    if isinstance(features, Classifier):
+        return features.dimension
+    return FEATURES.get(features.extractor)
+
+
+def _too_many(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[str]:
+    """More jobs than can be planned."""
+    runs = {name: len(_runs(name, recipe)) for name, recipe in recipes.items()}
+    if sum(runs.values()) > MOST_RUNS:
+        yield f"recipes: {sum(runs.values()):,} with each seed counted; at most {MOST_RUNS:,}"
+    experts = sum(runs[name] * (_experts(recipe) or 1) for name, recipe in recipes.items())
+    if experts > MOST_EXPERTS:
+        yield f"recipes: {experts:,} experts in all; at most {MOST_EXPERTS:,}"
+    milestones = sum(
+        runs[name] * (len(recipe.training.milestones) + 1) for name, recipe in recipes.items()
+    )
+    shards = -(-top.evaluate.samples // top.evaluate.shard) * milestones
+    if shards > MOST_SHARDS:
+        yield (
+            f"evaluate.shard: {top.evaluate.shard} samples a job makes {shards:,} jobs; at most "
+            f"{MOST_SHARDS:,}: raise it"
+        )
+
+
 def _compared(names: list[str], recipes: dict[str, Recipe], problems: list[str]) -> list[str]:
     """The runs that `evaluate.consistency.recipes` stands for, each once."""
     path = "evaluate.consistency.recipes"
@@ -751,7 +892,7 @@ def _compared(names: list[str], recipes: dict[str, Recipe], problems: list[str])
     before = len(problems)
     for i, name in enumerate(names):
         if name not in known:
-            problems.append(f"{path}.{i}: {name!r} is no recipe; {_nearest(name, list(known))}")
+            problems.append(f"{path}.{i}: {name!r} is no recipe; {nearest(name, list(known))}")
     found = list(dict.fromkeys(run for name in names for run in known.get(name, [])))
     if len(problems) == before and len(found) < 2:
         problems.append(
@@ -782,7 +923,7 @@ def _strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tu
     if parent is None:
         return
     if parent not in recipes:
-        yield "training.parent", f"{parent!r} is no recipe; {_nearest(parent, list(recipes))}"
+        yield "training.parent", f"{parent!r} is no recipe; {nearest(parent, list(recipes))}"
         return
     line = [name]
     while parent is not None and parent in recipes:
@@ -864,59 +1005,6 @@ def merge(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_against(params: Params, rows: int, resolution: int, classes: int) -> None:
-    """Refuse what is impossible with a dataset of `rows` square images. UserError lists it all."""
-    problems = []
-    if params.data.holdout >= rows:
-        problems.append(f"data.holdout: {params.data.holdout} of {rows} images leave none to train")
-    rows -= params.data.holdout
-    downsample = getattr(params.latent, "downsample", 1)
-    if resolution % downsample:
-        problems.append(
-            f"latent.downsample: {resolution} pixels are not a multiple of {downsample}; "
-            "set data.resolution"
-        )
-    pixels, resolution = resolution, max(resolution // downsample, 1)
-    what = "pixels" if downsample == 1 else f"of the {pixels} pixels' latents"
-    for name, recipe in params.recipes.items():
-        path = f"recipes.{name}"
-        if recipe.training.batch > rows:
-            problems.append(
-                f"{path}.training.batch: {recipe.training.batch} is larger than the dataset "
-                f"({rows} images)"
-            )
-        factor = 2 ** (len(recipe.network.multipliers) - 1)
-        if resolution % factor:
-            problems.append(
-                f"{path}.network.multipliers: {len(recipe.network.multipliers)} levels halve the "
-                f"image {len(recipe.network.multipliers) - 1} times, but {resolution} {what} are "
-                f"not a multiple of {factor}"
-            )
-        sizes = [resolution // 2**i for i in range(len(recipe.network.multipliers))]
-        for size in recipe.network.attention:
-            if size not in sizes:
-                problems.append(
-                    f"{path}.network.attention: no level has resolution {size}; there are {sizes}"
-                )
-        if recipe.network.class_conditional and not classes:
-            problems.append(
-                f"{path}.network.class_conditional: the dataset has no labels; set it to false"
-            )
-    compared = params.evaluate.consistency
-    if compared is not None and compared.samples > rows:
-        problems.append(
-            f"evaluate.consistency.samples: {compared.samples} noisy images need as many real "
-            f"ones, there are {rows}; lower it"
-        )
-    if params.evaluate.samples > rows and not params.evaluate.allow_few:
-        problems.append(
-            f"evaluate.samples: {params.evaluate.samples} samples against {rows} real images: "
-            "scores at different numbers cannot be compared; lower it, or set allow_few: true"
-        )
-    if problems:
-        raise _refusal("params.yaml", problems)
-
-
 def state_count(schedule: Schedule) -> int | None:
     """Number of states, None for a continuous schedule."""
     if isinstance(schedule, ExplicitSchedule):
@@ -935,23 +1023,28 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "schedule.log_snr", "must be strictly descending (cleanest state first)"
     if isinstance(partition, BoundsPartition) and not _descending(partition.log_snr):
         yield "partition.log_snr", "must be strictly descending (cleanest bound first)"
-    experts: int | None = 1
-    if isinstance(partition, PerStatePartition):
-        experts = states
-        if states is None:
-            yield "partition.kind", "per-state needs a number of states, not `continuous`"
-        elif getattr(schedule, "zero_terminal", False):
-            experts = states - 1  # nothing is learnt at a state without signal
-    elif isinstance(partition, BoundsPartition):
-        experts = len(partition.log_snr) + 1
-    elif not isinstance(partition, SinglePartition):
-        experts = partition.intervals
-        if states is not None and experts > states:
-            yield "partition.intervals", f"more intervals ({experts}) than states ({states})"
-    if getattr(partition, "method", "") == "two-anchor" and partition.intervals != 3:
-        yield "partition.method", "two-anchor gives three intervals; use matrix for others"
+    experts, trained = _experts(recipe), states
+    if states is not None and getattr(schedule, "zero_terminal", False):
+        trained = states - 1  # nothing is learnt at a state without signal
+        if not trained:
+            yield "schedule.zero_terminal", "leaves no state to train; give two `states` or more"
+    if isinstance(partition, PerStatePartition) and states is None:
+        yield "partition.kind", "per-state needs a number of states, not `continuous`"
+    if trained is not None and experts is not None and experts > trained:
+        key = "log_snr" if isinstance(partition, BoundsPartition) else "intervals"
+        yield f"partition.{key}", f"more intervals ({experts}) than states ({trained})"
+    for key, cut in (
+        ("partition", partition),
+        ("curriculum.partition", getattr(recipe.curriculum, "partition", None)),
+    ):
+        if getattr(cut, "method", "") == "two-anchor" and cut.intervals != 3:
+            yield f"{key}.method", "two-anchor gives three intervals; use matrix for others"
+        compared = getattr(cut, "nodes", 0)
+        if compared and getattr(cut, "method", "matrix") == "matrix" and cut.intervals > compared:
+            yield f"{key}.nodes", f"{compared} noise levels cannot make {cut.intervals} intervals"
     yield from _strange_networks(recipe, experts)
     yield from _strange_merge(recipe, experts)
+    yield from _strange_curriculum(recipe, experts, trained)
     if getattr(schedule, "zero_terminal", False) and states is None:
         yield "schedule.zero_terminal", "needs a number of states, not `continuous`"
     if experts and training.images < experts:
@@ -969,6 +1062,9 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "training.reference_images", "needed by decay: inverse-sqrt"
     if not _descending([-m for m in training.milestones]):
         yield "training.milestones", "must be strictly ascending"
+    for length, times in Counter(training.power_ema).items():
+        if times > 1:
+            yield "training.power_ema", f"{length:g} stands there {times} times; name each once"
     if recipe.sampling.steps is not None and states is not None and recipe.sampling.steps > states:
         yield (
             "sampling.steps",
@@ -981,14 +1077,58 @@ def _contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "pairing.within_class", "needs network.class_conditional: true (or leave it out)"
     if recipe.sampling.guidance != 1.0 and not recipe.network.class_conditional:
         yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
+    elif recipe.sampling.guidance != 1.0 and not recipe.network.label_dropout:
+        yield (
+            "network.label_dropout",
+            f"0 trains nothing without labels, which sampling.guidance: "
+            f"{recipe.sampling.guidance:g} asks for; use 0.1, or guidance 1",
+        )
     highest = getattr(recipe.sampling, "s_max", None)
     if highest is not None and recipe.sampling.s_min >= highest:
         yield "sampling.s_min", f"must be below s_max ({highest})"
 
 
+def _experts(recipe: Recipe) -> int | None:
+    """Number of intervals of the partition; None where the number of states is not known."""
+    partition, states = recipe.partition, state_count(recipe.schedule)
+    if isinstance(partition, SinglePartition):
+        return 1
+    if isinstance(partition, BoundsPartition):
+        return len(partition.log_snr) + 1
+    if isinstance(partition, PerStatePartition):
+        without = getattr(recipe.schedule, "zero_terminal", False)
+        return None if states is None else states - bool(without)
+    return partition.intervals
+
+
+def _strange_curriculum(
+    recipe: Recipe, experts: int | None, trained: int | None
+) -> typing.Iterator[tuple[str, str]]:
+    block = recipe.curriculum
+    clusters = getattr(block, "clusters", None)
+    if clusters is not None and trained is not None and clusters > trained:
+        yield "curriculum.clusters", f"more steps ({clusters}) than states ({trained})"
+    if isinstance(block, IntervalDensity) and block.shares:
+        cut = block.partition
+        if cut is not None:
+            experts = len(cut.log_snr) + 1 if isinstance(cut, BoundsPartition) else cut.intervals
+        if experts is not None and len(block.shares) != experts:
+            yield "curriculum.shares", f"{len(block.shares)} for {experts} intervals"
+    cut = getattr(block, "partition", None)
+    if isinstance(cut, BoundsPartition) and not _descending(cut.log_snr):
+        yield "curriculum.partition.log_snr", "must be strictly descending"
+
+
 def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:
     joint = isinstance(recipe.network, MultiDecoder)
     widths = recipe.partition_channels
+    decoders = recipe.network.decoder_channels if joint else []
+    widest = max([recipe.network.channels, *widths, *decoders]) * max(recipe.network.multipliers)
+    if widest > MOST_WIDTH:
+        yield (
+            "network.multipliers",
+            f"the widest level has {widest:,} channels; at most {MOST_WIDTH:,}",
+        )
     if joint:
         decoders = len(recipe.network.decoder_channels)
         if isinstance(recipe.partition, SinglePartition | PerStatePartition):
@@ -1025,6 +1165,11 @@ def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple
     if method == "snapshots":
         if not _one_network(recipe) or len(recipe.training.milestones) < 1:
             yield "merge.method", "snapshots needs one network with training.milestones"
+        elif len(recipe.training.milestones) > MOST_SEARCHED:
+            yield (
+                "training.milestones",
+                f"merge.method: snapshots finds the weights of at most {MOST_SEARCHED} and the end",
+            )
     elif method == "post-hoc":
         if not _one_network(recipe) or not recipe.training.power_ema:
             yield "merge.method", "post-hoc needs one network with training.power_ema: [0.05, 0.1]"
@@ -1042,149 +1187,37 @@ def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple
             if own and experts is not None and len(own) != experts:
                 key = f"merge.weights.{prefix}" if prefix else "merge.weights"
                 yield key, f"{len(own)} weights for {experts} experts"
-        if getattr(recipe.merge, "confirm", 0) and recipe.merge.weights is not None:
+        if isinstance(recipe.merge, TaskVectorMerge):
+            yield from _strange_search(recipe.merge, experts)
+
+
+def _strange_search(
+    block: TaskVectorMerge, experts: int | None
+) -> typing.Iterator[tuple[str, str]]:
+    """What a search for merge weights cannot do."""
+    if block.weights is not None:
+        if block.confirm:
             yield "merge.confirm", "belongs to a search: leave merge.weights out, or this"
+        return
+    if block.confirm == 1:
+        yield "merge.confirm", "one sample has no covariance; give two or more, or 0"
+    if block.bounds[0] >= block.bounds[1]:
+        yield "merge.bounds", f"must ascend, found {block.bounds}"
+    if experts is None:
+        return
+    if block.search == "quadratic" and experts > MOST_SEARCHED:
+        yield (
+            "merge.search",
+            f"quadratic finds at most {MOST_SEARCHED} weights, not {experts}; give merge.weights, "
+            "or use random",
+        )
+    if block.search == "grid" and block.levels**experts > MOST_EVALUATIONS:
+        yield (
+            "merge.levels",
+            f"{block.levels} levels of {experts} weights are more than {MOST_EVALUATIONS:,} "
+            "evaluations; lower it, or use quadratic",
+        )
 
 
 def _descending(values: list[float]) -> bool:
     return all(a > b for a, b in itertools.pairwise(values))
-
-
-# --- turning pydantic's errors into one line each
-
-
-def _validate(
-    model: type[Block],
-    raw: Any,
-    path: tuple[str, ...],
-    problems: list[str],
-    known_extra: tuple[str, ...] = (),
-) -> Any:
-    try:
-        return model.model_validate(_with_forms(model, raw))
-    except ValidationError as e:
-        for error in e.errors(include_url=False):
-            problems.append(_line(model, raw, path, error, known_extra))
-        return None
-
-
-def _with_forms(block: type[Block], raw: Any) -> Any:
-    """`raw` with the default form written where a block leaves its own out."""
-    if not isinstance(raw, dict):
-        return raw
-    filled = dict(raw)
-    for key, field in block.model_fields.items():
-        value, forms = raw.get(key), _forms(field.annotation)
-        if not isinstance(value, dict) or not forms:
-            continue
-        if len(forms) > 1 and not any(tag in value for tag in TAGS):
-            for form in forms:
-                for tag in TAGS:
-                    default = form.model_fields.get(tag)
-                    if default is not None and isinstance(default.default, str):
-                        value = {tag: default.default, **value}
-        form = _block_below(block, key, value)
-        filled[key] = value if form is None else _with_forms(form, value)
-    return filled
-
-
-def _line(
-    model: type[Block], raw: Any, path: tuple[str, ...], error: Any, known_extra: tuple[str, ...]
-) -> str:
-    """One error as `path: what is wrong; the way out`."""
-    location: list[str] = []
-    here, block = raw, model
-    steps = list(error["loc"])
-    for i, step in enumerate(steps):
-        last = i == len(steps) - 1
-        if isinstance(here, dict) and step not in here and not last:
-            continue  # pydantic names the chosen form of a union: not a key
-        if isinstance(step, str) and step not in _fields(block) and not isinstance(here, dict):
-            continue  # the same for a union of plain types
-        location.append(str(step))
-        if not last or error["type"] != "missing":
-            if isinstance(here, dict):
-                here = here.get(step)
-                block = _block_below(block, step, here)
-            elif isinstance(here, list) and isinstance(step, int):
-                here = here[step] if step < len(here) else None
-    where = ".".join([*path, *location])
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        parent = model
-        here = raw
-        for step in location[:-1]:
-            here = here.get(step) if isinstance(here, dict) else None
-            parent = _block_below(parent, step, here)
-        names = [*_fields(parent), *(known_extra if parent is model else ())]
-        return f"{where}: no such key; {_nearest(location[-1], names)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = str(context["discriminator"]).strip("'")
-        options = _tags(error, model, location, raw)
-        given = context.get("tag")
-        if given is None:
-            return f"{where}.{tag}: missing; {_nearest('', options)}"
-        return f"{where}.{tag}: {given!r} is none of them; {_nearest(given, options)}"
-    if kind == "literal_error":
-        options = [o.strip("'\" ") for o in re.split(r", | or ", context["expected"])]
-        return f"{where}: {here!r} is none of them; {_nearest(str(here), options)}"
-    text = error["msg"][0].lower() + error["msg"][1:]
-    return f"{where}: {text}, found {here!r}" if kind != "missing" else f"{where}: missing"
-
-
-def _fields(block: Any) -> list[str]:
-    return list(block.model_fields) if isinstance(block, type) else []
-
-
-def _block_below(block: Any, key: Any, value: Any) -> Any:
-    """The block class that describes `value`, found under `key` of `block`; None if none does."""
-    if not isinstance(block, type) or key not in block.model_fields:
-        return None
-    forms = _forms(block.model_fields[key].annotation)
-    if len(forms) > 1 and isinstance(value, dict):
-        for form in forms:
-            for tag in TAGS:
-                field = form.model_fields.get(tag)
-                if field is not None and value.get(tag, field.default) in typing.get_args(
-                    field.annotation
-                ):
-                    return form
-        return None
-    return forms[0] if forms else None
-
-
-def _forms(annotation: Any) -> list[type[Block]]:
-    if isinstance(annotation, type) and issubclass(annotation, Block):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [f for a in typing.get_args(annotation) for f in _forms(a)]
-    if typing.get_origin(annotation) is Annotated:
-        return _forms(typing.get_args(annotation)[0])
-    return []
-
-
-def _tags(error: Any, model: type[Block], location: list[str], raw: Any) -> list[str]:
-    expected = error.get("ctx", {}).get("expected_tags")
-    if expected:
-        return [t.strip("' ") for t in str(expected).split(",")]
-    forms = _forms(model.model_fields[location[-1]].annotation) if location else []
-    return [
-        option
-        for form in forms
-        for tag in TAGS
-        if tag in form.model_fields
-        for option in typing.get_args(form.model_fields[tag].annotation)
-    ]
-
-
-def _nearest(given: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    options = ", ".join(names)
-    return f"did you mean `{close[0]}`? (one of: {options})" if close else f"one of: {options}"
-
-
-def _refusal(source: str, problems: list[str]) -> UserError:
-    unique = list(dict.fromkeys(problems))
-    if len(unique) == 1:
-        return UserError(f"{source}: {unique[0]}")
-    return UserError(f"{source}: {len(unique)} mistakes:\n" + "\n".join(f"  {p}" for p in unique))

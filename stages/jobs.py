@@ -490,6 +490,8 @@ def run_features(
             progress=reporter.progress,
             **settings,
         )
+        if labels is not None and report["task"] == "rotations":
+            reporter.log("all images have one label: the classifier learnt rotations instead")
         features.save_extractor(module, entry.path / "extractor.safetensors", report)
         extractor = features.classifier_extractor(module, device=device())
     else:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, plan
+from pipeline import config, feasibility, plan
 from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.store import write_json
@@ -29,7 +29,7 @@ def prepare(workspace: Workspace) -> None:
     settings = data.model_dump(exclude={"holdout"})
     settings["path"] = raw_path(workspace)
     info = prepare_dataset(workspace.dataset, **settings)
-    facts_of(workspace)
+    plan.check(workspace.params, facts_of(workspace))
     classes = f", {len(info.classes)} classes" if info.classes else ", no labels"
     print(
         f"prepare: {info.rows:,} images of {info.resolution}x{info.resolution}, "
@@ -42,7 +42,9 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
     from pipeline.dataset import open_dataset
 
     info = open_dataset(workspace.dataset).info
-    config.check_against(workspace.params, info.rows, info.resolution, len(info.classes or ()))
+    feasibility.check_against(
+        workspace.params, info.rows, info.resolution, info.channels, len(info.classes or ())
+    )
     files = _extractor_files(workspace)
     return plan.facts(info, workspace.params.data.holdout, _analysed(workspace), files)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import subprocess
+import sys
 
 import pytest
 
-from pipeline import config
+from pipeline import config, feasibility
 from pipeline.errors import UserError
 
 GOOD = {
@@ -236,7 +239,21 @@ def test_a_block_of_another_form_replaces_the_default_block():
     ("text", "message"),
     [
         ("seed: [1", "not valid YAML"),
-        ("seed: 1\nseed: 2", "not valid YAML"),
+        ("seed: 1\nseed: 2", "params.yaml: line 2: the key `seed` stands there twice"),
+        ("a: " + "[" * 3000 + "]" * 3000, "params.yaml: nested too deep"),
+        ("a: &a [*a]", "params.yaml: nested too deep"),
+        ("a: 1\nseed: " + "9" * 5000, "params.yaml: line 2: an integer of 5,000 digits"),
+        ("seed: 0x" + "f" * 5000, "params.yaml: line 1: an integer of 5,002 digits"),
+        ("seed: !!int x", "params.yaml: not valid YAML: invalid literal for int"),
+        ("a: '" + "x" * 300_000 + "'", "params.yaml: 300,005 bytes; at most 262,144 are read"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "\n".join(
+                f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
+                for a, b in itertools.pairwise("abcdefghijklmno")
+            ),
+            "params.yaml: its aliases stand for more than 100,000 values",
+        ),
         (
             "seed: 1\nrecipes: {}",
             "data, latent, features, evaluate, defaults missing; `data: {}` is",
@@ -265,9 +282,11 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
     raw = with_change("defaults.training.batch", 100)
     raw["defaults"]["network"] = {"multipliers": [1, 2, 2], "attention": [7]}
     raw["recipes"]["two"]["network"] = {"class_conditional": True}
-    raw["evaluate"] = {"samples": 51}
+    raw["evaluate"] = {"samples": 65}
     with pytest.raises(UserError) as caught:
-        config.check_against(config.resolve(raw), rows=50, resolution=10, classes=0)
+        feasibility.check_against(
+            config.resolve(raw), rows=50, resolution=10, channels=1, classes=0
+        )
     text = str(caught.value)
     for line in (
         "recipes.one.training.batch: 100 is larger than the dataset (50 images)",
@@ -275,6 +294,301 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
         "a multiple of 4",
         "recipes.one.network.attention: no level has resolution 7; there are [10, 5, 2]",
         "recipes.two.network.class_conditional: the dataset has no labels",
-        "evaluate.samples: 51 samples against 50 real images",
+        "evaluate.samples: 65 samples against 50 real images",
+        "features.extractor: 50 real images in 64 dimensions",
+        "features.batch: 50 images, 5 of them held out, are too few",
     ):
         assert line in text
+
+
+# (where, what is put there, the whole line), of what was accepted or ended in a traceback before.
+REFUSED_LATE = [
+    (
+        "recipes.one.seeds",
+        [0, 0],
+        "recipes.one.seeds: 0 stands there 2 times; name each once",
+    ),
+    (
+        "recipes.one-seed1",
+        {"seeds": []},
+        "recipes.one.seeds: makes a run `one-seed1`, and there is a recipe `one-seed1` of that "
+        "name; rename one",
+    ),
+    (
+        "defaults.training.betas",
+        [1, 1],
+        "defaults.training.betas.0: input should be less than 1, found 1",
+    ),
+    (
+        "evaluate",
+        {"samples": 3, "allow_few": True},
+        "evaluate.samples: 3 samples have no 3 neighbours each; raise it, or lower "
+        "evaluate.neighbours",
+    ),
+    (
+        "evaluate.samples",
+        64,
+        "evaluate.samples: 64 samples in 64 dimensions (features): the score would be mostly bias; "
+        "use more than 64, a smaller features.dimension, or set evaluate.allow_few: true",
+    ),
+    (
+        "features",
+        {"extractor": "inception"},
+        "evaluate.samples: 2000 samples in 2048 dimensions (features): the score would be mostly "
+        "bias; use more than 2048, a smaller features.dimension, or set evaluate.allow_few: true",
+    ),
+    (
+        "features.dimension",
+        60,
+        "features.dimension: 60 is no multiple of 8, the groups that the classifier normalises",
+    ),
+    (
+        "features",
+        {"extractor": "module", "module": "a.py"},
+        "features.module: must be path/to/file.py:ClassName, found 'a.py'",
+    ),
+    (
+        "features",
+        {"extractor": "module", "module": "a\0.py:A"},
+        "features.module: must not hold a NUL character, found 'a\\x00.py:A'",
+    ),
+    ("data.path", "a\0b", "data.path: must not hold a NUL character, found 'a\\x00b'"),
+    (
+        "data",
+        {"limit": 8, "holdout": 8},
+        "data.holdout: 8 of 8 images (data.limit) leave none",
+    ),
+    (
+        "recipes.one.network",
+        {"class_conditional": True, "label_dropout": 0.0},
+        "recipes.one.network.label_dropout: 0 trains nothing without labels, which "
+        "sampling.guidance: 2 asks for; use 0.1, or guidance 1",
+    ),
+    (
+        "recipes.two.schedule",
+        {"kind": "log-snr", "states": 1, "zero_terminal": True},
+        "recipes.two.schedule.zero_terminal: leaves no state to train; give two `states` or more",
+    ),
+    (
+        "recipes.one.partition",
+        {"kind": "gradient", "intervals": 41},
+        "recipes.one.partition.nodes: 40 noise levels cannot make 41 intervals",
+    ),
+    (
+        "recipes.two.curriculum",
+        {"kind": "easy-to-hard", "clusters": 9},
+        "recipes.two.curriculum.clusters: more steps (9) than states (8)",
+    ),
+    (
+        "recipes.two.curriculum",
+        {"kind": "per-interval", "shares": [1.0]},
+        "recipes.two.curriculum.shares: 1 for 8 intervals",
+    ),
+    (
+        "defaults.training.power_ema",
+        [0.05, 0.05],
+        "recipes.one.training.power_ema: 0.05 stands there 2 times; name each once",
+    ),
+    (
+        "recipes.one.network",
+        {"channels": 4096, "multipliers": [1, 4]},
+        "recipes.one.network.multipliers: the widest level has 16,384 channels; at most 8,192",
+    ),
+    (
+        "recipes.two.schedule",
+        {"kind": "elbo", "log_snr_max": 1.7e308},
+        "recipes.two.schedule.log_snr_max: input should be less than or equal to 60, found "
+        "1.7e+308",
+    ),
+    (
+        "recipes.one.pairing",
+        {"method": "assignment", "sweeps": 10**30},
+        "recipes.one.pairing.sweeps: input should be less than or equal to 1000, found "
+        "1000000000000000000000000000000",
+    ),
+    (
+        "evaluate",
+        {"samples": 10**7, "shard": 1},
+        "evaluate.shard: 1 samples a job makes 20,000,000 jobs; at most 100,000: raise it",
+    ),
+    (
+        "defaults.training.images",
+        2**53,
+        "defaults.training.images: input should be less than or equal to 1000000000000, found "
+        "9007199254740992",
+    ),
+    (
+        "defaults.training.images",
+        6e4,
+        "defaults.training.images: input should be a valid integer, found 60000.0; write 60000",
+    ),
+    (
+        "evaluate.allow_few",
+        "yes",
+        "evaluate.allow_few: input should be a valid boolean, found 'yes'; write true",
+    ),
+    (
+        "evaluate.allow_few",
+        "no",
+        "evaluate.allow_few: input should be a valid boolean, found 'no'; write false",
+    ),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "line"), REFUSED_LATE, ids=lambda v: str(v)[:40])
+def test_what_a_job_would_refuse_is_refused_at_once(where, value, line):
+    raw = with_change(where, value)
+    if where == "recipes.one-seed1":
+        raw["recipes"]["one"]["seeds"] = [1]
+    if "label_dropout" in str(value):
+        raw["recipes"]["one"]["sampling"] = {"guidance": 2.0}
+    with pytest.raises(UserError) as caught:
+        config.resolve(raw)
+    found = str(caught.value).removeprefix("params.yaml: ").splitlines()
+    assert line in [one.strip() for one in found]
+
+
+ALIASED = [
+    ("defaults.training.lr", "did you mean `learning_rate`?"),
+    ("recipes.one.lr", "did you mean `training.learning_rate`?"),
+    ("lr", "did you mean `training.learning_rate`, in `defaults` or in a recipe?"),
+    ("recipes.one.network.lr", "did you mean `training.learning_rate` of the recipe?"),
+    ("features.lr", "did you mean `learning_rate`?"),
+    ("defaults.training.batch_size", "did you mean `batch`? (the total batch)"),
+    (
+        "defaults.training.epochs",
+        "did you mean `images`? (training counts images, not steps or epochs: epochs times the "
+        "dataset's images)",
+    ),
+    (
+        "defaults.training.steps",
+        "did you mean `images`? (training counts images, not steps or epochs: steps times the "
+        "batch)",
+    ),
+    (
+        "recipes.one.training.warmup_steps",
+        "did you mean `warmup`? (in images, not steps: steps times the batch)",
+    ),
+    (
+        "recipes.one.training.ema",
+        "did you mean `ema_halflife`? (in images: batch * ln(1/2) / ln(decay), not a factor a "
+        "step)",
+    ),
+    (
+        "recipes.two.schedule.steps",
+        "did you mean `states`? (noise levels that are trained)",
+    ),
+    ("recipes.one.model", "did you mean `network`?"),
+    ("recipes.one.T", "did you mean `schedule.states`? (noise levels that are trained)"),
+    ("recipes.one.cfg_scale", "did you mean `sampling.guidance`? (1 is no guidance)"),
+    ("recipes.one.num_steps", "did you mean `sampling.steps`?"),
+    ("data.image_size", "did you mean `resolution`? (in pixels)"),
+    ("data.dataset", "did you mean `source`?"),
+    ("network", "did you mean `network`, in `defaults` or in a recipe?"),
+    ("recipes.one.learning_rate", "did you mean `training.learning_rate`?"),
+    (
+        "recipes.one.latent",
+        "did you mean `latent`, at the top level? It is one for all recipes",
+    ),
+    ("recipes.one.data", "did you mean `data`, at the top level? It is one for all recipes"),
+    ("defaults.evaluate", "did you mean `evaluate`, at the top level? It is one for all recipes"),
+]
+
+
+@pytest.mark.parametrize(("where", "meant"), ALIASED, ids=[a[0] for a in ALIASED])
+def test_a_key_by_its_name_elsewhere_is_led_to_its_own(where, meant):
+    with pytest.raises(UserError) as caught:
+        config.resolve(with_change(where, 1))
+    assert str(caught.value) == f"params.yaml: {where}: no such key; {meant}"
+
+
+# (params over GOOD, rows, resolution, channels, classes, the line)
+IMPOSSIBLE = [
+    (
+        {"defaults.pairing": {"method": "assignment", "components": 65}},
+        (2000, 8, 1, 0),
+        "recipes.one.pairing.components: 65 of the 64 principal components that 2000 rows of 64 "
+        "values have; lower it, or null",
+    ),
+    (
+        {"defaults.pairing": {"method": "knn-dot", "keep": 200}},
+        (100, 16, 1, 0),
+        "recipes.two.pairing.keep: 200 of the 100 principal components that 100 rows of 256 values "
+        "have; lower it, or null",
+    ),
+    (
+        {"defaults.pairing": {"method": "knn-dot"}, "defaults.training.images": 10**9},
+        (2000, 8, 1, 0),
+        "recipes.one.training.images: 500,000 passes over 2000 rows would be paired and stored; at "
+        "most 10,000: lower it, or use pairing.method: independent",
+    ),
+    (
+        {"evaluate": {"samples": 70}},
+        (64, 8, 1, 2),
+        "features.extractor: 64 real images in 64 dimensions: the score would be mostly bias; use "
+        "more than 64 images, a smaller features.dimension, or set evaluate.allow_few: true",
+    ),
+    (
+        {"evaluate": {"samples": 70, "neighbours": 60, "allow_few": True}},
+        (60, 8, 1, 2),
+        "evaluate.neighbours: 60 real images have no 60 neighbours each; lower it",
+    ),
+    (
+        {"features.batch": 64},
+        (70, 8, 1, 2),
+        "features.batch: 70 images, 7 of them held out, are too few for a classifier's batches of "
+        "64; lower it, or use another extractor",
+    ),
+    (
+        {"latent.shard": 1},
+        (20_000, 8, 1, 2),
+        "latent.shard: 1 rows a file make 20,000 files; at most 10,000: raise it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "facts", "line"), IMPOSSIBLE, ids=[i[2] for i in IMPOSSIBLE])
+def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts, line):
+    raw = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        here = raw
+        *parents, last = path.split(".")
+        for key in parents:
+            here = here.setdefault(key, {})
+        here[last] = value
+    with pytest.raises(UserError) as caught:
+        feasibility.check_against(config.resolve(raw), *facts)
+    assert line in [
+        one.strip() for one in f"{caught.value}".replace("params.yaml: ", "").splitlines()
+    ]
+
+
+def test_the_limits_are_those_of_the_code_that_would_refuse():
+    """It imports torch, and params are read without."""
+    import inspect
+
+    from pipeline import features, merging, pairing
+    from pipeline.dataset import MAX_RESOLUTION
+    from pipeline.networks import classifier
+
+    parameters = inspect.signature(pairing.principal_components).parameters
+    assert parameters["sample"].default == feasibility.COMPONENT_ROWS
+    held = inspect.signature(classifier.train_classifier).parameters["holdout"].default
+    assert (held, classifier.MOST_HELD_OUT) == (feasibility.HELD_OUT, feasibility.MOST_HELD_OUT)
+    assert classifier._GROUPS == 8
+    assert merging.MAX_EXPERTS == config.MOST_SEARCHED
+    assert {k: v[2] for k, v in features._TORCH_FIDELITY.items()} == config.FEATURES
+    with pytest.raises(UserError, match=f"less than or equal to {MAX_RESOLUTION}"):
+        config.resolve(with_change("data.resolution", MAX_RESOLUTION + 1))
+
+
+def test_params_are_read_without_torch():
+    modules = "from pipeline import config, feasibility, plan"
+    code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_missing_file_names_no_option_that_there_is_not(tmp_path):
+    with pytest.raises(UserError) as caught:
+        config.load(tmp_path / "params.yaml")
+    assert str(caught.value) == f"{tmp_path}/params.yaml: not found; run in the project's folder"

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import config, plan
+from pipeline import config, feasibility, plan
 from pipeline.errors import UserError
 from stages import steps
 from stages.consistency import consistency, consistency_jobs
@@ -71,7 +71,7 @@ def test_unknown_settings_are_refused_and_noisy_images_need_real_ones():
     with pytest.raises(UserError, match=r"evaluate\.consistency\.sampels: no such key.*samples"):
         params("dense", sampels=3)
     with pytest.raises(UserError, match=r"evaluate\.consistency\.samples: 256 noisy .* are 200"):
-        config.check_against(params("dense"), 200, 8, 10)
+        feasibility.check_against(params("dense"), 200, 8, 1, 10)
 
 
 def test_outputs_are_made_once_a_recipe_and_compared_once_a_pair():

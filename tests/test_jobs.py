@@ -101,3 +101,16 @@ def test_the_code_that_chooses_rows_is_in_the_digest_of_every_kind_that_uses_it(
         if any(module == "pipeline.rows" for module, _ in reachable(*roots))
     }
     assert kinds == set(plan.CODE) - {"expert"}
+
+
+def test_a_classifier_of_one_class_learns_rotations(workspace):
+    """The labels occur in the dataset, so no key could leave them out."""
+    raw = workspace.root / "raw.npz"
+    np.savez(raw, images=np.load(raw)["images"], labels=np.full(ROWS, 3))
+    dataset.prepare(workspace.dataset, source="npz", path=raw)
+    job = plan.features(workspace.params, steps.facts_of(workspace))
+    entry = workspace.store.plan(job.kind, job.spec)
+    assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
+    report = json.loads(entry.file("report.json").read_text())
+    assert (report["task"], report["classes"]) == ("rotations", 4)
+    assert "one label: the classifier learnt rotations instead" in entry.log.read_text()

@@ -423,3 +423,41 @@ def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
     assert slots[25] == [*slots[17], [24, 32]]
     short, long = run(3 * FACTS.rows), run(25 * FACTS.rows)
     assert [job.name for job in short] == [job.name for job in long[:3]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        (
+            {"schedule": {"kind": "log-snr", "log_snr_max": 60, "shift": 1}},
+            "recipes.a: schedule: log-SNRs from 61 to -8; float32 carries none beyond 60 on either "
+            "side: use less `shift`, or nearer ends",
+        ),
+        (
+            {
+                "schedule": {"kind": "log-snr", "states": 8},
+                "partition": {"kind": "bounds", "log_snr": [20]},
+            },
+            "recipes.a: partition: interval 1 of 2 holds no state",
+        ),
+        (
+            {
+                "schedule": {"kind": "log-snr", "states": 8},
+                "partition": {"kind": "uniform", "intervals": 2},
+                "curriculum": {"kind": "edm-lognormal", "mean": 20, "std": 0.001},
+            },
+            "recipes.a: curriculum: no training images fall on the states",
+        ),
+    ],
+    ids=["shift", "bounds", "curriculum"],
+)
+def test_what_cannot_be_planned_is_refused_beside_what_waits_for_measurements(recipe, line):
+    recipe = {"sampling": {"steps": 4}, **recipe}
+    waits = {"schedule": {"kind": "fitted"}}
+    params = config.resolve({"recipes": {"waits": waits, "a": recipe, "b": recipe}})
+    with pytest.raises(UserError) as caught:
+        plan.check(params, FACTS)
+    first, *told = str(caught.value).splitlines()
+    assert first == "params.yaml: 2 mistakes:"
+    assert told[0].startswith(f"  {line}")
+    assert told[1].startswith(f"  {line.replace('recipes.a', 'recipes.b')}")

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import config
+from pipeline import config, wording
 from stages import consistency, fanout, presets, report, source, steps
 from stages.workspace import Workspace
 from tests.workflow import run_here
@@ -99,11 +99,11 @@ def _blocks():
     yield "recipes", config.Recipe
     for model in (config.Params, config.Recipe):
         for key, field in model.model_fields.items():
-            for block in config._forms(field.annotation):
+            for block in wording.forms_of(field.annotation):
                 yield key, block
                 for inner, own in block.model_fields.items():
                     if inner not in config.Recipe.model_fields:  # such a one has its own section
-                        yield from ((key, nested) for nested in config._forms(own.annotation))
+                        yield from ((key, nested) for nested in wording.forms_of(own.annotation))
 
 
 def _literals(annotation) -> set[str]:

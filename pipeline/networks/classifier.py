@@ -124,9 +124,9 @@ def train_classifier(
 ) -> tuple[Classifier, dict[str, Any]]:
     """A classifier of `images`, uint8 [N, C, H, W], trained on `images_budget` of them.
 
-    With `labels` None it learns to tell by which of 4 right angles an image was turned (RotNet,
-    Gidaris et al. 2018), which needs square images; else `labels` are integers [N] below `classes`
-    (default: the largest + 1).
+    `labels` are integers [N] below `classes` (default: the largest + 1). Without any, or if all are
+    the same, it learns to tell by which of 4 right angles an image was turned (RotNet, Gidaris et
+    al. 2018), which needs square images.
 
     AdamW; the learning rate rises over the first tenth and falls linearly to 0. The share `holdout`
     of the images, at most `MOST_HELD_OUT`, is kept out of training and measures the accuracy.
@@ -140,12 +140,12 @@ def train_classifier(
     as accurate with a probability of less than `CHANCE`), loss (of the last tenth).
 
     Raises:
-        UserError: images that are not square without labels; fewer than 2 classes; too few images;
+        UserError: images that are not square without labels; too few images;
             training diverged.
         ValueError: wrong types or shapes; labels outside of the classes.
     """
     _check_images(images)
-    rotate = labels is None
+    rotate = labels is None or len(np.unique(labels)) < 2
     if rotate:
         if images.shape[2] != images.shape[3]:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +25,17 @@ from pipeline.plan.inputs import (
     spectrum,
 )
 from pipeline.plan.job import Job, code_of
+from pipeline.wording import refusal
 
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
 HALF_RANGE = 127.5  # in uint8 units, of images that are scaled to [-1, 1]
 FROM_DATA = (config.FittedSchedule, config.ElboSchedule)
+
+
+class NotMeasured(UserError):
+    """Planning waits for something that is measured on the data."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,14 @@ class _Run:
     density: dict[str, Any] | None = None  # a curriculum by intervals, resolved
     parent: Weights | None = None
 
+    @functools.cached_property
+    def drawn(self) -> curriculum.Curriculum:
+        """The recipe's curriculum on all of its states."""
+        options = self.density or self.recipe.curriculum.model_dump(mode="json")
+        options = {k: v for k, v in options.items() if k not in ("kind", "correct", "partition")}
+        kind = self.recipe.curriculum.kind
+        return curriculum.build(kind, self.log_snr, self.continuous, **options)
+
 
 def experts(params: Params, data: DatasetFacts) -> dict[str, RecipePlan]:
     """Every recipe's experts. Two recipes that need the same expert get the same job.
@@ -114,11 +128,37 @@ def experts(params: Params, data: DatasetFacts) -> dict[str, RecipePlan]:
             parent = None if recipe.training.parent is None else of(recipe.training.parent)
             try:
                 plans[name] = _plan_recipe(name, recipe, params, data, shards, parent)
-            except ValueError as e:
+            except NotMeasured:
+                raise
+            except (ValueError, UserError) as e:
                 raise UserError(f"params.yaml: recipes.{name}: {e}") from e
         return plans[name]
 
     return {name: of(name) for name in params.recipes}
+
+
+def check(params: Params, data: DatasetFacts) -> None:
+    """Refuse recipes that cannot be planned. UserError with all of them, a line each.
+
+    Those that wait for measurements are left for when these are there.
+    """
+    problems = []
+    for name, recipe in params.recipes.items():
+        alone = params.model_copy(update={"recipes": {name: _without_parent(recipe)}})
+        try:
+            experts(alone, data)
+        except NotMeasured:
+            continue
+        except UserError as e:
+            problems.append(str(e).removeprefix("params.yaml: "))
+    if problems:
+        raise refusal("params.yaml", problems)
+
+
+def _without_parent(recipe: Recipe) -> Recipe:
+    """The recipe with the same states and experts, of which none needs another recipe's."""
+    training = recipe.training.model_copy(update={"parent": None, "train": "all"})
+    return recipe.model_copy(update={"training": training, "merge": config.Route()})
 
 
 def _plan_recipe(
@@ -327,6 +367,7 @@ def _own_curriculum(run: _Run, interval: tuple[int, int]) -> dict[str, Any]:
     settings = run.density or run.recipe.curriculum.model_dump(mode="json")
     if run.continuous:  # it has one expert, and its own states are all of the axis
         return settings
+    run.drawn.restrict(np.arange(first, last + 1))  # refuses states that nothing falls on
     return settings | {"axis": [float(v) for v in run.log_snr], "own": [first, last]}
 
 
@@ -447,10 +488,7 @@ def _shares(
         return np.full(len(intervals), 1 / len(intervals))
     parts = [np.arange(first, last + 1) for first, last in intervals]
     if kind == "curriculum":
-        options = run.density or run.recipe.curriculum.model_dump(mode="json")
-        options = {k: v for k, v in options.items() if k not in ("kind", "correct", "partition")}
-        drawn = curriculum.build(run.recipe.curriculum.kind, run.log_snr, **options)
-        return curriculum.budget_shares(drawn, parts)
+        return curriculum.budget_shares(run.drawn, parts)
     error = None
     if isinstance(run.recipe.schedule, FROM_DATA) and run.recipe.schedule.source == "pilot":
         error = _error_curve(params, data, run.recipe)
@@ -575,7 +613,7 @@ def _measured(data: DatasetFacts, job: Job) -> dict[str, Any]:
     try:
         return data.analyses[job.name]
     except KeyError:
-        raise UserError(
+        raise NotMeasured(
             f"{job.label}: not measured yet, or params.yaml or the code changed since; "
             "run `dvc repro`"
         ) from None
@@ -600,7 +638,14 @@ def _build(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> n
             options["error_curve"] = _error_curve(params, data, recipe)
         else:
             options["spectrum"] = _measured(data, spectrum(params, data))["spectrum"]
-    return schedule.build(block.kind, states, **options)
+    found = schedule.build(block.kind, states, **options)
+    ends = found[np.isfinite(found)]
+    if len(ends) and np.abs(ends[[0, -1]]).max() > config.MOST_LOG_SNR:
+        raise UserError(
+            f"schedule: log-SNRs from {ends[0]:g} to {ends[-1]:g}; float32 carries none beyond "
+            f"{config.MOST_LOG_SNR:g} on either side: use less `shift`, or nearer ends"
+        )
+    return found
 
 
 def _error_curve(params: Params, data: DatasetFacts, recipe: Recipe) -> tuple[list, list]:
