@@ -1,5 +1,6 @@
 # Places the jobs of one fan-out stage. `tspace <stage>` writes the plan (which entries of the store
-# are missing) and calls this; a profile decides where the jobs run.
+# are missing) and calls this; a profile decides where the jobs run. Paths are relative to the
+# checkout, whose own name may hold anything: braces would be wildcards here.
 import json
 import shlex
 
@@ -60,4 +61,4 @@ for kind in sorted({job["kind"] for job in JOBS.values()}):
             launch=lambda wildcards, resources: resources.get("launch", ""),
             command=lambda wildcards: job_command(wildcards.job),
         shell:
-            "{params.launch} {params.command} > {log} 2>&1"
+            "{params.launch} {params.command} > {log:q} 2>&1"

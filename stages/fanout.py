@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.errors import UserError
 from pipeline.plan import Job
 from pipeline.store import Entry, copy_entry, write_json
@@ -96,6 +98,7 @@ def _collect(
 
 
 def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]) -> None:
+    profile = _profile(workspace)
     run = workspace.scratch / "runs" / stage
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -109,7 +112,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         "stage": stage,
         "root": str(workspace.root),
         "store": str(workspace.store.root),
-        "run": str(run),
+        "run": str(run.relative_to(workspace.root)),
         "tspace": str(Path(sys.executable).parent / "tspace"),
         "jobs": {
             ids[members[0].name]: {
@@ -133,10 +136,11 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             (entries[job.name].path / "progress.json").unlink(missing_ok=True)
     write_json(run / "plan.json", plan)
     log = run / "snakemake.log"
-    profile = os.environ.get("SNAKEMAKE_PROFILE") or str(workspace.root / "profiles" / "default")
     environment = {**os.environ, "SNAKEMAKE_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workspace.root / "Snakefile")]
-    command += ["--directory", str(workspace.root), "--config", f"plan={run / 'plan.json'}"]
+    # Snakemake parses what it is given: as YAML, as a pattern of files or as wildcards. So it is
+    # given relative paths alone, which hold nothing of the checkout's own name.
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
+    command += ["--config", f"plan={(run / 'plan.json').relative_to(workspace.root)}"]
     # DVC already keeps two runs in one checkout apart; a stale lock would outlive a killed run.
     command += [
         "--workflow-profile",
@@ -154,9 +158,28 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             _watch(stage, process, missing, entries)
         except KeyboardInterrupt:
             process.wait()  # the terminal interrupted Snakemake as well: it stops its jobs
-            raise
+            raise KeyboardInterrupt(_interrupted(stage, missing, entries)) from None
     if process.returncode:
-        raise UserError(_failures(stage, missing, entries, log))
+        raise UserError(_failures(workspace, stage, plan["jobs"], missing, entries))
+
+
+def _profile(workspace: Workspace) -> str:
+    """The Snakemake profile as Snakemake is given it.
+
+    UserError where it asks for SLURM jobs and the executor plugin cannot name the checkout to them.
+    """
+    profile = os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default"
+    with contextlib.suppress(OSError, yaml.YAMLError):  # Snakemake tells what is wrong with it
+        settings = yaml.safe_load((workspace.root / profile / "config.yaml").read_text())
+        if isinstance(settings, dict) and settings.get("executor") == "slurm":
+            for path in (workspace.root, Path(sys.executable).parent):
+                if special := sorted(set(re.findall(r"[^\w@+=:,./-]", str(path)))):
+                    raise UserError(
+                        f"{path}: SLURM jobs cannot be submitted from a path with "
+                        f"{' '.join(repr(c) for c in special)} in it, which Snakemake's SLURM "
+                        "executor does not quote; move the checkout, or use profiles/slurm-node"
+                    )
+    return profile
 
 
 def _id(members: list[Job]) -> str:
@@ -213,24 +236,80 @@ def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
     return " | ".join(parts)
 
 
-def _failures(stage: str, missing: list[Job], entries: dict[str, Entry], log: Path) -> str:
-    failed, told = [], 0
+def _interrupted(stage: str, missing: list[Job], entries: dict[str, Entry]) -> str:
+    done = sum(entries[job.name].done for job in missing)
+    saved = sum((entries[job.name].state / "checkpoint.pt").exists() for job in missing)
+    kept = f"{done} of {len(missing)} jobs are finished and kept"
+    if saved:
+        kept += f", {saved} unfinished ones have a checkpoint"
+    return f"{stage}: stopped; {kept}; run the same command again to go on"
+
+
+def _failures(
+    workspace: Workspace,
+    stage: str,
+    placed: dict[str, dict[str, Any]],
+    missing: list[Job],
+    entries: dict[str, Entry],
+) -> str:
+    """Why jobs are not finished, a line each; `placed` is how Snakemake knows them."""
+    run = workspace.scratch / "runs" / stage
+    logs = {
+        name: run / job["recipe"] / f"{key}.log"
+        for key, job in placed.items()
+        for name in job["names"]
+    }
+    failed, silent = [], []
     for job in missing:
-        entry = entries[job.name]
+        entry, log = entries[job.name], logs[job.name]
         if entry.done:
             continue
-        told += 1
         with contextlib.suppress(FileNotFoundError):
             message = (entry.path / "error.txt").read_text().strip()
             failed.append(f"  {job.label}: {message} (log: {entry.log})")
-    if not failed:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        return f"{stage}: {told} jobs did not run; Snakemake says ({log}):\n{tail}"
-    kept = len(missing) - told
+            continue
+        # It ended without a word in the store: what its process printed last.
+        if said := _last_line(log):
+            failed.append(f"  {job.label}: {said} (log: {log})")
+        else:
+            silent.append(job)
+    log = run / "snakemake.log"
+    if silent:
+        label = silent[0].label + (f" and {len(silent) - 1} more" if silent[1:] else "")
+        failed.append(f"  {label}: did not run; {snakemake_reason(log.read_text())} (log: {log})")
+    lost = sum(not entries[job.name].done for job in missing)
     return (
-        f"{stage}: {len(failed)} jobs failed, {kept} finished and are kept; "
+        f"{stage}: {lost} jobs failed, {len(missing) - lost} finished and are kept; "
         "run again to try only the rest:\n" + "\n".join(failed[:20])
     )
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError:  # it never began
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+# What tells why in a log of Snakemake, the most telling first: what SLURM says of a submission and
+# of a job, what the shell says of a killed process, and what Snakemake says of itself.
+REASONS = (
+    r"SLURM sbatch failed\. The error message was '(?P<why>[^\n]*?)'?\.?$",
+    r"(?P<why>SLURM[^\n]*status is: '[A-Z_]+'[^\n]*)",
+    r"line \d+: +\d+ (?P<why>(?:Killed|Terminated|Segmentation fault|Bus error|Aborted))\b",
+    r"^(?P<why>\w+(?:Exception|Error)\b[^\n]*:)(?: in [^\n]*)?\n(?P<more>[^\n]+)",
+    r"^(?:snakemake: )?[Ee]rror: (?P<why>[^\n]+)",
+)
+
+
+def snakemake_reason(log: str) -> str:
+    """Why Snakemake did not run or finish jobs, in one line, from all that it printed."""
+    for pattern in REASONS:
+        if found := re.search(pattern, log, re.MULTILINE):
+            parts = found.groupdict()
+            return " ".join(filter(None, (parts["why"].strip(), (parts.get("more") or "").strip())))
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "it said nothing")
 
 
 class Reporter:

@@ -23,8 +23,16 @@ class Workspace:
 
     @classmethod
     def here(cls) -> Workspace:
-        """The workspace that the current folder is the root of. UserError if it is none."""
+        """The workspace that the current folder is the root of.
+
+        UserError if it is none, or if its path has what DVC cannot work with.
+        """
         root = Path.cwd()
+        if not str(root).isprintable() or set("{}") & set(str(root)):
+            raise UserError(
+                f"{str(root)!r}: DVC cannot work in a folder whose path has braces, line breaks or "
+                "control characters; rename it"
+            )
         for needed in ("Snakefile", "dvc.yaml"):
             if not (root / needed).exists():
                 raise UserError(f"{root}: has no {needed}; run tspace in the project's folder")

@@ -256,9 +256,4 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> int:
     classes = int(labels.max()) + 1 if classes is None else classes
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()}, of {classes} classes")
-    if classes < 2:
-        raise UserError(
-            "classifier: all images have one label, so there is nothing to learn from; "
-            "leave the labels out and it learns rotations"
-        )
     return classes
