@@ -34,21 +34,22 @@ def file_digest(path: Path) -> str:
 
 
 @functools.cache
-def code_digest(*roots: str) -> str:
+def code_digest(*roots: str, apart: tuple[str, ...] = ()) -> str:
     """Digest of the definitions that `roots` use, directly or not, within their own package.
 
     roots: `module` for all of one, `module:name` for a function, class or constant. What counts is
     the text of each definition (a statement at the top of its module) that can be reached by name,
     and every statement beside these that runs when their modules are imported. Comments,
     docstrings, blank lines, imports and the names of modules do not count: rewording, moving and
-    adding code changes nothing for those who do not use it. The modules are read, never imported.
-    Equal on all versions of Python. ValueError for a root that does not exist.
+    adding code changes nothing for those who do not use it. apart: modules that do not count. The
+    modules are read, never imported. Equal on all versions of Python. ValueError for a root that
+    does not exist.
     """
-    return digest(sorted(_text(*place) for place in reachable(*roots)))
+    return digest(sorted(_text(*place) for place in reachable(*roots, apart=apart)))
 
 
 @functools.cache
-def reachable(*roots: str) -> frozenset[tuple[str, int]]:
+def reachable(*roots: str, apart: tuple[str, ...] = ()) -> frozenset[tuple[str, int]]:
     """The statements that count for `code_digest`: (module, number of the statement in it)."""
     pending: list[tuple[str, int]] = []
     for root in roots:
@@ -61,7 +62,7 @@ def reachable(*roots: str) -> frozenset[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
     while pending:
         place = pending.pop()
-        if place in found:
+        if place in found or place[0] in apart:
             continue
         found.add(place)
         source = _source(place[0])
