@@ -190,7 +190,8 @@ def _line(
         return f"{where}.{tag}: {shown(given)} is none of them; {nearest(given, options)}"
     if kind == "literal_error":
         options = [o.strip("'\" ") for o in re.split(r", | or ", context["expected"])]
-        return f"{where}: {shown(here)} is none of them; {nearest(shown(here), options)}"
+        given = here if isinstance(here, str) else shown(here)
+        return f"{where}: {shown(here)} is none of them; {nearest(given, options)}"
     if kind == "missing":
         return f"{where}: missing"
     text = error["msg"].removeprefix("Value error, ")

@@ -142,7 +142,7 @@ def test_a_workspace_runs_this_checkout_on_its_own_params(tmp_path, capfd):
         "data": {"source": "digits", "limit": 100},
         "latent": {},
         "features": {},
-        "evaluate": {"samples": 10},
+        "evaluate": {"samples": 10, "allow_few": True},
         "defaults": {},
         "recipes": {"tiny": {}},
     }
