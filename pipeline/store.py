@@ -255,10 +255,17 @@ class Store:
         return entry
 
     def adopt(self, source: Path, name: str) -> Entry:
-        """Take a finished entry from a copy at `source`. UserError if the copy is damaged."""
+        """Take a finished entry from a copy at `source`. UserError if the copy is damaged.
+
+        Of one that is here already, files that lie on the disk for this store alone become links
+        to those of the copy that others (DVC's cache) share.
+        """
         entry = self.entry(name)
         if not entry.done:
             copy_entry(Entry(source), entry.path)
+        elif (source / "DONE").exists():
+            with contextlib.suppress(OSError):  # it only saves room
+                _share(Entry(source), entry)
         return entry
 
 
@@ -270,6 +277,15 @@ def copy_entry(entry: Entry, target: Path) -> None:
         _place(entry.path / name, target / name)
     for name in ("spec.json", "DONE"):
         _place(entry.path / name, target / name)
+
+
+def _share(source: Entry, entry: Entry) -> None:
+    for name, known in entry.files().items():
+        theirs, ours = (source.path / name).stat(), (entry.path / name).stat()
+        apart = theirs.st_dev == ours.st_dev and theirs.st_ino != ours.st_ino
+        if apart and theirs.st_nlink > 1 and ours.st_nlink == 1:
+            _check(source.path / name, known)
+            _place(source.path / name, entry.path / name)
 
 
 def _place(source: Path, target: Path) -> None:

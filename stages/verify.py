@@ -39,8 +39,11 @@ def verify(workspace: Workspace, rev: str) -> bool:
         raise UserError(f"{workspace.root}: nothing was made here yet; run `dvc repro` first")
     width = max(map(len, stages))
     for stage, outs in found.items():
-        for _, state, details in outs:
-            print(f"{stage:<{width}}  {state}")
+        other = [(out["path"], state, details) for out, state, details in outs if state != "equal"]
+        if not other:
+            print(f"{stage:<{width}}  equal")
+        for path, state, details in other:
+            print(f"{stage:<{width}}  {state}: {path}")
             for line in details[:SHOWN_FILES]:
                 print(f"{'':<{width}}    {line}")
             if len(details) > SHOWN_FILES:
@@ -52,11 +55,12 @@ def verify(workspace: Workspace, rev: str) -> bool:
         )
     if git(workspace, "diff", "--name-only", rev, "--", "params.yaml").strip():
         print(f"params.yaml is not that of {rev}")
-    equal = set(states) == {"equal"}
     other = len(states) - states.count("equal")
-    said = "the same results" if equal else f"other results in {counted(other, 'stage')}"
-    print(f"{said} as dvc.lock of {rev} records")
-    return equal
+    if other:
+        print(f"{counted(other, 'output')} not as dvc.lock of {rev} records")
+    else:
+        print(f"the same results as dvc.lock of {rev} records")
+    return not other
 
 
 def recorded(workspace: Workspace, rev: str) -> dict[str, list[dict[str, Any]]]:

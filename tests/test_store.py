@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -83,6 +84,27 @@ def test_adopting_a_copy_finishes_an_entry_of_another_store(store, tmp_path):
     adopted = other.adopt(tmp_path / "out" / entry.digest, entry.name)
     assert adopted.done and adopted.file("weights").read_text() == "w"
     assert adopted.spec() == SPEC
+
+
+def test_an_entry_that_lies_twice_on_the_disk_becomes_links(store, tmp_path):
+    """DVC gives a stage's outputs files of their own while it runs, and links again afterwards."""
+    entry = finished(store)
+    copy = tmp_path / "out" / entry.digest
+    shutil.copytree(entry.path, copy)
+    store.adopt(copy, entry.name)
+    assert (entry.path / "weights").stat().st_nlink == 1  # nobody shares the copy
+    os.link(copy / "weights", tmp_path / "cached")
+    store.adopt(copy, entry.name)
+    assert (entry.path / "weights").stat().st_ino == (tmp_path / "cached").stat().st_ino
+    entry.verify()
+    # A damaged copy is refused before it replaces anything.
+    other = finished(store, {"images": 11})
+    shutil.copytree(other.path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "weights").write_text("v")
+    os.link(tmp_path / "damaged" / "weights", tmp_path / "too")
+    with pytest.raises(UserError, match="checksum differs"):
+        store.adopt(tmp_path / "damaged", other.name)
+    other.verify()
 
 
 @pytest.mark.parametrize("name", ["expert", "expert/", "/x", "expert/../x", "a/b/c"])

@@ -49,7 +49,9 @@ def test_equal_and_where_not(made, capsys):
     (made.root / "artefacts" / "experts" / "e1" / "weights").write_text("other")
     assert not verify(made, "HEAD")
     told = capsys.readouterr().out
-    assert "train  differs" in told and "ddpm: all states: e1/weights\n" in told
+    assert (
+        "train  differs: artefacts/experts\n" in told and "ddpm: all states: e1/weights\n" in told
+    )
     cached.unlink()
     assert not verify(made, "HEAD")
     assert "dvc fetch" in capsys.readouterr().out
@@ -86,6 +88,6 @@ def test_the_same_run_in_two_clones_is_the_same_and_on_disk_once(tmp_path):
     second.edit("learning_rate: 0.001", "learning_rate: 0.002")
     second.repro("evaluate")
     told = second.run("tspace", "verify", check=False)
-    assert told.returncode == 1 and "train     differs\n" in told.stdout
+    assert told.returncode == 1 and "train     differs: artefacts/experts\n" in told.stdout
     assert "few-state" in told.stdout and "params.yaml is not that of HEAD" in told.stdout
     assert "ddpm" not in told.stdout
