@@ -30,7 +30,9 @@ def prepare(workspace: Workspace) -> None:
     settings["path"] = raw_path(workspace)
     info = prepare_dataset(workspace.dataset, **settings)
     plan.check(workspace.params, facts_of(workspace))
-    classes = f", {len(info.classes)} classes" if info.classes else ", no labels"
+    # Labels need not start at 0: a class without images is only the room that its number takes.
+    found = sum(count > 0 for count in info.class_counts or ())
+    classes = f", {found:,} classes" if found else ", no labels"
     print(
         f"prepare: {info.rows:,} images of {info.resolution}x{info.resolution}, "
         f"{info.channels} channels{classes}, {info.duplicates} exact duplicates"

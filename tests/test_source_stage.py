@@ -110,6 +110,23 @@ def test_an_archive_and_the_digits_have_one_too(make, tmp_path):
     assert found(Workspace(workspace.root))["files"] == 1
 
 
+def test_labels_from_1_keep_their_numbers_and_make_no_class_0(make, tmp_path, capsys):
+    images = np.arange(24 * 16, dtype=np.uint16).astype(np.uint8).reshape(24, 4, 4)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(24) % 3 + 1)
+    workspace = make(str(tmp_path / "x.npz"))
+    path = workspace.root / "params.yaml"
+    path.write_text(path.read_text().replace("source: folder", "source: npz"))
+    steps.prepare(Workspace(workspace.root))
+    assert "24 images of 16x16, 1 channels, 3 classes" in capsys.readouterr().out
+    info = open_dataset(workspace.dataset).info
+    assert dict(zip(info.classes, info.class_counts, strict=True)) == {
+        "0": 0,
+        "1": 8,
+        "2": 8,
+        "3": 8,
+    }
+
+
 def test_without_the_images_a_pulled_fingerprint_is_kept(make, capsys):
     workspace = make("imgs")
     pictures(workspace.root / "imgs")
