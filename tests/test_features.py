@@ -134,12 +134,19 @@ class TestTraining:
         train_classifier(*digits, **settings, progress=lambda *state: seen.append(state))
         assert seen == [(64 * i, 640) for i in range(1, 11)]
 
+    def test_one_label_for_all_teaches_as_much_as_none(self, digits):
+        images, labels = digits
+        settings = TRAINING | {"images_budget": 640}
+        one, report = train_classifier(images, np.full_like(labels, 3), **settings)
+        none, _ = train_classifier(images, None, **settings)
+        assert report["task"] == "rotations"
+        for name, weight in one.state_dict().items():
+            assert torch.equal(weight, none.state_dict()[name]), name
+
     def test_refusals(self, digits):
         images, labels = digits
         with pytest.raises(UserError, match="square"):
             train_classifier(images[:, :, :6], None, **TRAINING)
-        with pytest.raises(UserError, match="one label"):
-            train_classifier(images, np.zeros_like(labels), **TRAINING)
         with pytest.raises(UserError, match="too few"):
             train_classifier(images[:60], labels[:60], **TRAINING)
         with pytest.raises(UserError, match="diverged"):
