@@ -109,6 +109,9 @@ class TestTraining:
         assert (report["task"], report["classes"]) == ("rotations", 4)
         assert report["accuracy"] > 0.7 and report["learnt"]
         assert report["chance"] == 0.25
+        # One label has nothing to teach.
+        _, same = train_classifier(digits[0], np.zeros_like(digits[1]), **TRAINING)
+        assert same == report
         # Images that look alike in all directions.
         images = np.repeat(noise(4, 400), 36).astype(np.uint8).reshape(400, 1, 6, 6)
         _, report = train_classifier(images, None, **TRAINING | {"images_budget": 640})
