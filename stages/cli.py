@@ -12,7 +12,7 @@ from pipeline.errors import UserError, system_message
 
 
 class Commands(click.Group):
-    """Turns a user's error into one message and exit status 2, without a traceback."""
+    """Turns a user's error into one message and exit status 2, and Ctrl-C into one and 130."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -26,6 +26,10 @@ class Commands(click.Group):
                 raise
             click.echo(f"tspace: {message}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt as e:
+            told = str(e) or "stopped; what is finished is kept, run the same command again"
+            click.echo(f"\ntspace: {told}", err=True)
+            sys.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline
