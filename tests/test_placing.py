@@ -91,7 +91,7 @@ def test_the_whole_pipeline_runs_in_a_checkout_of_any_name(tmp_path):
 def test_names_that_dvc_cannot_work_with_are_refused(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
-    with pytest.raises(UserError, match="DVC cannot work in a folder.*rename it"):
+    with pytest.raises(UserError, match=r"DVC cannot work in a folder.*rename it"):
         Workspace.here()
 
 
