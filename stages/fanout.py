@@ -6,7 +6,6 @@ metadata nor file times matter, and an interrupted or killed run is simply start
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.plan import Job
 from pipeline.store import Entry, copy_entry, write_json
+from stages.markup import counted, speed
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5
@@ -98,7 +98,11 @@ def _collect(
 
 
 def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]) -> None:
-    profile = _profile(workspace)
+    settings = profile_settings(workspace)
+    if settings.get("executor") == "slurm":
+        check_submittable(workspace.root, Path(sys.executable).parent)
+    if warning := crowded(settings, missing):
+        print(f"WARNING: {warning}", flush=True)
     run = workspace.scratch / "runs" / stage
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -136,7 +140,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             (entries[job.name].path / "progress.json").unlink(missing_ok=True)
     write_json(run / "plan.json", plan)
     log = run / "snakemake.log"
-    environment = {**os.environ, "SNAKEMAKE_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "SNAKEMAKE_PROFILE": profile_name(), "PYTHONUNBUFFERED": "1"}
     # Snakemake parses what it is given: as YAML, as a pattern of files or as wildcards. So it is
     # given relative paths alone, which hold nothing of the checkout's own name.
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
@@ -163,22 +167,38 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         raise UserError(_failures(workspace, stage, plan["jobs"], missing, entries))
 
 
+def profile_name() -> str:
+    """The Snakemake profile that places the jobs."""
+    return os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default"
+
+
+def profile_settings(workspace: Workspace) -> dict[str, Any]:
+    """Its settings; empty for one that cannot be read, of which Snakemake tells what is wrong."""
+    try:
+        found = yaml.safe_load((workspace.root / profile_name() / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def crowded(settings: dict[str, Any], jobs: Iterable[Job]) -> str | None:
+    """A warning where jobs that run on this machine ask for more threads than it has cores."""
+    if settings.get("executor", "local") != "local" or "launch" in str(settings):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = max(jobs, key=lambda job: job.threads, default=None)
+    if most is None or most.threads <= cores:
+        return None
+    key = "latent.threads" if most.kind == "encoder" else "training.threads"
+    return (
+        f"{key}: {most.threads} is more than the {counted(cores, 'core')} of this machine, where "
+        f"{most.label} will be many times slower; set it to {cores} at most"
+    )
+
+
 # Snakemake's SLURM executor pastes the interpreter's path unquoted, and the checkout's with quotes
 # that the shell, or SLURM's patterns of file names, still see through.
 UNQUOTED, SEEN_THROUGH = r"[^\w@+=:,./-]", r"[$`\\\"%]"
-
-
-def _profile(workspace: Workspace) -> str:
-    """The Snakemake profile that places the jobs.
-
-    UserError where it submits SLURM jobs and they could not find the checkout or Python.
-    """
-    profile = os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default"
-    with contextlib.suppress(OSError, yaml.YAMLError):  # Snakemake tells what is wrong with it
-        settings = yaml.safe_load((workspace.root / profile / "config.yaml").read_text())
-        if isinstance(settings, dict) and settings.get("executor") == "slurm":
-            check_submittable(workspace.root, Path(sys.executable).parent)
-    return profile
 
 
 def check_submittable(root: Path, python: Path) -> None:
@@ -233,8 +253,8 @@ def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
         if time.time() - state["time"] < 60:
             rate += state["rate"] * job.weight / max(state["total"], 1)
             loss = "" if state.get("loss") is None else f" loss {state['loss']:.4f}"
-            speed = f" {state['rate']:,.0f} {state['unit']}/s" if state["rate"] else ""
-            running.append(f"{job.label} {share:.0%}{speed}{loss}")
+            pace = f" {speed(state['rate'], state['unit'])}" if state["rate"] else ""
+            running.append(f"{job.label} {share:.0%}{pace}{loss}")
     left += sum(units.values())
     parts = [f"{stage}: {done}/{len(jobs)} done", *running[:3]]
     if len(running) > 3:
@@ -347,6 +367,6 @@ class Reporter:
             seconds = int((total - done) / rate) if rate else 0
             shown = "" if loss is None else f"  loss {loss:.5f}"
             self.log(
-                f"{done:,}/{total:,} {self.unit}  {rate:,.0f} {self.unit}/s{shown}"
+                f"{done:,}/{total:,} {self.unit}  {speed(rate, self.unit)}{shown}"
                 f"  {seconds // 60}:{seconds % 60:02d} left"
             )

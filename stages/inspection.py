@@ -30,7 +30,7 @@ from pipeline.identity import canonical_json
 from pipeline.store import Entry
 from stages import steps
 from stages.costs import interval_costs
-from stages.markup import counted, si
+from stages.markup import counted, si, speed
 from stages.source import changes
 from stages.workspace import Workspace
 
@@ -762,7 +762,7 @@ def _now(found: Found) -> str:
     if state:
         parts.append(f"{state['done'] / max(state['total'], 1):.0%}")
         if state["rate"]:
-            parts.append(f"{state['rate']:,.0f} {state['unit']}/s")
+            parts.append(speed(state["rate"], state["unit"]))
         if state.get("loss") is not None:
             parts.append(f"loss {state['loss']:.4f}")
     else:

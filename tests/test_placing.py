@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from pipeline.errors import UserError
+from pipeline.plan import Job
 from stages import cli, fanout, steps
+from stages.markup import speed
 from stages.workspace import Workspace
 from tests.workflow import ROOT, Checkout
 
@@ -199,6 +202,36 @@ Job 1 completed successfully, but some output files are missing.
 )
 def test_the_reason_is_found_in_what_snakemake_prints(log, why):
     assert fanout.snakemake_reason(log) == why
+
+
+def test_more_threads_than_cores_are_warned_of_on_this_machine_alone():
+    cores = len(os.sched_getaffinity(0))
+    job = lambda kind, threads: Job(kind, {}, "one", threads=threads)  # noqa: E731
+    told = fanout.crowded({"cores": "all"}, [job("scores", 1), job("expert", cores + 60)])
+    assert told.startswith(f"training.threads: {cores + 60} is more than the {cores} core")
+    assert told.endswith(f"set it to {cores} at most")
+    told = fanout.crowded({}, [job("encoder", cores + 1)])
+    assert told.startswith("latent.threads: ")
+    assert fanout.crowded({}, [job("expert", cores)]) is None
+    assert fanout.crowded({}, []) is None
+    for name in ("slurm", "slurm-node"):
+        settings = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+        assert fanout.crowded(settings, [job("expert", 4096)]) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "text"),
+    [
+        (12345.6, "images", "12,346 images/s"),
+        (10.0, "images", "10 images/s"),
+        (2.54, "states", "2.5 states/s"),
+        (0.025, "states", "40 s/state"),
+        (0.4, "passes", "2.5 s/pass"),
+        (0.0, "images", "0 images/s"),
+    ],
+)
+def test_speeds_are_shown_in_units_that_say_something(rate, unit, text):
+    assert speed(rate, unit) == text
 
 
 def test_ctrl_c_says_what_is_kept(monkeypatch):
