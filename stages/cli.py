@@ -125,7 +125,7 @@ def report() -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
     """Show which experts a run would train, why, and what it costs."""
-    from stages.inspection import show_plan
+    from stages.planning import show_plan
     from stages.workspace import Workspace
 
     show_plan(Workspace.here(), recipe, everything, as_json)
