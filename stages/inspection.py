@@ -120,7 +120,7 @@ class _Outline(pickle.Unpickler):
 
 def facts_here(workspace: Workspace) -> plan.DatasetFacts:
     if not workspace.dataset.exists():
-        raise UserError(f"{workspace.dataset}: not made yet; run `dvc repro encode` first")
+        raise UserError(f"{workspace.dataset}: not made yet; run `dvc repro` first")
     return steps.facts_of(workspace)
 
 
