@@ -12,7 +12,7 @@ from pipeline.errors import UserError, system_message
 
 
 class Commands(click.Group):
-    """Turns a user's error into one message and exit status 2, without a traceback."""
+    """Turns a user's error into one message and exit status 2, and Ctrl-C into one and 130."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -26,6 +26,10 @@ class Commands(click.Group):
                 raise
             click.echo(f"tspace: {message}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt as e:
+            told = str(e) or "stopped; what is finished is kept, run the same command again"
+            click.echo(f"\ntspace: {told}", err=True)
+            sys.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline
@@ -121,7 +125,7 @@ def report() -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
     """Show which experts a run would train, why, and what it costs."""
-    from stages.inspection import show_plan
+    from stages.planning import show_plan
     from stages.workspace import Workspace
 
     show_plan(Workspace.here(), recipe, everything, as_json)

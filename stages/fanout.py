@@ -6,7 +6,6 @@ metadata nor file times matter, and an interrupted or killed run is simply start
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.plan import Job
 from pipeline.store import Entry, copy_entry, write_json
+from stages.markup import counted, speed
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5
@@ -98,7 +98,11 @@ def _collect(
 
 
 def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]) -> None:
-    profile = _profile(workspace)
+    settings = profile_settings(workspace)
+    if settings.get("executor") == "slurm":
+        check_submittable(workspace.root, Path(sys.executable).parent)
+    if warning := crowded(settings, missing):
+        print(f"WARNING: {warning}", flush=True)
     run = workspace.scratch / "runs" / stage
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -136,7 +140,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
             (entries[job.name].path / "progress.json").unlink(missing_ok=True)
     write_json(run / "plan.json", plan)
     log = run / "snakemake.log"
-    environment = {**os.environ, "SNAKEMAKE_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "SNAKEMAKE_PROFILE": profile_name(), "PYTHONUNBUFFERED": "1"}
     # Snakemake parses what it is given: as YAML, as a pattern of files or as wildcards. So it is
     # given relative paths alone, which hold nothing of the checkout's own name.
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
@@ -163,23 +167,48 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         raise UserError(_failures(workspace, stage, plan["jobs"], missing, entries))
 
 
-def _profile(workspace: Workspace) -> str:
-    """The Snakemake profile as Snakemake is given it.
+def profile_name() -> str:
+    """The Snakemake profile that places the jobs."""
+    return os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default"
 
-    UserError where it asks for SLURM jobs and the executor plugin cannot name the checkout to them.
-    """
-    profile = os.environ.get("SNAKEMAKE_PROFILE") or "profiles/default"
-    with contextlib.suppress(OSError, yaml.YAMLError):  # Snakemake tells what is wrong with it
-        settings = yaml.safe_load((workspace.root / profile / "config.yaml").read_text())
-        if isinstance(settings, dict) and settings.get("executor") == "slurm":
-            for path in (workspace.root, Path(sys.executable).parent):
-                if special := sorted(set(re.findall(r"[^\w@+=:,./-]", str(path)))):
-                    raise UserError(
-                        f"{path}: SLURM jobs cannot be submitted from a path with "
-                        f"{' '.join(repr(c) for c in special)} in it, which Snakemake's SLURM "
-                        "executor does not quote; move the checkout, or use profiles/slurm-node"
-                    )
-    return profile
+
+def profile_settings(workspace: Workspace) -> dict[str, Any]:
+    """Its settings; empty for one that cannot be read, of which Snakemake tells what is wrong."""
+    try:
+        found = yaml.safe_load((workspace.root / profile_name() / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def crowded(settings: dict[str, Any], jobs: Iterable[Job]) -> str | None:
+    """A warning where jobs that run on this machine ask for more threads than it has cores."""
+    if settings.get("executor", "local") != "local" or "launch" in str(settings):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = max(jobs, key=lambda job: job.threads, default=None)
+    if most is None or most.threads <= cores:
+        return None
+    key = "latent.threads" if most.kind == "encoder" else "training.threads"
+    return (
+        f"{key}: {most.threads} is more than the {counted(cores, 'core')} of this machine, where "
+        f"{most.label} will be many times slower; set it to {cores} at most"
+    )
+
+
+# Snakemake's SLURM executor pastes the interpreter's path unquoted, and the checkout's with quotes
+# that the shell, or SLURM's patterns of file names, still see through.
+UNQUOTED, SEEN_THROUGH = r"[^\w@+=:,./-]", r"[$`\\\"%]"
+
+
+def check_submittable(root: Path, python: Path) -> None:
+    """UserError if SLURM jobs cannot start from this checkout with the Python in this folder."""
+    for path, pattern in ((root, SEEN_THROUGH), (python, UNQUOTED)):
+        if special := sorted(set(re.findall(pattern, str(path)))):
+            raise UserError(
+                f"{path}: Snakemake's SLURM executor cannot start jobs from a path with "
+                f"{' '.join(map(repr, special))} in it; rename it, or use profiles/slurm-node"
+            )
 
 
 def _id(members: list[Job]) -> str:
@@ -224,8 +253,8 @@ def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
         if time.time() - state["time"] < 60:
             rate += state["rate"] * job.weight / max(state["total"], 1)
             loss = "" if state.get("loss") is None else f" loss {state['loss']:.4f}"
-            speed = f" {state['rate']:,.0f} {state['unit']}/s" if state["rate"] else ""
-            running.append(f"{job.label} {share:.0%}{speed}{loss}")
+            pace = f" {speed(state['rate'], state['unit'])}" if state["rate"] else ""
+            running.append(f"{job.label} {share:.0%}{pace}{loss}")
     left += sum(units.values())
     parts = [f"{stage}: {done}/{len(jobs)} done", *running[:3]]
     if len(running) > 3:
@@ -241,43 +270,40 @@ def _interrupted(stage: str, missing: list[Job], entries: dict[str, Entry]) -> s
     saved = sum((entries[job.name].state / "checkpoint.pt").exists() for job in missing)
     kept = f"{done} of {len(missing)} jobs are finished and kept"
     if saved:
-        kept += f", {saved} unfinished ones have a checkpoint"
+        kept += f", {saved} of the others go on from a checkpoint"
     return f"{stage}: stopped; {kept}; run the same command again to go on"
 
 
 def _failures(
     workspace: Workspace,
     stage: str,
-    placed: dict[str, dict[str, Any]],
+    processes: dict[str, dict[str, Any]],
     missing: list[Job],
     entries: dict[str, Entry],
 ) -> str:
-    """Why jobs are not finished, a line each; `placed` is how Snakemake knows them."""
+    """Why jobs are not finished, a line each; `processes` is how Snakemake knows them."""
     run = workspace.scratch / "runs" / stage
-    logs = {
-        name: run / job["recipe"] / f"{key}.log"
-        for key, job in placed.items()
-        for name in job["names"]
-    }
+    labels = {job.name: job.label for job in missing}
     failed, silent = [], []
-    for job in missing:
-        entry, log = entries[job.name], logs[job.name]
-        if entry.done:
-            continue
-        with contextlib.suppress(FileNotFoundError):
+    for key, process in processes.items():
+        lost = [entries[name] for name in process["names"] if not entries[name].done]
+        told = [entry for entry in lost if (entry.path / "error.txt").exists()]
+        for entry in told:
             message = (entry.path / "error.txt").read_text().strip()
-            failed.append(f"  {job.label}: {message} (log: {entry.log})")
-            continue
-        # It ended without a word in the store: what its process printed last.
-        if said := _last_line(log):
-            failed.append(f"  {job.label}: {said} (log: {log})")
-        else:
-            silent.append(job)
-    log = run / "snakemake.log"
+            failed.append(f"  {labels[entry.name]}: {message} (log: {entry.log})")
+        if lost and not told:
+            # It ended without a word in the store: what its process printed last.
+            log = run / process["recipe"] / f"{key}.log"
+            if said := _last_line(log):
+                failed.append(f"  {labels[lost[0].name]}: {said} (log: {log})")
+            else:
+                silent.append(labels[lost[0].name])
     if silent:
-        label = silent[0].label + (f" and {len(silent) - 1} more" if silent[1:] else "")
-        failed.append(f"  {label}: did not run; {snakemake_reason(log.read_text())} (log: {log})")
-    lost = sum(not entries[job.name].done for job in missing)
+        log = run / "snakemake.log"
+        label = silent[0] + (f" and {len(silent) - 1} more" if silent[1:] else "")
+        why = snakemake_reason(log.read_text(errors="replace"))
+        failed.append(f"  {label}: did not finish; Snakemake: {why} (log: {log})")
+    lost = sum(not entry.done for entry in entries.values())
     return (
         f"{stage}: {lost} jobs failed, {len(missing) - lost} finished and are kept; "
         "run again to try only the rest:\n" + "\n".join(failed[:20])
@@ -286,20 +312,21 @@ def _failures(
 
 def _last_line(log: Path) -> str:
     try:
-        lines = log.read_text(errors="replace").split("\n")
+        lines = log.read_text(errors="replace").splitlines()
     except OSError:  # it never began
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 # What tells why in a log of Snakemake, the most telling first: what SLURM says of a submission and
-# of a job, what the shell says of a killed process, and what Snakemake says of itself.
+# of a job, how a process died, and what Snakemake says of the workflow and of its own options.
 REASONS = (
-    r"SLURM sbatch failed\. The error message was '(?P<why>[^\n]*?)'?\.?$",
-    r"(?P<why>SLURM[^\n]*status is: '[A-Z_]+'[^\n]*)",
-    r"line \d+: +\d+ (?P<why>(?:Killed|Terminated|Segmentation fault|Bus error|Aborted))\b",
-    r"^(?P<why>\w+(?:Exception|Error)\b[^\n]*:)(?: in [^\n]*)?\n(?P<more>[^\n]+)",
-    r"^(?:snakemake: )?[Ee]rror: (?P<why>[^\n]+)",
+    r"SLURM sbatch failed\. The error message was '(?:sbatch: error: )?(?P<why>[^\n']+)",
+    r"(?P<why>SLURM[^\n]*status is: '[A-Z_]+')",
+    r"(?P<why>died with <Signals\.SIG\w+: \d+>)",
+    r"(?P<why>returned non-zero exit status \d+)",
+    r"^(?P<why>\w+(?:Exception|Error)\b)[^\n]*:\n(?:Error:\n)?(?P<more>[^\n]+)",
+    r"^(?:[\w.]+: )?[Ee]rror: (?P<why>[^\n]+)",
 )
 
 
@@ -307,9 +334,8 @@ def snakemake_reason(log: str) -> str:
     """Why Snakemake did not run or finish jobs, in one line, from all that it printed."""
     for pattern in REASONS:
         if found := re.search(pattern, log, re.MULTILINE):
-            parts = found.groupdict()
-            return " ".join(filter(None, (parts["why"].strip(), (parts.get("more") or "").strip())))
-    return next((line for line in reversed(log.splitlines()) if line.strip()), "it said nothing")
+            return ": ".join(part.strip() for part in found.groups())
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
 
 
 class Reporter:
@@ -341,6 +367,6 @@ class Reporter:
             seconds = int((total - done) / rate) if rate else 0
             shown = "" if loss is None else f"  loss {loss:.5f}"
             self.log(
-                f"{done:,}/{total:,} {self.unit}  {rate:,.0f} {self.unit}/s{shown}"
+                f"{done:,}/{total:,} {self.unit}  {speed(rate, self.unit)}{shown}"
                 f"  {seconds // 60}:{seconds % 60:02d} left"
             )

@@ -189,7 +189,10 @@ def _model(workspace: Workspace, model: str) -> str:
 
 @contextlib.contextmanager
 def _stopping(reporter: Reporter, entry: Entry):
-    """SLURM announces preemption and the time limit by SIGTERM: save, and let it be run again."""
+    """Save when asked to stop, and let it be run again.
+
+    SLURM announces preemption and the time limit by SIGTERM; Ctrl-C sends SIGINT to all processes.
+    """
     from pipeline.run import Interrupted
 
     asked = False
@@ -198,7 +201,7 @@ def _stopping(reporter: Reporter, entry: Entry):
         nonlocal asked
         asked = True
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {asking: signal.signal(asking, ask) for asking in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: asked
     except Interrupted as e:
@@ -207,7 +210,8 @@ def _stopping(reporter: Reporter, entry: Entry):
         reporter.log(text)
         raise SystemExit(1) from e  # not even the other entries of this process are begun
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for asking, handler in before.items():
+            signal.signal(asking, handler)
 
 
 def run_latents(

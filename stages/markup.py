@@ -154,3 +154,11 @@ def _sign(text: str) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 expert`, `12 experts`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def speed(rate: float, unit: str) -> str:
+    """`1,234 images/s`, `2.5 images/s`; below one a second `40 s/state`. unit: a plural."""
+    if rate >= 1 or not rate:
+        return f"{rate:,.0f} {unit}/s" if rate >= 9.95 or not rate else f"{rate:.1f} {unit}/s"
+    one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
+    return f"{si(1 / rate, digits=2)} s/{one}"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.mixture import Mixture
-from stages import consistency, fanout, inspection, report, source, steps
+from stages import consistency, fanout, planning, report, source, steps
 from stages.workspace import Workspace
 from tests.workflow import ROOT, run_here
 
@@ -169,7 +169,7 @@ def test_the_report_shows_what_there_was(workspace):
 
 
 def test_the_plan_says_what_each_decoder_costs(workspace, capsys):
-    inspection.show_plan(workspace, "multi", False, False)
+    planning.show_plan(workspace, "multi", False, False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     decoders = [line for line in lines if line[:2] == ["multi", "log-SNR"]]
     assert [line[5] for line in decoders] == ["8", "8", "4"]

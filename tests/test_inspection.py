@@ -17,9 +17,12 @@ import torch
 
 from pipeline import plan
 from pipeline.errors import UserError
-from stages import inspection, steps
+from pipeline.networks.build import flops_of
+from pipeline.sampling import sampler
+from stages import forecast, inspection, planning, steps
 from stages.fanout import Reporter
 from stages.jobs import run_job
+from stages.reasons import Reasons
 from stages.workspace import Workspace
 
 PARAMS = """\
@@ -93,21 +96,45 @@ def restored(trained):
     (trained.root / "params.yaml").write_text(PARAMS)
 
 
+def plan_rows(workspace, only=None):
+    found = planning.outlook(workspace, only)
+    return found.experts, found.totals
+
+
 def by_label(workspace, **options):
-    return {row.label: row for row in inspection.plan_rows(workspace, **options)[0]}
+    return {row.label: row for row in plan_rows(workspace, **options)[0]}
 
 
-def test_what_must_run_first_is_said(tmp_path):
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    with pytest.raises(UserError, match="dvc repro encode"):
-        inspection.plan_rows(Workspace(tmp_path))
+def test_a_fresh_clone_is_planned_before_anything_runs(tmp_path, capsys):
+    text = PARAMS + (
+        "  fitted:\n    schedule: {kind: fitted, states: 4}\n    training: {images: 32}\n"
+    )
+    (tmp_path / "params.yaml").write_text(text.replace("[48]", "[16]"))
+    before = planning.outlook(Workspace(tmp_path))
+    planning.show_plan(Workspace(tmp_path), None, everything=False, as_json=False)
+    shown = capsys.readouterr().out
+    assert "80 images of 8x8, 1 channel, 10 classes, by a look at the source" in shown
+    assert list(before.waiting) == ["fitted"]
+    assert sorted(str(p) for p in tmp_path.iterdir()) == [str(tmp_path / "params.yaml")]
     steps.prepare(Workspace(tmp_path))
-    with pytest.raises(UserError, match="dvc repro encode"):
-        inspection.plan_rows(Workspace(tmp_path))
+    after = planning.outlook(Workspace(tmp_path))
+    assert after.unknown == "" != before.unknown
+    # Of what it said before, only the names of the jobs follow from the images themselves.
+    assert before.totals == after.totals
+    assert before.totals["images"] == 192 and before.totals["experts_left"] == 5
+    assert before.drawings == after.drawings and before.inputs == after.inputs
+    same = [dataclasses.replace(row, name="", why="") for row in after.experts]
+    assert [dataclasses.replace(row, name="") for row in before.experts] == same
+
+
+def test_what_the_source_cannot_give_is_refused_in_a_fresh_clone(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS.replace("batch: 16, mile", "batch: 96, mile"))
+    with pytest.raises(UserError, match="batch: 96 is larger than the dataset"):
+        planning.outlook(Workspace(tmp_path))
 
 
 def test_all_cached_costs_nothing(trained):
-    rows, totals = inspection.plan_rows(trained)
+    rows, totals = plan_rows(trained)
     assert [row.status for row in rows] == ["cached"] * 5
     assert totals["experts"] == 5
     for key in (
@@ -144,7 +171,7 @@ def test_an_edit_is_named(restored, old, new, why):
 
 def test_changed_inputs_and_code_are_named_in_words(trained):
     job = experts_of(trained, "one")[0]
-    reasons = inspection.Reasons(inspection.finished_experts(trained))
+    reasons = Reasons(forecast.finished_experts(trained))
     of = lambda **changes: reasons.of({**job.spec, **changes}, "one")  # noqa: E731
     assert of(code="other") == "code of training changed"
     assert of(latents=["latents/other"]).startswith("the latents changed")
@@ -156,7 +183,7 @@ def test_changed_inputs_and_code_are_named_in_words(trained):
 
 
 def test_a_state_nobody_trained_is_new(restored):
-    rows = inspection.plan_rows(
+    rows = plan_rows(
         edited(restored, "states: 4}\n    partition", "states: 5}\n    partition"), "apart"
     )[0]
     # Of five states from 9 to -9 the two ends are states of four as well, with other budgets.
@@ -174,8 +201,8 @@ def test_nearest_is_the_one_with_fewest_other_settings(trained):
         return base | {"training": settings, "images": int(draw.integers(2))}
 
     specs = [random_spec() for _ in range(60)]
-    finished = [inspection.Finished(s, {}, None, "", float(i)) for i, s in enumerate(specs)]
-    reasons = inspection.Reasons(finished)
+    finished = [forecast.Finished(s, {}, None, "", float(i)) for i, s in enumerate(specs)]
+    reasons = Reasons(finished)
     for _ in range(40):
         wanted = random_spec()
         least = min(
@@ -190,7 +217,7 @@ def test_nearest_is_the_one_with_fewest_other_settings(trained):
 def test_costs_are_those_of_finished_experts(restored):
     record = trained_record(restored)
     changed = edited(restored, "rate: 0.002", "rate: 0.003")
-    rows, totals = inspection.plan_rows(changed, "one")
+    rows, totals = plan_rows(changed, "one")
     assert totals["images"] == 96 and totals["jobs"] == 1
     assert totals["flops"] == record["flops"]
     assert totals["weights_bytes"] == 2 * 4 * record["parameters"]
@@ -207,14 +234,90 @@ def trained_record(workspace):
 def test_costs_are_counted_where_nothing_was_measured(trained):
     job = experts_of(trained, "one")[0]
     record = trained_record(trained)
-    cost = inspection.Costs([]).of(job.spec)
+    cost = forecast.Costs([]).of(job.spec)
     assert cost.flops * record["images"] == pytest.approx(record["flops"])
     assert cost.parameters == record["parameters"]
     assert cost.seconds is None
 
 
+def test_time_of_another_network_follows_from_its_flops(restored):
+    rates = [e.seconds / (e.record["flops"] / e.record["images"]) for e in finished(restored)]
+    changed = edited(restored, "channels: 8, multipliers", "channels: 16, multipliers")
+    row = by_label(changed, only="one")["one"]
+    assert row.estimated
+    assert row.seconds_left == pytest.approx(row.flops_left * float(np.median(rates)))
+    elsewhere = [dataclasses.replace(e, host="another") for e in finished(restored)]
+    job = experts_of(changed, "one")[0]
+    assert forecast.Costs(elsewhere).of(job.spec).seconds is None
+
+
+def finished(workspace):
+    return forecast.finished_experts(workspace)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])
+@pytest.mark.parametrize("states", [[5.0, 0.0, -5.0], [5.0, 0.0, -np.inf], [1.0]])
+def test_evaluations_are_those_that_a_sampler_asks_for(kind, states):
+    asked = []
+
+    def denoise(x, log_snr):
+        asked.append(log_snr)
+        return x
+
+    sampler(kind)(denoise, torch.zeros(1, 1, 2, 2), states, noise=lambda _: torch.zeros(1))
+    of_networks = [state for state in asked if state > -np.inf]
+    finite = sum(state > -np.inf for state in states)
+    assert forecast._evaluations(finite, kind, guided=False) == len(of_networks)
+    assert forecast._evaluations(finite, kind, guided=True) == 2 * len(of_networks)
+
+
+def test_sampling_is_part_of_the_cost(restored):
+    sampling = "    sampling: {kind: heun, guidance: 2}\n    network: {class_conditional: true}\n"
+    changed = edited(restored, "rate: 0.002}\n", f"rate: 0.002}}\n{sampling}")
+    found = planning.outlook(changed, "one")
+    [drawn] = found.drawings
+    assert (drawn.samples, drawn.samples_left, drawn.evaluations) == (32, 32, 14)
+    assert drawn.guided
+    forward = flops_of(experts_of(changed, "one")[0].spec)
+    assert drawn.flops_left == pytest.approx(32 * 14 * forward)
+    assert drawn.seconds_left == pytest.approx(
+        found.experts[0].seconds_left / 96 / 3 * 32 * 14
+    )  # nothing was sampled yet: forward is a third of training
+
+
+def test_measured_sampling_tells_the_time_of_sampling(tmp_path):
+    workspace = Workspace(tmp_path)
+    network = {"network": {"kind": "unet"}, "conditioning": "state"}
+    mixture = {"channels": 1, "resolution": 8, "classes": 0, "experts": [network]}
+    sampling = {"kind": "heun", "guidance": 1.0}
+    for rows, seconds in (([0, 10], 90.0), ([10, 30], 180.0), ([30, 40], 90.0)):
+        spec = {"mixture": mixture, "sampling": sampling, "states": [5, 0, "-inf"], "rows": rows}
+        entry = workspace.store.plan("samples", spec)
+        (entry.path / "circumstances.json").write_text(json.dumps({"seconds": seconds}))
+        entry.finish()
+    key = forecast._evaluated({**mixture, **network}, guided=False)
+    assert forecast.evaluation_seconds(workspace) == {key: 3.0}
+
+
+def test_inputs_take_what_such_inputs_took(tmp_path):
+    workspace = Workspace(tmp_path)
+    spec = {"settings": {"images": 100}, "rows": 40, "dataset": "a"}
+    entry = workspace.store.plan("features", spec)
+    (entry.path / "circumstances.json").write_text('{"seconds": 7.0}')
+    asked = plan.Job("features", {**spec, "dataset": "b"}, "features")
+    assert forecast.seconds_of(workspace, asked) is None
+    entry.finish()
+    assert forecast.seconds_of(workspace, asked) == 7.0
+    other = plan.Job("features", {**spec, "settings": {"images": 200}}, "features")
+    assert forecast.seconds_of(workspace, other) is None
+    entry = workspace.store.plan("latents", {"rows": [0, 100]})
+    (entry.path / "circumstances.json").write_text('{"seconds": 5.0}')
+    entry.finish()
+    assert forecast.seconds_of(workspace, plan.Job("latents", {"rows": [0, 40]}, "x")) == 2.0
+
+
 def test_jobs_of_a_group_count_once_and_one_after_the_other(restored):
-    rows, totals = inspection.plan_rows(edited(restored, "seed: 0", "seed: 7"), "apart")
+    rows, totals = plan_rows(edited(restored, "seed: 0", "seed: 7"), "apart")
     assert totals["experts_left"] == 4 and totals["jobs"] == 2
     pairs = [rows[0].seconds_left + rows[1].seconds_left]
     pairs += [rows[2].seconds_left + rows[3].seconds_left]
@@ -236,16 +339,14 @@ def test_critical_path_is_the_longest_chain():
         def longest(name, seconds=seconds, needs=needs):
             return seconds[name] + max((longest(m) for m in needs[name] if m in seconds), default=0)
 
-        found = inspection.critical_seconds(seconds, {n: n for n in names}, needs)
+        found = forecast.critical_seconds(seconds, {n: n for n in names}, needs)
         assert found == max(longest(n) for n in names)
 
 
 def test_long_chains_do_not_overflow():
     names = [str(i) for i in range(5000)]
     needs = {n: names[i - 1 : i] for i, n in enumerate(names)}
-    assert (
-        inspection.critical_seconds(dict.fromkeys(names, 1.0), {n: n for n in names}, needs) == 5e3
-    )
+    assert forecast.critical_seconds(dict.fromkeys(names, 1.0), {n: n for n in names}, needs) == 5e3
 
 
 def test_interrupted_running_and_failed(tmp_path, capsys):
@@ -268,6 +369,9 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
     row = by_label(workspace)["one"]
     assert (row.status, row.images_left) == ("resumes", 96 - images)
     assert row.why == f"at {images} images"
+    assert row.seconds_left is None
+    Reporter(entry).progress(images, 96, 5.0, 0.5)
+    assert by_label(workspace)["one"].seconds_left == pytest.approx((96 - images) / 5)
 
     bad = dataclasses.replace(apart[1], spec={**apart[1].spec, "prediction": "nonsense"})
     assert make(workspace, [bad]) == [False]
@@ -285,7 +389,8 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
         text = capsys.readouterr().out
         assert listing(workspace.root) == before
     assert (
-        f"apart state 1: 50%  5 images/s  loss 0.5000  on {socket.gethostname()} (job 123)" in text
+        f"apart state 1: 50%  5.0 images/s  loss 0.5000  on {socket.gethostname()} (job 123)"
+        in text
     )
     line = next(line.split() for line in text.splitlines() if line.startswith("experts"))
     assert line == ["experts", "5", "0", "1", "0", "4"]
@@ -310,7 +415,7 @@ def test_a_checked_out_output_counts_as_cached(trained, tmp_path):
     steps.train(trained)
     clone = tmp_path / "clone"
     shutil.copytree(trained.root, clone, ignore=shutil.ignore_patterns("store"))
-    rows, _ = inspection.plan_rows(Workspace(clone))
+    rows, _ = plan_rows(Workspace(clone))
     assert {row.status for row in rows} == {"cached"}
     changed = edited(Workspace(clone), "rate: 0.002", "rate: 0.003")
     assert by_label(changed)["one"].why == "training.learning_rate: 0.002 -> 0.003"
@@ -319,13 +424,14 @@ def test_a_checked_out_output_counts_as_cached(trained, tmp_path):
 
 def test_alike_experts_share_a_line(restored, capsys):
     changed = edited(restored, "seed: 0", "seed: 7")
-    inspection.show_plan(changed, None, everything=False, as_json=False)
+    planning.show_plan(changed, None, everything=False, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("apart") for line in lines) == 1
+    assert sum("trains" in line for line in lines if line.startswith("apart")) == 1
     assert any("4 experts, states 1-4" in line and "seed changed" in line for line in lines)
-    inspection.show_plan(changed, None, everything=True, as_json=False)
-    assert sum(line.startswith("apart") for line in capsys.readouterr().out.splitlines()) == 4
-    inspection.show_plan(changed, "apart", everything=False, as_json=True)
+    planning.show_plan(changed, None, everything=True, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("trains" in line for line in lines if line.startswith("apart")) == 4
+    planning.show_plan(changed, "apart", everything=False, as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert [e["why"] for e in shown["experts"]] == ["seed changed"] * 4
     assert shown["totals"]["experts_left"] == 4
@@ -333,14 +439,14 @@ def test_alike_experts_share_a_line(restored, capsys):
 
 def test_an_unknown_recipe_names_the_known_ones(trained):
     with pytest.raises(UserError, match="no such recipe; one of: one, apart"):
-        inspection.plan_rows(trained, "two")
+        plan_rows(trained, "two")
 
 
 def test_neither_needs_torch_where_the_networks_are_known(trained):
     code = (
-        "import sys; from pathlib import Path; from stages import inspection as i;"
+        "import sys; from pathlib import Path; from stages import inspection as i, planning as p;"
         "from stages.workspace import Workspace; w = Workspace(Path(sys.argv[1]));"
-        "i.show_plan(w, None, False, False); i.show_status(w, False);"
+        "p.show_plan(w, None, False, False); i.show_status(w, False);"
         "assert 'torch' not in sys.modules"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TSPACE_STORE"}
@@ -353,9 +459,9 @@ def test_neither_needs_torch_where_the_networks_are_known(trained):
 def test_a_thousand_experts_are_compared_with_a_thousand_quickly(trained):
     base = experts_of(trained, "one")[0].spec
     specs = [base | {"log_snr": [float(i)], "conditioning": "none"} for i in range(1000)]
-    finished = [inspection.Finished(s, {}, None, "", 0.0) for s in specs]
+    finished = [forecast.Finished(s, {}, None, "", 0.0) for s in specs]
     started = time.process_time()
-    reasons = inspection.Reasons(finished)
+    reasons = Reasons(finished)
     told = {reasons.of(s | {"code": "other"}, "") for s in specs}
     assert told == {"code of training changed"}
     assert time.process_time() - started < 5

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,30 @@ def test_a_classifier_of_one_class_learns_rotations(workspace):
     report = json.loads(entry.file("report.json").read_text())
     assert (report["task"], report["classes"]) == ("rotations", 4)
     assert "one label: the classifier learnt rotations instead" in entry.log.read_text()
+
+
+@pytest.mark.parametrize("asking", [signal.SIGTERM, signal.SIGINT])
+def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
+    workspace, monkeypatch, asking
+):
+    facts = steps.facts_of(workspace)
+    job = plan.experts(workspace.params, facts)["ddpm"].experts[0].job
+    for needed in [*plan.latents(workspace.params, facts), job]:
+        entry = workspace.store.plan(needed.kind, needed.spec)
+        if needed is not job:
+            assert jobs.run_job(workspace, workspace.store, needed.name)
+    sent = []
+
+    def progress(reporter):
+        def report(_):
+            if not sent:
+                sent.append(signal.raise_signal(asking))
+
+        return report
+
+    monkeypatch.setattr(jobs, "_training_progress", progress)
+    with pytest.raises(SystemExit):
+        jobs.run_job(workspace, workspace.store, job.name)
+    assert (entry.state / "checkpoint.pt").exists() and not entry.done
+    assert jobs.run_job(workspace, workspace.store, job.name)
+    assert "resumes at" in entry.log.read_text()

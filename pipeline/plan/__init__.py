@@ -30,6 +30,7 @@ from pipeline.plan.outputs import (
 from pipeline.plan.recipes import (
     FROM_DATA,
     Expert,
+    NotMeasured,
     RecipePlan,
     Weights,
     analyses,
@@ -46,6 +47,7 @@ __all__ = [
     "Expert",
     "Job",
     "LatentFacts",
+    "NotMeasured",
     "RecipePlan",
     "Weights",
     "analyses",
