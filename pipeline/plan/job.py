@@ -93,7 +93,8 @@ CODE = {
     "consistency": ("pipeline.consistency:Outputs", "pipeline.consistency:compare"),
 }
 # Modules that only say, keep or time what was made: no number follows from them.
-QUIET = ("pipeline.circumstances", "pipeline.errors", "pipeline.identity", "pipeline.store")
+QUIET = ("pipeline.circumstances", "pipeline.errors", "pipeline.files", "pipeline.identity")
+QUIET += ("pipeline.store",)
 
 
 @dataclass(frozen=True)
