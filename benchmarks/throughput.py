@@ -126,6 +126,7 @@ def ours(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
     from pipeline import training
     from pipeline.latents import Latents, write_shard
     from pipeline.networks.build import network_of
+    from pipeline.run import Interrupted
 
     spec = our_spec(setting, torch.get_num_threads())
     shape = setting["shape"]
@@ -134,7 +135,7 @@ def ours(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
         write_shard(shard, [(make_rows(shape), None)], shape, (127.5,) * shape[0], 73.9)
         try:
             training.train(spec, Latents([shard]), Path(folder), stop=stop)
-        except training.Interrupted:
+        except Interrupted:
             pass
         else:
             raise SystemExit("the run ended before its time: fewer --seconds")

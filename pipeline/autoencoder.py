@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,18 +31,12 @@ from torch import Tensor, nn
 from pipeline import noise
 from pipeline.ema import EMA
 from pipeline.errors import UserError, one_line
+from pipeline.files import replacing, write_text
 from pipeline.identity import canonical_json, file_digest
 from pipeline.networks.unet import EPS, initialise, norm_groups
 from pipeline.optim import apply, make_optimizer, rate_and_momentum
 from pipeline.rows import spread
-from pipeline.run import (
-    CHECKPOINT_SECONDS,
-    CURVE_POINTS,
-    Interrupted,
-    Progress,
-    resume,
-    save_checkpoint,
-)
+from pipeline.run import CURVE_POINTS, Progress, Run
 
 BETAS = (0.9, 0.99)
 WARMUP = 0.02  # parts of the budget
@@ -212,63 +205,66 @@ def train_autoencoder(
     optimizer = make_optimizer(network.parameters(), "adam", settings["learning_rate"], BETAS)
     budget, batch = settings["images"], settings["batch"]
     ema = EMA(network, budget * EMA_HALFLIFE)
-    run = _Run(folder, network, optimizer, ema)
+    parts = {"network": network, "optimizer": optimizer, "ema": ema}
+    run = Run(folder, parts, device, log)
     run.resume()
-    if run.images:
-        log(f"resumes at {run.images:,} of {budget:,} images")
 
     rows_key, noise_key = noise.derive_key(seed, "rows"), noise.derive_key(seed, "posterior")
     slot, order = -1, np.empty(0, np.int64)
     latent_shape = _latent_shape(shape, settings["channels"], settings["downsample"])
     step = max(batch, budget // CURVE_POINTS)
     last_loss: float | None = run.curve[-1][1] if run.curve else None
-    told = saved = time.monotonic()
+    told = time.monotonic()
     told_images = run.images
-    while run.images < budget:
-        start, stop_at = run.images, min(run.images + batch, budget)
-        positions = np.arange(start, stop_at, dtype=np.int64)
-        slots, places = np.divmod(positions, count)
-        chosen = np.empty_like(positions)
-        for due in np.unique(slots):
-            if due != slot:
-                slot, order = int(due), noise.permutation(rows_key, int(due), count)
-            chosen[slots == due] = order[places[slots == due]]
-        x = _to_float(rows(chosen), device)
-        eps = noise.normal(noise_key, 0, torch.from_numpy(positions).to(device), latent_shape)
-        mean, log_variance = network.encode(x)
-        decoded = network.decode(mean + (0.5 * log_variance).exp() * eps)
-        loss = reconstruction_loss(decoded, x)
-        loss = loss + settings["kl_weight"] * kl_divergence(mean, log_variance).mean()
-        loss.backward()
-        factor, beta1 = rate_and_momentum(
-            "cosine",
-            start / budget,
-            stop_at,
-            beta0=BETAS[0],
-            floor=0.0,
-            warmup_images=int(budget * WARMUP),
-        )
-        apply(optimizer, settings["learning_rate"] * factor, beta1)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(start, stop_at - start)
-        run.loss_sum += loss.detach() * (stop_at - start)
-        run.loss_images += stop_at - start
-        run.images = stop_at
+    with run:
+        while run.images < budget:
+            start, stop_at = run.images, min(run.images + batch, budget)
+            positions = np.arange(start, stop_at, dtype=np.int64)
+            slots, places = np.divmod(positions, count)
+            chosen = np.empty_like(positions)
+            for due in np.unique(slots):
+                if due != slot:
+                    slot, order = int(due), noise.permutation(rows_key, int(due), count)
+                chosen[slots == due] = order[places[slots == due]]
+            x = _to_float(rows(chosen), device)
+            eps = noise.normal(noise_key, 0, torch.from_numpy(positions).to(device), latent_shape)
+            mean, log_variance = network.encode(x)
+            decoded = network.decode(mean + (0.5 * log_variance).exp() * eps)
+            loss = reconstruction_loss(decoded, x)
+            loss = loss + settings["kl_weight"] * kl_divergence(mean, log_variance).mean()
+            loss.backward()
+            factor, beta1 = rate_and_momentum(
+                "cosine",
+                start / budget,
+                stop_at,
+                beta0=BETAS[0],
+                floor=0.0,
+                warmup_images=int(budget * WARMUP),
+            )
+            apply(optimizer, settings["learning_rate"] * factor, beta1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(start, stop_at - start)
+            run.add_loss(loss, stop_at - start)
 
-        if start // step != stop_at // step or stop_at == budget:
-            last_loss = run.close_point()
-        now = time.monotonic()
-        if now - told >= 1.0 or stop_at == budget:
-            progress(Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss))
-            told, told_images = now, stop_at
-        asked = stop()
-        # The last one: a kill while the result is measured repeats no training.
-        if now - saved >= CHECKPOINT_SECONDS or asked or stop_at == budget:
-            run.checkpoint()
-            saved = now
-        if asked and stop_at < budget:
-            raise Interrupted
+            if start // step != stop_at // step or stop_at == budget:
+                last_loss = run.close_point()
+                if not math.isfinite(last_loss):
+                    raise UserError(
+                        f"the loss of the autoencoder is no longer finite after {stop_at} images; "
+                        "lower latent.learning_rate"
+                    )
+            now = time.monotonic()
+            if now - told >= 1.0 or stop_at == budget:
+                progress(
+                    Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss)
+                )
+                told, told_images = now, stop_at
+            # The last one: a kill while the result is measured repeats no training.
+            if stop() and stop_at < budget:
+                run.interrupt()
+            if run.due() or stop_at == budget:
+                run.checkpoint()
 
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -276,59 +272,10 @@ def train_autoencoder(
     encode, decode = _functions(network, shape, device)
     found = measure(encode, decode, rows, count, limit)
     write_codec(folder, "autoencoder", network, config, shape, latent_shape, found)
-    _write_json(folder / "curve.json", run.curve)
+    write_text(folder / "curve.json", canonical_json(run.curve) + "\n")
     parameters = sum(p.numel() for p in network.parameters())
-    _write_json(folder / "record.json", {"images": budget, "parameters": parameters})
-
-
-class _Run:
-    """What a run keeps on disk while it trains: one checkpoint."""
-
-    def __init__(self, folder: Path, network: Autoencoder, optimizer, ema: EMA):
-        self.network, self.optimizer, self.ema = network, optimizer, ema
-        self.images = 0
-        self.curve: list[list[float]] = []
-        self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
-        self.loss_images = 0
-        self.path = Path(folder) / "state" / "checkpoint.pt"
-
-    def close_point(self) -> float:
-        """Mean loss since the last point of the curve, which it is added to."""
-        mean = self.loss_sum.item() / self.loss_images
-        if not math.isfinite(mean):
-            raise UserError(
-                f"the loss of the autoencoder is no longer finite after {self.images} images; "
-                "lower latent.learning_rate"
-            )
-        self.curve.append([self.images, mean])
-        self.loss_sum.zero_()
-        self.loss_images = 0
-        return mean
-
-    def resume(self) -> None:
-        """Continue from the checkpoint; one that cannot be read is an error, never a restart."""
-
-        def restore(state: dict[str, Any]) -> None:
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema.load_state_dict(state["ema"])
-            self.images = state["images"]
-            self.curve, self.loss_images = state["curve"], state["loss_images"]
-            self.loss_sum.fill_(state["loss_sum"])
-
-        resume(self.path, restore, "autoencoder")
-
-    def checkpoint(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "images": self.images,
-            "curve": self.curve,
-            "loss_sum": self.loss_sum.item(),
-            "loss_images": self.loss_images,
-        }
-        save_checkpoint(self.path, state)
+    record = {"images": budget, "parameters": parameters}
+    write_text(folder / "record.json", canonical_json(record) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -464,11 +411,8 @@ def write_codec(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.part"
-    save_file({k: v.to("cpu", copy=True) for k, v in network.state_dict().items()}, temporary)
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({k: v.to("cpu", copy=True) for k, v in network.state_dict().items()}, temporary)
     about = {
         "kind": kind,
         "config": dict(config),
@@ -477,7 +421,7 @@ def write_codec(
         **measured,
         "weights": file_digest(folder / WEIGHTS),
     }
-    _write_json(folder / ABOUT, about)
+    write_text(folder / ABOUT, canonical_json(about) + "\n")
 
 
 def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
@@ -658,15 +602,6 @@ def _to_float(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 images to float32 in [-1, 1] on the device."""
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
     return x.to(torch.float32).div_(127.5).sub_(1)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(canonical_json(value) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 def _require(ok: bool, key: str, problem: str) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.store import Entry, write_json
+from pipeline.files import Lost, write_json
+from pipeline.store import Entry
 
 SAMPLE_SECONDS = 10.0  # between two looks at the load
 
@@ -91,7 +92,8 @@ def measured(entry: Entry) -> Iterator[dict[str, Any]]:
     def sample() -> None:
         while not stop.wait(SAMPLE_SECONDS):
             loads.append(os.getloadavg()[0] / cores)
-            with contextlib.suppress(OSError):  # a full disk is for the work itself to report
+            # A full disk, or that the entry was taken over, is for the work itself to report.
+            with contextlib.suppress(OSError, Lost):
                 write()
 
     write()

@@ -60,6 +60,8 @@ def system_message(error: BaseException, folder: Path) -> str | None:
                 f"{_owner(path)}); ask its owner for group permissions (umask 002), or set "
                 "TSPACE_STORE to a folder of yours"
             )
+        if number == errno.EIO:
+            return f"{path}: the disk or the network failed ({os.strerror(number)}); run again"
         if number == errno.ENOTDIR or (number == errno.EEXIST and path.is_file()):
             return f"{path}: a file where a folder is needed; move it, or name another folder"
     return None

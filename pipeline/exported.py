@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
+from pipeline.files import plain
 from pipeline.identity import file_digest
-from pipeline.mixture import Mixture, draw
+from pipeline.mixture import Mixture, draw, identity
 
 FORMAT = 2
 MODEL = "model.json"
@@ -65,8 +66,15 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
         raise UserError(f"{path}: damaged; export the recipe again") from e
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise UserError(f"{path}: not a model of this version of tspace; export the recipe again")
-    for known in model["files"].values():
-        _check(path.parent / known["path"], known)
+    try:
+        if identity(model["mixture"]) != model["mixture"]["digest"]:
+            raise ValueError("the mixture's digest does not match")
+        for known in model["files"].values():
+            if not all(map(plain, known["path"].split("/"))):
+                raise ValueError(f"{known['path']!r} is no file of this folder")
+            _check(path.parent / known["path"], known)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}: damaged ({one_line(e)}); export the recipe again") from e
 
     def find(member: dict[str, Any]) -> Path:
         return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]

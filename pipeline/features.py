@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, one_line
+from pipeline.files import replacing
 from pipeline.identity import canonical_json, code_digest, digest
 from pipeline.networks.classifier import Classifier
 
@@ -134,15 +134,9 @@ def save_extractor(module: Classifier, path: str | Path, report: dict[str, Any])
         "report": report,
         "weights": _weights_digest(module),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         # One key only: the order of several is not fixed.
         save_file(weights, temporary, metadata={"tspace": canonical_json(about)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_extractor(

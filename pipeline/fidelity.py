@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 from scipy.linalg import lapack
 
 from pipeline.errors import UserError
+from pipeline.files import replacing
 from pipeline.identity import canonical_json
 
 # Features are summed in blocks of rows of about this size.
@@ -66,15 +66,9 @@ class Moments:
         tensors = {"mean": self.mean, "covariance": self.covariance, "root": self.root}
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         about = {"count": self.count, "extractor": self.extractor, "checksum": _checksum(tensors)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             # One key only: the order of several is not fixed.
             save_file(tensors, temporary, metadata={"tspace": canonical_json(about)})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:

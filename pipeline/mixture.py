@@ -52,13 +52,18 @@ def describe(
     mixture |= {"shift": list(shift), "scale": scale}
     # JSON has no infinity; float() reads the text.
     mixture["log_snr"] = [v if np.isfinite(v) else str(v) for v in log_snr]
-    parts = {"decoder": decoder, "terminal": terminal, "experts": list(experts)}
-    identity = {
-        "decoder": _without_entry(decoder),
-        "terminal": _without_entry(terminal),
-        "experts": [_without_entry(e) for e in experts],
+    mixture |= {"decoder": decoder, "terminal": terminal, "experts": list(experts)}
+    return mixture | {"digest": identity(mixture)}
+
+
+def identity(mixture: dict[str, Any]) -> str:
+    """The digest of a mixture by what it says now, wherever its weights lie."""
+    parts = {
+        "decoder": _without_entry(mixture["decoder"]),
+        "terminal": _without_entry(mixture["terminal"]),
+        "experts": [_without_entry(expert) for expert in mixture["experts"]],
     }
-    return mixture | parts | {"digest": digest(mixture | identity)}
+    return digest({key: value for key, value in (mixture | parts).items() if key != "digest"})
 
 
 def _without_entry(part: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -31,7 +31,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ import pyarrow as pa
 
 from pipeline import noise
 from pipeline.errors import UserError
+from pipeline.files import replacing
 from pipeline.rows import spread
 
 METHODS = ("independent", "assignment", "knn-l2", "knn-dot")
@@ -776,17 +776,9 @@ def _write(path: Path, kind: str, header: dict[str, Any], batches: list[pa.Recor
     header = {"kind": kind, "format": _FORMAT, **header}
     header["checksum"] = _checksum(header, batches)
     schema = batches[0].schema.with_metadata({"tspace": _canonical(header)})
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], list[pa.RecordBatch]]:

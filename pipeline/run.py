@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import os
+import pickle
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from pipeline.circumstances import Clock
 from pipeline.errors import UserError, one_line
+from pipeline.files import keep, kept
+from pipeline.identity import file_digest
 
-# How much work a kill may cost. The environment can change it; it never changes a result.
+# How much work a kill may cost, or more where a checkpoint takes so long that it would take more
+# than a share of the time. The environment can change it (0: one after every batch); it never
+# changes a result.
 CHECKPOINT_SECONDS = float(os.environ.get("TSPACE_CHECKPOINT_SECONDS", "30"))
+CHECKPOINT_SHARE = 0.03
+CHECKPOINT = "checkpoint.pt"
 CURVE_POINTS = 50  # mean losses that a run records
 
 
@@ -45,24 +56,147 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def resume(path: Path, restore: Callable[[dict[str, Any]], None], run: str) -> None:
-    """Call `restore` with the state in `path`, if there is one. UserError if it cannot be read."""
-    if not path.exists():
-        return
-    try:
-        restore(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as e:
-        raise UserError(
-            f"{path}: damaged checkpoint ({one_line(e)}); delete it to start this {run} again"
-        ) from e
+class Run:
+    """How far a training is, and the state from which it goes on, in `folder`/state.
+
+    parts: what has a state of its own, by name; None for a part that this training lacks. images:
+    done. curve: mean loss since the point before, [[images, loss], ...], and the sums of the open
+    point, so that a checkpoint may lie between two. files: results in `folder` that are finished
+    before the run is, with their checksums; a checkpoint counts only with them intact.
+
+    A checkpoint is copied from the device at once, and written by a thread while the training, in a
+    `with` block, goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: dict[str, Any],
+        device: torch.device,
+        log: Callable[[str], None] = lambda _: None,
+    ):
+        self.folder, self.log = Path(folder), log
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.images = 0
+        self.clock = Clock()
+        self.saved = time.monotonic()
+        self.pause = CHECKPOINT_SECONDS
+        self.curve: list[list[float]] = []
+        self.loss_sum = torch.zeros((), device=device)
+        self.loss_images = 0
+        self.files: dict[str, str] = {}
+        self.more: dict[str, Any] = {}  # of one kind of training
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        """Nothing is written after the block. Raises what went wrong with the last checkpoint."""
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()
+
+    def add_loss(self, loss: torch.Tensor, images: int) -> None:
+        """Count the mean loss of a batch, and the batch."""
+        self.loss_sum += loss.detach() * images
+        self.loss_images += images
+        self.images += images
+
+    def close_point(self) -> float:
+        """Mean loss since the last point of the curve, which it is added to; it may be NaN."""
+        mean = self.loss_sum.item() / self.loss_images
+        self.curve.append([self.images, mean])
+        self.loss_sum.zero_()
+        self.loss_images = 0
+        return mean
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint that is intact, with all it relies on, if there is one.
+
+        UserError for an intact one that is none of this run: it was put there.
+        """
+        for _, path in kept(self.folder / "state", CHECKPOINT, self.log):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if not all(self._intact(name, seal) for name, seal in state["files"].items()):
+                    continue
+                self._restore(state)
+            except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as e:
+                text = f"{path}: not a checkpoint of this run; delete it ({one_line(e)})"
+                raise UserError(text) from e
+            self.log(f"resumes at {self.images:,} images")
+            return
+
+    def _intact(self, name: str, seal: str) -> bool:
+        path = self.folder / name
+        intact = path.exists() and file_digest(path) == seal
+        if not intact:
+            self.log(f"{name}: {'damaged' if path.exists() else 'missing'}")
+        return intact
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.images, self.clock.before = state["images"], tuple(state["seconds"])
+        self.curve, self.loss_images = state["curve"], state["loss_images"]
+        self.loss_sum.fill_(state["loss_sum"])
+        self.files, self.more = state["files"], state["more"]
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        writing = self._thread is not None and self._thread.is_alive()
+        return not writing and time.monotonic() - self.saved >= self.pause
+
+    def checkpoint(self) -> None:
+        """Keep the state as it is now. Raises what went wrong with the one before."""
+        self.wait()
+        started = time.monotonic()
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"images": self.images, "seconds": self.clock.read(), "curve": self.curve}
+        state |= {"loss_sum": self.loss_sum.item(), "loss_images": self.loss_images}
+        state |= {"files": self.files, "more": self.more}
+        state = _copied(state)
+
+        def write() -> None:
+            try:
+                save = functools.partial(torch.save, state)
+                keep(self.folder / "state", CHECKPOINT, state["images"], save)
+            except BaseException as e:
+                self._error = e
+            self.saved = time.monotonic()
+            if CHECKPOINT_SECONDS:
+                self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
+
+        self._thread = threading.Thread(target=write)
+        self._thread.start()
+        if not CHECKPOINT_SECONDS:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint is on disk. Raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def interrupt(self) -> NoReturn:
+        """Keep the state and raise Interrupted."""
+        self.checkpoint()
+        self.wait()
+        raise Interrupted
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a run's state so that it is either the old one or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with open(temporary, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+def _copied(value: Any) -> Any:
+    """The same state in this process's own memory, so that training may go on."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)((key, _copied(part)) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part) for part in value)
+    return value

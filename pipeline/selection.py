@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from safetensors.torch import save_file
 from pipeline import fidelity, merging, mixture, noise, objective
 from pipeline.ema import combine, post_hoc_coefficients
 from pipeline.features import Extractor
+from pipeline.files import keep, kept
 from pipeline.latents import Latents
 from pipeline.networks.build import network_of, start_from
 from pipeline.rows import spread
 
 STATES = 6  # noise levels at which a range's loss is measured
 BATCH = 256
+EVALUATIONS = "evaluations.json"
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -30,14 +31,15 @@ def merge_experts(
     parent: Weights | None,
     experts: Sequence[Weights],
     latents: Latents | None,
-    cache: Path,
+    state: Path,
     confirm: Callable[[Weights], float] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> tuple[Weights, dict[str, Any]]:
     """The merged weights of a job's spec, and how they were found.
 
     parent: what the experts started from (None for snapshots of one run). latents: held-out rows,
-    for a search. cache: a file in which evaluations are kept, so that a killed search goes on.
+    for a search. state: a folder in which evaluations are kept, so that a killed search goes on.
     confirm: a second measure, such as `SmallSampleFid`, that chooses among the best candidates.
     Raises UserError if the networks do not fit each other.
     """
@@ -61,14 +63,14 @@ def merge_experts(
     if method == "snapshots":
         # In differences from the last snapshot the weights need not sum to one.
         *earlier, last = experts
-        search = _Search(spec, last, earlier, latents, cache, None, progress)
+        search = _Search(spec, last, earlier, latents, state, None, progress, log)
         found = search.run()
         share = 1 - sum(found["weights"])
         report = found | {"weights": [*found["weights"], share]}
         return merging.combine_snapshots(experts, report["weights"]), report
     report = merging.agreement(parent, experts)
     if settings["weights"] is None:
-        report |= _Search(spec, parent, experts, latents, cache, confirm, progress).run()
+        report |= _Search(spec, parent, experts, latents, state, confirm, progress, log).run()
     else:
         report |= {"weights": settings["weights"]}
     return merging.merge(method, parent, experts, weights=report["weights"]), report
@@ -83,19 +85,21 @@ class _Search:
         parent: Weights,
         experts: Sequence[Weights],
         latents: Latents,
-        cache: Path,
+        state: Path,
         confirm: Callable[[Weights], float] | None,
         progress: Callable[[int, int], None],
+        log: Callable[[str], None],
     ):
         self.settings, self.key = spec["settings"], spec["noise_key"]
-        self.parent, self.experts, self.cache = parent, experts, cache
+        self.parent, self.experts, self.state = parent, experts, state
         self.candidate_fid, self.progress = confirm, progress
         ranges = [[float(v) for v in states] for states in spec["of"]]
         images = self.settings["images"]
         self.held_out = HeldOut(spec["model"], latents, ranges, images, self.key)
         self.known: dict[str, dict[str, float]] = {"loss": {}, "fid": {}}
-        if cache.exists():
-            self.known = json.loads(cache.read_text())
+        for _, path in kept(state, EVALUATIONS, log):
+            self.known = json.loads(path.read_text())
+            break
         self.planned = len(merging.design_points(len(experts)))
 
     def run(self) -> dict[str, Any]:
@@ -141,10 +145,8 @@ class _Search:
             known[name] = measured(
                 merging.merge("task-vector", self.parent, self.experts, weights=weights)
             )
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.cache.with_suffix(".part")
-            temporary.write_text(json.dumps(self.known))
-            os.replace(temporary, self.cache)
+            count, text = sum(map(len, self.known.values())), json.dumps(self.known)
+            keep(self.state, EVALUATIONS, count, lambda path: path.write_text(text))
         done = sum(map(len, self.known.values()))
         self.progress(done, max(self.planned, done))
         return known[name]

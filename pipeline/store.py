@@ -2,7 +2,7 @@
 
     store/<kind>/<digest>/
         spec.json    the resolved settings whose digest names the folder
-        lease        who works on it now; its modification time is the heartbeat
+        lease/<n>    who works on it, the highest number; its modification time is the heartbeat
         state/       resumable state of unfinished work; removed when finished
         log.txt      what the job said; progress.json its last progress
         error.txt    why it failed last; removed when finished
@@ -17,6 +17,7 @@ shared file systems are safe. Several processes, on several hosts, may work on o
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,16 +26,19 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, room_for
+from pipeline.files import Lost, fault, guarded, plain, replacing, sweep, write_json
+from pipeline.files import write_text as write_text
 from pipeline.identity import digest, file_digest
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # a lease without a heartbeat for so long belongs to a dead job
+POLL_SECONDS = 0.5
 
 # Files of an entry that are not results: never listed in DONE, never copied.
 WORKING_FILES = frozenset(
@@ -45,22 +49,17 @@ WORKING_FILES = frozenset(
 )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either absent, the old one, or complete."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class Claim(NamedTuple):
+    """One of the files in an entry's `lease` folder: who may work on it, as of its number."""
 
+    number: int
+    holder: dict[str, Any]  # empty if it cannot be read
+    beat: int  # its modification time in ns; 0 for a lease that was given back
 
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON; NaN is a ValueError."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    @property
+    def ended(self) -> bool:
+        """Given back, or its process is dead."""
+        return self.beat == 0 or _dead(self.holder)
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,15 @@ class Entry:
         """Name -> {bytes, sha256} of the results. UserError if not finished or DONE is damaged."""
         path = self.path / "DONE"
         try:
-            return json.loads(path.read_text())["files"]
+            files = json.loads(path.read_text())["files"]
         except FileNotFoundError as e:
             raise UserError(f"{self.path}: not finished; run its stage again") from e
         except (ValueError, KeyError) as e:
             raise UserError(f"{path}: damaged; delete {self.path} and run again") from e
+        for name in files:
+            if not plain(name) or name in WORKING_FILES:
+                raise UserError(f"{path}: lists {name!r}, which is no name of a result; refused")
+        return files
 
     def file(self, name: str) -> Path:
         """Path of a result after checking size and checksum. UserError if missing or damaged."""
@@ -151,8 +154,6 @@ class Entry:
         write_json(self.path / "DONE", {"files": files})
         (self.path / "error.txt").unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self.path.glob(".taken-over.*"):
-            leftover.unlink(missing_ok=True)
 
     def progress(self) -> dict[str, Any] | None:
         """Last progress the job wrote, or None."""
@@ -176,45 +177,68 @@ class Entry:
 
     def leased(self) -> bool:
         """Whether a live job works on it."""
-        return self._holder()[1]
+        claim = self._claim()
+        return claim is not None and not claim.ended and self._age(claim) < STALE_SECONDS
 
-    def _holder(self) -> tuple[str | None, bool]:
-        """Token of the lease (None without a lease) and whether its holder lives."""
-        path = self.path / "lease"
+    def holder(self) -> dict[str, Any]:
+        """Who works on it: `host`, `pid`, `job` and `since` (unix time); empty for nobody."""
+        return claim.holder if (claim := self._claim()) is not None else {}
+
+    def _claim(self) -> Claim | None:
+        """The lease with the highest number; None if there never was one."""
+        number = max(_numbers(self.path / "lease"), default=None)
+        if number is None:
+            return None
+        path = self.path / "lease" / str(number)
         try:
-            age = _now(self.path) - path.stat().st_mtime
+            beat = path.stat().st_mtime_ns
             holder = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None, False
-        except ValueError:  # being written at this moment, or cut short by a crash
-            return "", age < STALE_SECONDS
-        return holder["token"], age < STALE_SECONDS and not _dead(holder)
+        except FileNotFoundError:  # the entry was finished at this moment
+            return None
+        except (OSError, ValueError):
+            return Claim(number, {}, beat)
+        return Claim(number, holder if isinstance(holder, dict) else {}, beat)
+
+    def _age(self, claim: Claim) -> float:
+        """Seconds between its heartbeat and now; one that lies ahead is as wrong as an old one."""
+        return abs(_now(self.path) - claim.beat / 1e9)
 
     @contextlib.contextmanager
-    def lease(self, job: str = "") -> Iterator[None]:
-        """Hold the entry exclusively; waits while another live job holds it.
+    def lease(self, job: str = "", tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Hold the entry exclusively; waits while another live job holds it, and tells for whom.
 
-        A lease whose process died on this host, or whose heartbeat stopped, is taken over.
+        Leases are numbered, and one is taken by creating the next number, whole, which only one
+        process can do: a takeover is nothing but a lease. Within, whatever is written by
+        `pipeline.files` raises Lost once another process took over. Raises OSError if the lease
+        cannot be written.
         """
-        path = self.path / "lease"
-        token = uuid.uuid4().hex
-        text = json.dumps(
-            {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "token": token}
-        )
-        while not _create(path, text):
-            holder, alive = self._holder()
-            if alive:
-                time.sleep(0.5)
-            elif holder is None:  # given back meanwhile
+        folder = self.path / "lease"
+        seen, since, told = None, 0.0, 0
+        while True:
+            claim = self._claim()
+            if claim is not None and claim != seen:
+                # Clocks are compared once. From then on it counts whether the heartbeat moves.
+                seen, since = claim, time.monotonic() - self._age(claim)
+            if claim is None or claim.ended or time.monotonic() - since >= STALE_SECONDS:
+                number = 1 if claim is None else claim.number + 1
+                if _create(folder, number, _myself(job)):
+                    break
                 continue
-            # One marker a token: of several waiting jobs one wins, and a slow one that judged
-            # an older lease can never push out the winner's.
-            elif _create(path.with_name(f".taken-over.{holder}"), text):
-                write_text(path, text)
-                break
-            else:
-                time.sleep(0.1)
+            if claim.number != told:
+                told = claim.number
+                tell(f"waits for {described(claim.holder)}")
+            time.sleep(POLL_SECONDS)
+        path = folder / str(number)
+        for old in _numbers(folder):
+            if old < number:
+                (folder / str(old)).unlink(missing_ok=True)
+        for place in (self.path, self.state):
+            sweep(place)
         stop = threading.Event()
+
+        def held() -> None:
+            if max(_numbers(folder), default=None) != number:
+                raise Lost(f"{self.path}: taken over by {described(self.holder())}")
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
@@ -224,13 +248,16 @@ class Entry:
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
-            yield
+            with guarded(self.path, held):
+                yield
         finally:
             stop.set()
             thread.join()
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(path.read_text())["token"] == token:
-                    path.unlink()
+            # The number stays, so that nobody who looked earlier takes the same one again.
+            with contextlib.suppress(OSError):
+                os.utime(path, ns=(0, 0))
+                if self.done:
+                    shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -242,16 +269,21 @@ class Store:
     def entry(self, name: str) -> Entry:
         """The entry called `kind/digest`; it need not exist."""
         kind, separator, key = name.partition("/")
-        if not (separator and kind and key) or "/" in key or ".." in name:
+        if not (separator and kind and key and plain(kind) and plain(key)):
             raise UserError(f"{name}: not the name of an entry (kind/digest)")
         return Entry(self.root / kind / key)
 
     def plan(self, kind: str, spec: dict[str, Any]) -> Entry:
-        """The entry for `spec`; its spec.json is written, so a job can start from its name."""
+        """The entry for `spec`; its spec.json is there, so a job can start from its name."""
         entry = Entry(self.root / kind / digest(spec))
-        if not (entry.path / "spec.json").exists():
+        path = entry.path / "spec.json"
+        try:
+            intact = json.loads(path.read_bytes()) == spec
+        except (OSError, ValueError):
+            intact = False
+        if not intact:
             entry.path.mkdir(parents=True, exist_ok=True)
-            write_json(entry.path / "spec.json", spec)
+            write_json(path, spec)
         return entry
 
     def adopt(self, source: Path, name: str) -> Entry:
@@ -264,7 +296,8 @@ class Store:
         if not entry.done:
             copy_entry(Entry(source), entry.path)
         elif (source / "DONE").exists():
-            with contextlib.suppress(OSError):  # it only saves room
+            # It only saves room; a damaged copy is restored when its stage collects.
+            with contextlib.suppress(OSError, UserError):
                 _share(Entry(source), entry)
         return entry
 
@@ -289,16 +322,12 @@ def _share(source: Entry, entry: Entry) -> None:
 
 
 def _place(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # another file system, or one without hard links
             with room_for(target, source.stat().st_size):
                 shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(path: Path, known: dict[str, Any]) -> None:
@@ -310,34 +339,109 @@ def _check(path: Path, known: dict[str, Any]) -> None:
         raise UserError(f"{path}: damaged (checksum differs); delete {path.parent} and run again")
 
 
-def _create(path: Path, text: str) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def described(holder: dict[str, Any]) -> str:
+    """Who holds a lease, for people."""
+    if not holder:
+        return "an unknown process"
+    job = f" (job {holder['job']})" if holder.get("job") else ""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
+    return f"process {holder.get('pid')} on {holder.get('host')}{job}, since {since}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    except FileNotFoundError:
+        return []
+
+
+def _create(folder: Path, number: int, holder: dict[str, Any]) -> bool:
+    """Create lease `number`, complete from its first moment; False if there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / str(number), folder / f".{uuid.uuid4().hex}"
+    text = json.dumps(holder)
+    try:
+        fault("lease", path)
+        temporary.write_text(text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if not _create_without_links(path, text):
+                return False
+        fault("leased", path)
+        # Whoever took a higher number removed this one, which is why it was free.
+        if max(_numbers(folder), default=None) == number:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+    except FileNotFoundError:  # the entry was finished at this moment, and the folder removed
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _create_without_links(path: Path, text: str) -> bool:
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
-    with os.fdopen(handle, "w") as f:
-        f.write(text)
+    try:
+        with os.fdopen(handle, "w") as f:
+            f.write(text)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
+def _myself(job: str) -> dict[str, Any]:
+    """This process, as a lease names it. `machine` tells where its number means something."""
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "born": (_status(os.getpid()) or [None] * 20)[19],
+        "job": job,
+        "since": time.time(),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _machine() -> list[str] | None:
+    """The boot and the process namespace; None where the system tells neither."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return [boot, os.readlink("/proc/self/ns/pid")]
+    except OSError:
+        return None
+
+
 def _dead(holder: dict[str, Any]) -> bool:
-    if holder.get("host") != socket.gethostname() or "pid" not in holder:
+    """Whether a lease's process surely has ended: only where its number means something."""
+    machine = holder.get("machine")
+    if machine is None or machine != _machine():
         return False
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return _is_zombie(holder["pid"])
+        pass
+    status = _status(holder["pid"])
+    return status is not None and (status[0] == "Z" or status[19] != holder["born"])
 
 
-def _is_zombie(pid: int) -> bool:
+def _status(pid: int) -> list[str] | None:
+    """Fields 3 and on of /proc/<pid>/stat (state first, start time at 19); None if unreadable."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
 
 
 def _now(folder: Path) -> float:
@@ -345,9 +449,9 @@ def _now(folder: Path) -> float:
     probe = folder / f".clock.{uuid.uuid4().hex}"
     try:
         probe.touch()
-    except OSError:  # a store that may only be read: this host's clock has to do
-        return time.time()
-    try:
         return probe.stat().st_mtime
+    except OSError:  # read-only, or full
+        return time.time()
     finally:
-        probe.unlink()
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)

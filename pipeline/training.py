@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,22 +21,15 @@ from torch.nn import functional
 
 from pipeline import curriculum as curricula
 from pipeline import noise, objective, pairing
-from pipeline.circumstances import Clock
 from pipeline.compiled import compiled
 from pipeline.ema import EMA, PowerEMA
 from pipeline.errors import UserError, room_for
+from pipeline.files import replacing, write_text
+from pipeline.identity import file_digest
 from pipeline.latents import Latents
 from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
-from pipeline.optim import Adam, apply, make_optimizer, rate_and_momentum
-from pipeline.run import (
-    CHECKPOINT_SECONDS,
-    CURVE_POINTS,
-    Interrupted,
-    Progress,
-    keep_freed_memory,
-    resume,
-    save_checkpoint,
-)
+from pipeline.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.run import CURVE_POINTS, Progress, Run, keep_freed_memory
 
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
 
@@ -255,10 +247,10 @@ def train(
     plain = settings["weighting"]["kind"] in ("uniform", "uncertainty")
     weigh = objective.weighting(**({"kind": "uniform"} if plain else settings["weighting"]))
     draws = Draws(spec, latents, pairings, components)
-    run = _Run(spec, folder, network, optimizer, ema, power, uncertainty)
+    parts = {"network": network, "optimizer": optimizer, "ema": ema}
+    parts |= {"power": power, "uncertainty": uncertainty}
+    run = _Run(spec, folder, parts, device, log)
     run.resume()
-    if run.images:
-        log(f"resumes at {run.images:,} of {spec['images']:,} images")
 
     bfloat16 = settings["precision"] == "bfloat16"
     if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -270,129 +262,84 @@ def train(
         forward = compiled(network, inputs, left, autocast=bfloat16, log=log)
     warmup = min(settings["warmup"], budget // 10)
     step = max(batch, budget // CURVE_POINTS)
-    loss_sum = torch.full((), run.open_loss[0], device=device)
-    loss_images = run.open_loss[1]
     last_loss: float | None = run.curve[-1][1] if run.curve else None
-    told = saved = time.monotonic()
+    told = time.monotonic()
     told_images = run.images
-    while run.images < budget:
-        start, stop_at = run.images, min(run.images + batch, budget)
-        one = draws.batch(start, stop_at, layout)
-        if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
-            torch.manual_seed(noise.derive_key(spec["stream_key"], "dropout", start))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = forward(*one.inputs)
-            answer = None if guide is None else guide(*one.inputs)
-        if plain and uncertainty is None and one.correction is None:
-            loss = functional.mse_loss(output.float(), one.wanted)
-        else:
-            error = objective.squared_error(output, one.wanted)
-            if not plain:
-                error = error * weigh(one.log_snr, spec["prediction"])
-            if uncertainty is not None:
-                level = one.log_snr
-                if draws.fixed:
-                    level = torch.full((1,), level, device=device)
-                error = uncertainty.loss(error, level)
-            if one.correction is not None:
-                error = error * one.correction
-            loss = error.mean()
-        if answer is not None:
-            kept = functional.mse_loss(output.float(), answer.float())
-            loss = loss + decoupled["consistency"] * kept
-        loss.backward()
-        factor, beta1 = rate_and_momentum(
-            settings["decay"],
-            start / budget,
-            stop_at,
-            beta0=settings["betas"][0],
-            floor=settings["floor"],
-            warmup_images=warmup,
-            reference_images=settings["reference_images"],
-        )
-        apply(optimizer, settings["learning_rate"] * factor, beta1)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update(start, stop_at - start)
-        if power is not None:
-            power.update(start, stop_at - start)
-        loss_sum += loss.detach() * (stop_at - start)
-        loss_images += stop_at - start
-        run.images = stop_at
+    with run:
+        while run.images < budget:
+            start, stop_at = run.images, min(run.images + batch, budget)
+            one = draws.batch(start, stop_at, layout)
+            if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
+                torch.manual_seed(noise.derive_key(spec["stream_key"], "dropout", start))
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                output = forward(*one.inputs)
+                answer = None if guide is None else guide(*one.inputs)
+            if plain and uncertainty is None and one.correction is None:
+                loss = functional.mse_loss(output.float(), one.wanted)
+            else:
+                error = objective.squared_error(output, one.wanted)
+                if not plain:
+                    error = error * weigh(one.log_snr, spec["prediction"])
+                if uncertainty is not None:
+                    level = one.log_snr
+                    if draws.fixed:
+                        level = torch.full((1,), level, device=device)
+                    error = uncertainty.loss(error, level)
+                if one.correction is not None:
+                    error = error * one.correction
+                loss = error.mean()
+            if answer is not None:
+                kept = functional.mse_loss(output.float(), answer.float())
+                loss = loss + decoupled["consistency"] * kept
+            loss.backward()
+            factor, beta1 = rate_and_momentum(
+                settings["decay"],
+                start / budget,
+                stop_at,
+                beta0=settings["betas"][0],
+                floor=settings["floor"],
+                warmup_images=warmup,
+                reference_images=settings["reference_images"],
+            )
+            apply(optimizer, settings["learning_rate"] * factor, beta1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema.update(start, stop_at - start)
+            if power is not None:
+                power.update(start, stop_at - start)
+            run.add_loss(loss, stop_at - start)
 
-        ended = stop_at == budget and (loss_images >= step / 2 or not run.curve)
-        if start // step != stop_at // step or ended:
-            last_loss = loss_sum.item() / loss_images
-            if not np.isfinite(last_loss):
-                raise UserError(
-                    f"the loss is no longer finite after {stop_at} images; lower "
-                    "training.learning_rate or use training.precision: float32"
+            ended = stop_at == budget and (run.loss_images >= step / 2 or not run.curve)
+            if start // step != stop_at // step or ended:
+                last_loss = run.close_point()
+                if not np.isfinite(last_loss):
+                    raise UserError(
+                        f"the loss is no longer finite after {stop_at} images; lower "
+                        "training.learning_rate or use training.precision: float32"
+                    )
+            run.snapshot(start, stop_at)
+            now = time.monotonic()
+            if now - told >= 1.0 or stop_at == budget:
+                progress(
+                    Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss)
                 )
-            run.curve.append([stop_at, last_loss])
-            loss_sum.zero_()
-            loss_images = 0
-        run.snapshot(start, stop_at)
-        now = time.monotonic()
-        if now - told >= 1.0 or stop_at == budget:
-            progress(Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss))
-            told, told_images = now, stop_at
-        # A checkpoint lies between curve points only with the sums of the open one in it.
-        if now - saved >= CHECKPOINT_SECONDS or stop():
-            run.checkpoint(loss_sum, loss_images)
-            saved = now
+                told, told_images = now, stop_at
             if stop():
-                raise Interrupted
+                run.interrupt()
+            if run.due():
+                run.checkpoint()
     run.finish()
     return run.spent()
 
 
-class _Run:
-    """What a run keeps on disk: its checkpoint, snapshots, curve and record."""
+class _Run(Run):
+    """An expert's run: with its snapshots and record."""
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        folder: Path,
-        network: torch.nn.Module,
-        optimizer: Adam,
-        ema: EMA | None,
-        power: PowerEMA | None,
-        uncertainty: objective.Uncertainty | None,
-    ):
-        self.spec, self.folder, self.network = spec, folder, network
-        self.parts = {"network": network, "optimizer": optimizer, "ema": ema}
-        self.parts |= {"power": power, "uncertainty": uncertainty}
-        self.images = 0
-        self.clock = Clock()
-        self.snapshot_seconds: dict[str, tuple[float, float]] = {}  # wall clock, CPU
-        self.curve: list[list[float]] = []
-        self.open_loss: tuple[float, int] = (0.0, 0)
-        self.path = folder / "state" / "checkpoint.pt"
-
-    def resume(self) -> None:
-        """Continue from the checkpoint; one that cannot be read is an error, never a restart."""
-
-        def restore(state: dict[str, Any]) -> None:
-            for name, part in self.parts.items():
-                if part is not None:
-                    part.load_state_dict(state[name])
-            self.images, self.clock.before = state["images"], tuple(state["seconds"])
-            self.curve, self.open_loss = state["curve"], tuple(state["open_loss"])
-            self.snapshot_seconds = state["snapshot_seconds"]
-
-        resume(self.path, restore, "expert")
-
-    def checkpoint(self, loss_sum: torch.Tensor, loss_images: int) -> None:
-        state = {
-            **{name: part and part.state_dict() for name, part in self.parts.items()},
-            "images": self.images,
-            "seconds": self.clock.read(),
-            "snapshot_seconds": self.snapshot_seconds,
-            "curve": self.curve,
-            "open_loss": [loss_sum.item(), loss_images],
-        }
-        save_checkpoint(self.path, state)
+    def __init__(self, spec: dict[str, Any], *settings: Any):
+        super().__init__(*settings)
+        self.spec = spec
+        self.more = {"snapshot_seconds": {}}
 
     def snapshot(self, start: int, stop: int) -> None:
         """Keep the weights if a snapshot is due at the end of this batch."""
@@ -400,40 +347,39 @@ class _Run:
             if start < images <= stop:
                 weights = (
                     self.parts["ema"].weights
-                    if self.parts["ema"] is not None
-                    else {k: p.detach() for k, p in self.network.named_parameters()}
+                    if "ema" in self.parts
+                    else {k: p.detach() for k, p in self.parts["network"].named_parameters()}
                 )
                 self._write_weights(f"weights-{images}.safetensors", weights)
-                averages = self.parts["power"].weights if self.parts["power"] else {}
+                averages = self.parts["power"].weights if "power" in self.parts else {}
                 for length, average in averages.items():
                     self._write_weights(f"power-{length}-{images}.safetensors", average)
-                self.snapshot_seconds[str(images)] = self.clock.read()
+                self.more["snapshot_seconds"][str(images)] = self.clock.read()
 
     def _write_weights(self, name: str, weights: dict[str, torch.Tensor]) -> None:
-        temporary = self.folder / f".{name}.part"
         kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
+        size = sum(w.nbytes for w in kept.values())
         # Without metadata equal weights are equal files, whatever code or entries they came from.
-        with room_for(self.folder / name, sum(w.nbytes for w in kept.values())):
+        with room_for(self.folder / name, size), replacing(self.folder / name) as temporary:
             save_file(kept, temporary)
-        os.replace(temporary, self.folder / name)
+            seal = file_digest(temporary)
+        self.files[name] = seal
 
     def finish(self) -> None:
         spec = self.spec
         record = {
             "images": self.images,
-            "parameters": count_parameters(self.network),
+            "parameters": count_parameters(self.parts["network"]),
             # Backward costs twice the forward pass.
             "flops": 3 * self.images * flops_per_image(spec),
         }
         for name, value in (("curve.json", self.curve), ("record.json", record)):
-            temporary = self.folder / f".{name}.part"
-            temporary.write_text(json.dumps(value))
-            os.replace(temporary, self.folder / name)
+            write_text(self.folder / name, json.dumps(value))
 
     def spent(self) -> dict[str, dict[str, float]]:
         """Seconds up to each snapshot, by the wall clock and of CPUs."""
         wall, cpu = (
-            {images: seconds[i] for images, seconds in self.snapshot_seconds.items()}
+            {images: seconds[i] for images, seconds in self.more["snapshot_seconds"].items()}
             for i in range(2)
         )
         return {"snapshot_seconds": wall, "snapshot_cpu_seconds": cpu}

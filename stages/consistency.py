@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline import config, plan
-from pipeline.store import write_json
+from pipeline.files import write_sealed
 from stages import drawing, steps
 from stages.fanout import fan_out
 from stages.workspace import Workspace
@@ -44,7 +44,7 @@ def consistency(workspace: Workspace) -> None:
     columns = len(samples[0])
     drawing.save(drawing.grid(np.concatenate(samples), columns), folder / "consistency.png")
     pixels = isinstance(workspace.params.latent, config.Pixels)
-    write_json(
+    write_sealed(
         folder / "consistency.json",
         {
             "pairs": found,

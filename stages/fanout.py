@@ -20,12 +20,16 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.files import ask, reached, sweep, write_json, write_sealed, write_text
+from pipeline.identity import file_digest
 from pipeline.plan import Job
-from pipeline.store import Entry, copy_entry, write_json
+from pipeline.store import Entry, copy_entry
+from stages.intact import Record
 from stages.markup import counted, speed
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5
+FINAL = ".final"  # beside an error.txt that another try would only bring about again
 NO_RECIPE = "-"  # of jobs that recipes share: encoder, latents and the like
 LINE_SECONDS = 10.0  # between two lines of progress where lines cannot be rewritten
 
@@ -39,8 +43,12 @@ def fan_out(
     while they ran (somebody edited params.yaml or the code): everything finished is kept.
     """
     jobs = {job.name: job for job in plan()}
-    for other in (*inputs, stage):
+    for other in inputs:
         adopt(workspace, other)
+    if drop_damaged(workspace, stage):
+        for name in jobs:  # these it may hold, whatever its manifest said
+            _adopt(workspace, stage, name)
+    adopt(workspace, stage)
     absent = {
         need
         for job in jobs.values()
@@ -68,14 +76,28 @@ def fan_out(
 
 def adopt(workspace: Workspace, stage: str) -> None:
     """Take into the store what DVC checked out as the output of a stage."""
-    folder = workspace.artefacts(stage)
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        return
-    for item in workspace.read_json(manifest)["entries"]:
-        source = folder / item["name"].partition("/")[2]
-        if source.exists():
-            workspace.store.adopt(source, item["name"])
+    if (workspace.artefacts(stage) / "manifest.json").exists():
+        for item in workspace.manifest(stage):
+            _adopt(workspace, stage, item["name"])
+
+
+def _adopt(workspace: Workspace, stage: str, name: str) -> None:
+    source = workspace.artefacts(stage) / workspace.store.entry(name).digest
+    if (source / "DONE").exists():
+        workspace.store.adopt(source, name)
+
+
+def drop_damaged(workspace: Workspace, stage: str) -> bool:
+    """Delete the manifest of a stage's output, which the stage makes again, if it is damaged."""
+    path = workspace.artefacts(stage) / "manifest.json"
+    try:
+        workspace.manifest(stage)
+    except UserError as e:
+        if path.exists():
+            print(f"{stage}: {e}: it is made again", flush=True)
+            path.unlink()
+            return True
+    return False
 
 
 def _collect(
@@ -83,18 +105,31 @@ def _collect(
 ) -> None:
     folder = workspace.artefacts(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = []
+    record = Record(workspace.scratch / "intact" / f"{stage}.json")
+    manifest, healed = [], 0
     for name, job in jobs.items():
         entry = entries[name]
         target = folder / entry.digest
-        if not (target / "DONE").exists():
+        files = entry.files()
+        seals = {file: known["sha256"] for file, known in files.items()}
+        seals |= {file: file_digest(entry.path / file) for file in ("spec.json", "DONE")}
+        if not all([record.intact(target / file, seal) for file, seal in seals.items()]):
+            healed += (target / "DONE").exists()
             copy_entry(entry, target)
-        manifest.append({"name": name, "label": job.label, "files": entry.files()})
+            for file, seal in seals.items():
+                record.intact(target / file, seal)
+        manifest.append({"name": name, "label": job.label, "files": files})
+    if healed:
+        print(f"{stage}: {healed} damaged entries of {folder} restored from the store", flush=True)
     kept = {entry.digest for entry in entries.values()}
+    sweep(folder)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in kept:
             shutil.rmtree(path)
-    write_json(folder / "manifest.json", {"entries": manifest})
+        elif path.is_dir():
+            sweep(path)
+    write_sealed(folder / "manifest.json", {"entries": manifest})
+    record.save()
 
 
 def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]) -> None:
@@ -135,7 +170,8 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
         },
     }
     for job in missing:
-        (entries[job.name].path / "error.txt").unlink(missing_ok=True)
+        for name in ("error.txt", FINAL):
+            (entries[job.name].path / name).unlink(missing_ok=True)
         if not entries[job.name].leased():
             (entries[job.name].path / "progress.json").unlink(missing_ok=True)
     write_json(run / "plan.json", plan)
@@ -267,7 +303,7 @@ def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
 
 def _interrupted(stage: str, missing: list[Job], entries: dict[str, Entry]) -> str:
     done = sum(entries[job.name].done for job in missing)
-    saved = sum((entries[job.name].state / "checkpoint.pt").exists() for job in missing)
+    saved = sum(bool(reached(entries[job.name].state, "checkpoint.pt")) for job in missing)
     kept = f"{done} of {len(missing)} jobs are finished and kept"
     if saved:
         kept += f", {saved} of the others go on from a checkpoint"
@@ -347,6 +383,7 @@ class Reporter:
         self._started = time.monotonic()
 
     def log(self, text: str) -> None:
+        ask(self.entry.path)
         with open(self.entry.log, "a") as f:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
@@ -358,10 +395,7 @@ class Reporter:
             rate = done / max(now - self._started, 1e-9)
         state: dict[str, Any] = {"done": done, "total": total, "rate": rate, "loss": loss}
         state |= {"unit": self.unit, "time": time.time()}
-        path = self.entry.path / "progress.json"
-        temporary = path.with_name(f".progress.{os.getpid()}")
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, path)
+        write_text(self.entry.path / "progress.json", json.dumps(state), synced=False)
         if now - self._logged >= LINE_SECONDS or done >= total:
             self._logged = now
             seconds = int((total - done) / rate) if rate else 0

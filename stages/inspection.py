@@ -6,13 +6,9 @@ It only reads: nothing is planned, copied or run, and it may be called while a r
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import pickle
 import sys
 import time
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +16,8 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.files import reached
+from pipeline.store import described
 from stages import steps
 from stages.markup import counted, speed
 from stages.workspace import Workspace
@@ -53,15 +51,12 @@ def look(workspace: Workspace, stage: str, name: str) -> Found:
     if entry.done or (workspace.artefacts(stage) / entry.digest / "DONE").exists():
         return Found("done")
     log = str(entry.log)
-    # Asking whether a lease lives writes a file, so only where there is one.
-    if (entry.path / "lease").exists() and entry.leased():
+    if entry.leased():
         progress = entry.progress()
         unit = progress and progress["unit"] == "images"
         images = progress["done"] if unit else 0
-        return Found("running", images, progress, host=_host(entry.path), log=log)
-    images = 0
-    if (entry.state / "checkpoint.pt").exists():
-        images = checkpoint_images(entry.state / "checkpoint.pt")
+        return Found("running", images, progress, host=described(entry.holder()), log=log)
+    images = reached(entry.state, "checkpoint.pt")
     error = _read(entry.path / "error.txt")
     # Asked to stop by a cluster or by Ctrl-C, which is no failure.
     if error and not error.startswith("interrupted"):
@@ -78,44 +73,6 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         return ""
-
-
-def _host(folder: Path) -> str:
-    try:
-        holder = json.loads(_read(folder / "lease"))
-    except ValueError:  # given back, or being written, at this moment
-        return ""
-    job = f" (job {holder['job']})" if holder.get("job") else ""
-    return f"{holder['host']}{job}"
-
-
-def checkpoint_images(path: Path) -> int:
-    """Images trained so far in a checkpoint, without importing torch or running its pickle.
-
-    0 if it cannot be read: training then says what is wrong with it.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            with archive.open(name) as f:
-                return int(_Outline(f).load()["images"])
-    except (OSError, zipfile.BadZipFile, StopIteration, pickle.PickleError, KeyError, TypeError):
-        return 0
-
-
-class _Outline(pickle.Unpickler):
-    """Numbers and containers of a pickle; whatever it would have to import is left out."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        return lambda *_: None
-
-    def persistent_load(self, _: Any) -> None:
-        return None
-
-
-# --- all jobs
 
 
 def facts_here(workspace: Workspace) -> plan.DatasetFacts:

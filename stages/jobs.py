@@ -17,8 +17,9 @@ from typing import Any
 
 from pipeline.circumstances import measured
 from pipeline.errors import UserError, room_for, system_message
-from pipeline.store import Entry, Store, write_json, write_text
-from stages.fanout import Reporter
+from pipeline.files import Lost, ask, keep, kept, replacing, sweep, write_json, write_text
+from pipeline.store import Entry, Store
+from stages.fanout import FINAL, Reporter
 from stages.workspace import Workspace
 
 # Writes an entry's results; what it returns belongs to the circumstances, not to the results.
@@ -28,13 +29,17 @@ Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], dict[str,
 def run_job(workspace: Workspace, store: Store, name: str) -> bool:
     """Make the entry `kind/digest` unless it is finished; whether it is finished afterwards.
 
-    A failure leaves one line in the entry's error.txt and the traceback in its log.
+    A failure leaves one line in the entry's error.txt and the traceback in its log. One that the
+    job itself declares final is not tried again before the next run of its stage. Raises SystemExit
+    if the entry was taken over by another process, and says nothing in it.
     """
     entry = store.entry(name)
-    with entry.lease(os.environ.get("SLURM_JOB_ID", "")):
+    reporter = Reporter(entry)
+    with entry.lease(os.environ.get("SLURM_JOB_ID", ""), reporter.log), _lost_is_the_end():
         if entry.done:
             return True
-        reporter = Reporter(entry)
+        if (entry.path / FINAL).exists():
+            return False
         try:
             spec = entry.spec()
             reporter.log(f"started by process {os.getpid()} on {os.uname().nodename}")
@@ -45,22 +50,35 @@ def run_job(workspace: Workspace, store: Store, name: str) -> bool:
             reporter.log("finished")
             return True
         except UserError as e:
-            _fail(entry, reporter, str(e), f"failed: {e}")
+            # A full disk is no fault of the job.
+            _fail(entry, reporter, str(e), f"failed: {e}", system_message(e, entry.path) is None)
         except Exception as e:
             text = system_message(e, entry.path) or f"{type(e).__name__}: {e}"
-            _fail(entry, reporter, text, traceback.format_exc())
+            _fail(entry, reporter, text, traceback.format_exc(), False)
     return False
 
 
-def _fail(entry: Entry, reporter: Reporter, error: str, log: str) -> None:
+def _fail(entry: Entry, reporter: Reporter, error: str, log: str, final: bool) -> None:
     """Keep why a job failed where its stage looks for it, on a full disk, too."""
+    ask(entry.path)  # what went wrong may be that another process took over and cleared up
     # Half-written files are of no use any more, and what they took may be all the room there is.
-    for part in (*entry.path.glob(".*.part"), *entry.path.glob("state/*.part")):
-        part.unlink(missing_ok=True)
+    for folder in (entry.path, entry.state):
+        sweep(folder)
     print(error, file=sys.stderr)
     with contextlib.suppress(OSError):
         write_text(entry.path / "error.txt", f"{error}\n")
+        if final:
+            write_text(entry.path / FINAL, "")
         reporter.log(log)
+
+
+@contextlib.contextmanager
+def _lost_is_the_end():
+    try:
+        yield
+    except Lost as e:
+        print(e, file=sys.stderr)
+        raise SystemExit(1) from e
 
 
 def device() -> str:
@@ -80,12 +98,12 @@ def _images(workspace: Workspace, spec: dict[str, Any]):
     return Split(dataset, spec.get("held_out", 0))
 
 
-@contextlib.contextmanager
-def _completing(path: Path):
-    """A name to write a result under: `path` is the finished file, or absent."""
-    temporary = path.with_name(f".{path.name}.part")
-    yield temporary
-    os.replace(temporary, path)
+def _save(path: Path, values: Any) -> None:
+    """Write an array so that the file is complete or absent."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, values, allow_pickle=False)
 
 
 def _training_progress(reporter: Reporter):
@@ -106,8 +124,16 @@ def _mixture(spec: dict[str, Any], store: Store):
 
 
 def _file_of(store: Store):
-    """What finds the file of a mixture's part."""
-    return lambda part: store.entry(part["entry"]).file(part["file"])
+    """What finds the file of a mixture's part, which must be the very one that it names."""
+
+    def find(part: dict[str, Any]) -> Path:
+        entry = store.entry(part["entry"])
+        path = entry.file(part["file"])
+        if part.get("sha256", (known := entry.files()[part["file"]]["sha256"])) != known:
+            raise UserError(f"{path}: not the file that the mixture was made of; run `dvc repro`")
+        return path
+
+    return find
 
 
 def run_encoder(
@@ -115,7 +141,7 @@ def run_encoder(
 ) -> None:
     from pipeline import autoencoder
 
-    read = _mapped(_images(workspace, spec), spec["rows"], entry).__getitem__
+    read = _mapped(_images(workspace, spec), spec["rows"], entry, reporter.log).__getitem__
     settings = dict(spec["settings"])
     threads = settings.pop("threads")
     common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
@@ -151,23 +177,25 @@ def run_encoder(
         )
 
 
-def _mapped(images: Any, rows: int, entry: Entry):
+def _mapped(images: Any, rows: int, entry: Entry, log: Callable[[str], None]):
     """The first images, uint8 [rows, C, H, W], mapped: Parquet gives single rows slowly."""
     import numpy as np
 
-    path = entry.state / "images.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = images.info
-        shape = (rows, info.channels, info.resolution, info.resolution)
-        with _completing(path) as temporary:
-            mapped = _new_array(temporary, np.uint8, shape)
-            first = 0
-            for block, _ in images.blocks(0, rows):
-                mapped[first : first + len(block)] = block
-                first += len(block)
-            mapped.flush()
-    return np.asarray(np.load(path, mmap_mode="r"))
+    for _, path in kept(entry.state, "images.npy", log):
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    info = images.info
+    shape = (rows, info.channels, info.resolution, info.resolution)
+
+    def write(path: Path) -> None:
+        mapped = _new_array(path, np.uint8, shape)
+        first = 0
+        for block, _ in images.blocks(0, rows):
+            mapped[first : first + len(block)] = block
+            first += len(block)
+        mapped.flush()
+
+    keep(entry.state, "images.npy", rows, write)
+    return _mapped(images, rows, entry, log)
 
 
 def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]):
@@ -235,7 +263,7 @@ def run_latents(
 
     shape = (info.channels, info.resolution, info.resolution) if codec is None else codec.shape
     shift, scale = (spec["shift"], spec["scale"]) if codec is None else (codec.shift, codec.scale)
-    with _completing(entry.path / "latents.arrow") as path:
+    with replacing(entry.path / "latents.arrow") as path:
         write_shard(path, batches(), shape, shift, scale, variance)
 
 
@@ -249,7 +277,7 @@ def run_spectrum(
 
     latents = _latents(spec, store)
     means = {"means": torch.from_numpy(spectrum.means(latents, spec["classes"]))}
-    with _completing(entry.path / "means.safetensors") as path:
+    with replacing(entry.path / "means.safetensors") as path:
         save_file(means, path)
     found = {"spectrum": spectrum.spectrum(latents).tolist(), "rows": len(latents)}
     write_json(entry.path / "analysis.json", found)
@@ -324,11 +352,12 @@ def run_merged(
         weights(spec["parent"]) if "parent" in spec else None,
         [weights(source) for source in spec["experts"]],
         _latents(spec, store) if "latents" in spec else None,
-        entry.state / "evaluations.json",
+        entry.state,
         _small_sample_fid(spec, entry, store, workspace) if "confirm" in spec else None,
         reporter.progress,
+        reporter.log,
     )
-    with _completing(entry.path / "weights.safetensors") as path:
+    with replacing(entry.path / "weights.safetensors") as path:
         save_file(dict(merged), path)
     write_json(entry.path / "report.json", report)
 
@@ -485,7 +514,7 @@ def run_features(
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
         module, report = train_classifier(
-            _mapped(images, rows, entry),
+            _mapped(images, rows, entry, reporter.log),
             labels,
             classes=len(info.classes) if info.classes else None,
             images_budget=settings.pop("images"),
@@ -500,7 +529,7 @@ def run_features(
         extractor = features.classifier_extractor(module, device=device())
     else:
         extractor = _other_extractor(spec["settings"], workspace)
-    with _completing(entry.path / "features.npy") as path:
+    with replacing(entry.path / "features.npy") as path:
         size = (rows, extractor.dimension)
         found = _new_array(path, np.float32, size)
         start = 0
@@ -509,7 +538,7 @@ def run_features(
             start += len(block)
         found.flush()
     if labels is not None:
-        np.save(entry.path / "labels.npy", labels, allow_pickle=False)
+        _save(entry.path / "labels.npy", labels)
     fidelity.moments(found, extractor.digest).save(entry.path / "reference.safetensors")
     report |= {
         "extractor": extractor.name,
@@ -573,7 +602,7 @@ def run_samples(
         class_counts=spec.get("class_counts"),
         **spec["sampling"],
     )
-    with _completing(entry.path / "samples.arrow") as path:
+    with replacing(entry.path / "samples.arrow") as path:
         write_shard(path, [(images, labels)], images.shape[1:], [0.0] * images.shape[1], 1.0)
 
 
@@ -599,7 +628,7 @@ def run_reconstructions(
             reporter.progress(done, spec["count"])
 
     shape = codec.image_shape
-    with _completing(entry.path / "samples.arrow") as path:
+    with replacing(entry.path / "samples.arrow") as path:
         write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
     np.save(entry.path / "rows.npy", np.concatenate(chosen), allow_pickle=False)
 
@@ -641,7 +670,6 @@ def run_scores(
 def run_outputs(
     spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
-    import numpy as np
     import torch
 
     from pipeline import consistency
@@ -684,7 +712,7 @@ def run_outputs(
         ("nearest", nearest),
         ("real-nearest", real),
     ):
-        np.save(entry.path / f"{name}.npy", values, allow_pickle=False)
+        _save(entry.path / f"{name}.npy", values)
     reporter.progress(total, total)
 
 

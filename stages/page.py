@@ -83,7 +83,7 @@ def _consistency(workspace: Workspace) -> Section | None:
     folder = workspace.artefacts("consistency")
     if not (folder / "consistency.json").exists():
         return None
-    data = workspace.read_json(folder / "consistency.json")
+    data = workspace.read_sealed(folder / "consistency.json")
     grid = folder / data["grid"] if data.get("grid") else None
     return Section("consistency", "Consistency", consistency_section(data, grid))
 

@@ -7,14 +7,13 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipeline import config, feasibility, plan
 from pipeline.errors import UserError
+from pipeline.files import write_sealed
 from pipeline.identity import file_digest
-from pipeline.store import write_json
-from stages.fanout import fan_out
+from stages.fanout import drop_damaged, fan_out
 from stages.source import raw_path
 from stages.workspace import Workspace
 
@@ -29,7 +28,7 @@ def prepare(workspace: Workspace) -> None:
     settings = data.model_dump(exclude={"holdout"})
     settings["path"] = raw_path(workspace)
     info = prepare_dataset(workspace.dataset, **settings)
-    plan.check(workspace.params, facts_of(workspace))
+    plan.check(workspace.params, facts_of(workspace, analysed=False))
     # Labels need not start at 0: a class without images is only the room that its number takes.
     found = sum(count > 0 for count in info.class_counts or ())
     classes = f", {found:,} classes" if found else ", no labels"
@@ -39,8 +38,11 @@ def prepare(workspace: Workspace) -> None:
     )
 
 
-def facts_of(workspace: Workspace) -> plan.DatasetFacts:
-    """The prepared dataset, after checking that params.yaml is possible with it."""
+def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
+    """The prepared dataset, after checking that params.yaml is possible with it.
+
+    analysed: with what the stage `analyse` found, which the stages before it do without.
+    """
     from pipeline.dataset import open_dataset
 
     info = open_dataset(workspace.dataset).info
@@ -48,7 +50,8 @@ def facts_of(workspace: Workspace) -> plan.DatasetFacts:
         workspace.params, info.rows, info.resolution, info.channels, len(info.classes or ())
     )
     files = _extractor_files(workspace)
-    return plan.facts(info, workspace.params.data.holdout, _analysed(workspace), files)
+    found = _analysed(workspace) if analysed else {}
+    return plan.facts(info, workspace.params.data.holdout, found, files)
 
 
 def class_names(workspace: Workspace) -> tuple[str, ...]:
@@ -63,20 +66,29 @@ def _analysed(workspace: Workspace) -> dict[str, Any]:
     if not (workspace.artefacts("analyses") / "manifest.json").exists():
         return {}
     return {
-        name: workspace.read_json(_output(workspace, "analyses", name) / "analysis.json")
+        name: _read(workspace, "analyses", name, "analysis.json", files)
         for name, files in _found(workspace, "analyses").items()
         if "analysis.json" in files
     }
 
 
-def _output(workspace: Workspace, stage: str, name: str) -> Path:
-    """Where a stage's output has the files of an entry."""
-    return workspace.artefacts(stage) / name.partition("/")[2]
+def _read(
+    workspace: Workspace, stage: str, name: str, file: str, files: dict[str, dict[str, Any]]
+) -> Any:
+    """A JSON file of a stage's output as its manifest has it: from there, or from the store."""
+    entry = workspace.store.entry(name)
+    path = workspace.artefacts(stage) / entry.digest / file
+    known = files[file]["sha256"]
+    if path.is_file() and file_digest(path) == known:
+        return workspace.read_json(path)
+    if entry.done and entry.files().get(file, {}).get("sha256") == known:
+        return entry.load_json(file)
+    raise UserError(f"{path}: damaged or missing; delete {path.parent} and run `dvc repro`")
 
 
 def encode(workspace: Workspace) -> None:
     """The images as the networks see them, in shards that map into memory."""
-    facts = facts_of(workspace)
+    facts = facts_of(workspace, analysed=False)
 
     def jobs() -> list[plan.Job]:
         params = _fresh(workspace)
@@ -89,6 +101,7 @@ def encode(workspace: Workspace) -> None:
 
 def analyse(workspace: Workspace) -> None:
     """What schedules and partitions are fitted to."""
+    drop_damaged(workspace, "analyses")
     facts = facts_of(workspace)
     # Where states are fitted, the partitions of these states are the second thing to measure.
     fan_out(workspace, "analyses", lambda: plan.analyses(_fresh(workspace), facts), ("latents",))
@@ -103,7 +116,7 @@ def features(workspace: Workspace) -> None:
     """The feature extractor, and the features of the real images."""
     from pipeline.scores import useless_features
 
-    facts = facts_of(workspace)
+    facts = facts_of(workspace, analysed=False)
     fan_out(workspace, "features", lambda: [plan.features(_fresh(workspace), facts)])
     made = workspace.store.entry(plan.features(workspace.params, facts).name)
     useless = useless_features(made.load_json("report.json"))
@@ -161,6 +174,8 @@ def merge(workspace: Workspace) -> None:
     found = _found(workspace, "experts")
     target = workspace.artefacts("mixtures")
     fresh = target.with_name(f".mixtures.{os.getpid()}")
+    for left in target.parent.glob(f".{target.name}.*"):  # by a run that was killed
+        shutil.rmtree(left)
     fresh.mkdir(parents=True)
     try:
         for name, recipe in plan.experts(workspace.params, facts).items():
@@ -174,7 +189,7 @@ def merge(workspace: Workspace) -> None:
                     **{**shared, "terminal": terminal},
                 )
                 milestones.append({"images": milestone, "mixture": mixture})
-            write_json(fresh / f"{name}.json", {"milestones": milestones})
+            write_sealed(fresh / f"{name}.json", {"milestones": milestones})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
     finally:
@@ -192,15 +207,15 @@ def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict
         scale = {key: spec[key] for key in ("shift", "scale")}
         return scale | {"decoder": None, "terminal": terminal}
     decoder = _part(codec, "encoder.json", _found(workspace, "latents"))
-    about = workspace.read_json(_output(workspace, "latents", codec.name) / "encoder.json")
+    files = _found(workspace, "latents")[codec.name]
+    about = _read(workspace, "latents", codec.name, "encoder.json", files)
     scale = {key: about[key] for key in ("shift", "scale")}
     return scale | {"decoder": decoder, "terminal": terminal}
 
 
 def _found(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:
     """Files of a stage's output by entry, from its manifest and never by a glob."""
-    manifest = workspace.read_json(workspace.artefacts(stage) / "manifest.json")
-    return {item["name"]: item["files"] for item in manifest["entries"]}
+    return {item["name"]: item["files"] for item in workspace.manifest(stage)}
 
 
 def _part(job: plan.Job, file: str, found: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -234,8 +249,7 @@ def _members(
 
 def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
     """A recipe's mixtures, by milestone."""
-    path = workspace.artefacts("mixtures") / f"{name}.json"
-    return workspace.read_json(path)["milestones"]
+    return workspace.read_sealed(workspace.artefacts("mixtures") / f"{name}.json")["milestones"]
 
 
 def sample_jobs(

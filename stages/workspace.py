@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pipeline import config
 from pipeline.config import Params
 from pipeline.errors import UserError
+from pipeline.files import sealed
 from pipeline.store import Store
 
 
@@ -71,10 +73,21 @@ class Workspace:
         """Plans and logs of this checkout; may be deleted at any time."""
         return self.root / ".tspace"
 
-    def read_json(self, path: Path) -> Any:
+    def read_sealed(self, path: Path) -> dict[str, Any]:
+        """A JSON artefact with its digest inside. UserError if it is missing or damaged."""
+        return self.read_json(path, sealed)
+
+    def manifest(self, stage: str) -> list[dict[str, Any]]:
+        """The entries of a stage's output: `name`, `label` and `files`. UserError as above."""
+        entries = self.read_sealed(self.artefacts(stage) / "manifest.json")["entries"]
+        for item in entries:
+            self.store.entry(item["name"])  # refuses a name that leads elsewhere
+        return entries
+
+    def read_json(self, path: Path, parse: Callable[[str], Any] = json.loads) -> Any:
         """A JSON artefact. UserError that names the stage to run if it is missing or damaged."""
         try:
-            return json.loads(path.read_text())
+            return parse(path.read_text())
         except FileNotFoundError as e:
             raise UserError(f"{path}: missing; run `dvc repro` (or `dvc pull`) first") from e
         except ValueError as e:

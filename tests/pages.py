@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline import plan
+from pipeline.files import write_json, write_sealed
 from pipeline.identity import digest
-from pipeline.store import Entry, write_json
+from pipeline.store import Entry
 from stages import costs
 from stages.page import write_page
 from stages.report import recipe_times
@@ -127,7 +128,7 @@ def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor
         ]
         folder = workspace.artefacts("mixtures")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{name}.json", {"milestones": mixtures})
+        write_sealed(folder / f"{name}.json", {"milestones": mixtures})
         found = {}
         for milestone in recipe.milestones:
             share = milestone / recipe.milestones[-1]

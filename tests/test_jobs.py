@@ -1,7 +1,9 @@
 """Jobs run in this process, on blocks so small that every dataset has several."""
 
 import ast
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import yaml
 from sklearn.datasets import load_digits
 
 from pipeline import config, dataset, plan, split
+from pipeline.files import reached
 from pipeline.identity import reachable
-from stages import jobs, steps
+from stages import fanout, jobs, steps
 from stages.workspace import Workspace
 
 ROWS = 300
@@ -69,9 +72,14 @@ def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
 def test_mapped_images_are_the_datasets(workspace):
     opened = split.Split(dataset.open_dataset(workspace.dataset))
     entry = workspace.store.plan("features", {"any": "spec"})
-    for _ in range(2):  # the second time from the file of the first
-        found = jobs._mapped(opened, ROWS - 10, entry)
+    said = []
+    for damaged in (False, False, True):  # the second time from the file of the first
+        if damaged:
+            (path,) = entry.state.iterdir()
+            path.write_bytes(path.read_bytes()[:-1])
+        found = jobs._mapped(opened, ROWS - 10, entry, said.append)
         assert np.array_equal(found, opened.images(0, ROWS - 10))
+    assert said == [f"{path.name}: damaged"]
 
 
 # What would choose rows or noises: no digest covers stages/jobs.py.
@@ -139,6 +147,35 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
     monkeypatch.setattr(jobs, "_training_progress", progress)
     with pytest.raises(SystemExit):
         jobs.run_job(workspace, workspace.store, job.name)
-    assert (entry.state / "checkpoint.pt").exists() and not entry.done
+    assert reached(entry.state, "checkpoint.pt") > 0 and not entry.done
     assert jobs.run_job(workspace, workspace.store, job.name)
     assert "resumes at" in entry.log.read_text()
+
+
+def test_a_failure_that_is_final_is_not_tried_again_until_its_stage_runs(workspace):
+    job = plan.features(workspace.params, steps.facts_of(workspace))
+    bad = {**job.spec, "dataset": "another"}
+    entry = workspace.store.plan(job.kind, bad)
+    for _ in range(3):  # as Snakemake's retries would
+        assert not jobs.run_job(workspace, workspace.store, entry.name)
+    assert entry.log.read_text().count("started by process") == 1
+    assert "is not the dataset" in (entry.path / "error.txt").read_text()
+    (entry.path / fanout.FINAL).unlink()  # which the stage does when it runs
+    assert not jobs.run_job(workspace, workspace.store, entry.name)
+    assert entry.log.read_text().count("started by process") == 2
+
+
+def test_a_failure_of_the_machine_is_tried_again(workspace, monkeypatch):
+    job = plan.features(workspace.params, steps.facts_of(workspace))
+    entry = workspace.store.plan(job.kind, job.spec)
+    for number in (errno.ENOSPC, errno.EIO):
+        error = OSError(number, os.strerror(number), str(entry.path / "x"))
+
+        def refuse(*_, error=error):
+            raise error
+
+        monkeypatch.setitem(jobs.RUNNERS, "features", refuse)
+        assert not jobs.run_job(workspace, workspace.store, job.name)
+        assert not (entry.path / fanout.FINAL).exists()
+    monkeypatch.undo()
+    assert jobs.run_job(workspace, workspace.store, job.name)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import scores
-from pipeline.store import write_json
+from pipeline.files import write_json, write_sealed
 from stages import charts_matrix, costs, drawing, report
 from stages.groups import mean, units, units_of
 from tests.pages import (
@@ -344,7 +344,7 @@ def test_consistency_is_a_symmetric_matrix_with_curves(tmp_path):
     arguments = project(tmp_path, SEEDS)
     folder = arguments[1].artefacts("consistency")
     folder.mkdir(parents=True)
-    write_json(folder / "consistency.json", {"pairs": pairs})
+    write_sealed(folder / "consistency.json", {"pairs": pairs})
     page = written(arguments)
     check_self_contained(page)
     matrix = next(t for t in page.tables if t[0] == ["recipe", "one", "two", "<three>"])

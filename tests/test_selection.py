@@ -10,6 +10,7 @@ import torch
 
 from pipeline import merging, noise, objective, selection
 from pipeline.ema import power_exponent
+from pipeline.files import kept
 from pipeline.latents import Latents, write_shard
 from pipeline.networks.build import network_of
 
@@ -84,9 +85,10 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     parent, experts = networks
     settings = {"method": "task-vector", "weights": None, "images": 64, "bounds": [0.0, 1.5]}
     settings |= {"search": "quadratic", "levels": 5, "evaluations": 5}
-    cache = tmp_path / "state" / "evaluations.json"
-    merged, report = selection.merge_experts(spec(**settings), parent, experts, latents, cache)
-    known = json.loads(cache.read_text())
+    state = tmp_path / "state"
+    merged, report = selection.merge_experts(spec(**settings), parent, experts, latents, state)
+    _, path = next(kept(state, selection.EVALUATIONS))
+    known = json.loads(path.read_text())
     assert len(known["loss"]) == report["evaluations"] >= 6 and not known["fid"]
     assert report["loss"] <= min(known["loss"].values()) + 1e-12
     expected = merging.merge("task-vector", parent, experts, weights=report["weights"])
@@ -95,10 +97,17 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     held_out = selection.HeldOut
     try:  # with all evaluations known, nothing is evaluated again
         selection.HeldOut = lambda *a: type("No", (), {"losses": lambda self, w: [1.0, 1.0]})()
-        _, again = selection.merge_experts(spec(**settings), parent, experts, latents, cache)
+        _, again = selection.merge_experts(spec(**settings), parent, experts, latents, state)
     finally:
         selection.HeldOut = held_out
     assert again["weights"] == report["weights"]
+
+    path.write_bytes(path.read_bytes()[:-9])  # the evaluation before it is there
+    said: list[str] = []
+    _, again = selection.merge_experts(
+        spec(**settings), parent, experts, latents, state, log=said.append
+    )
+    assert again == report and said == [f"{path.name}: damaged"]
 
 
 @pytest.mark.parametrize("search", ["quadratic", "grid", "random"])
@@ -106,18 +115,18 @@ def test_a_second_measure_chooses_among_the_best_and_is_kept(networks, latents, 
     parent, experts = networks
     settings = {"method": "task-vector", "weights": None, "images": 64, "bounds": [0.0, 1.5]}
     settings |= {"search": search, "levels": 3, "evaluations": 5, "confirm": 8}
-    cache, asked = tmp_path / "e.json", []
+    state, asked = tmp_path / "state", []
 
     def confirm(weights):
         asked.append(weights)
         return float(len(asked) != 2)  # the second candidate it is shown
 
-    _, report = selection.merge_experts(spec(**settings), parent, experts, latents, cache, confirm)
+    _, report = selection.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
     chosen = merging.merge("task-vector", parent, experts, weights=report["weights"])
     assert len(asked) >= 2 and all(torch.equal(chosen[k], asked[1][k]) for k in chosen)
     assert [value for _, value in report["fid"]] == [1.0, 0.0] + [1.0] * (len(asked) - 2)
     before = len(asked)
-    _, again = selection.merge_experts(spec(**settings), parent, experts, latents, cache, confirm)
+    _, again = selection.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
     assert again == report and len(asked) == before
 
 

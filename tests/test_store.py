@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import store as stores
 from pipeline.errors import UserError
+from pipeline.files import Lost, replacing
 from pipeline.store import Entry, Store, copy_entry
 
 SPEC = {"states": [1.0, 2.0], "images": 10}
@@ -97,17 +98,18 @@ def test_an_entry_that_lies_twice_on_the_disk_becomes_links(store, tmp_path):
     store.adopt(copy, entry.name)
     assert (entry.path / "weights").stat().st_ino == (tmp_path / "cached").stat().st_ino
     entry.verify()
-    # A damaged copy is refused before it replaces anything.
+    # A damaged copy replaces nothing.
     other = finished(store, {"images": 11})
     shutil.copytree(other.path, tmp_path / "damaged")
     (tmp_path / "damaged" / "weights").write_text("v")
     os.link(tmp_path / "damaged" / "weights", tmp_path / "too")
-    with pytest.raises(UserError, match="checksum differs"):
-        store.adopt(tmp_path / "damaged", other.name)
+    store.adopt(tmp_path / "damaged", other.name)
     other.verify()
 
 
-@pytest.mark.parametrize("name", ["expert", "expert/", "/x", "expert/../x", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["expert", "expert/", "/x", "expert/../x", "a/b/c", "a/b\0c", "a/.."]
+)
 def test_names_that_leave_the_store_are_refused(store, name):
     with pytest.raises(UserError, match="not the name of an entry"):
         store.entry(name)
@@ -158,16 +160,131 @@ def test_the_lease_of_a_killed_job_is_taken_over_by_exactly_one(store, tmp_path)
         assert entered.replace("in", "out") == left
 
 
-def test_a_silent_lease_of_another_host_goes_stale(store, monkeypatch):
+def claim(entry: Entry, number: int = 1, age: float = 0.0, **holder) -> None:
+    """A lease of a process of another machine."""
+    path = entry.path / "lease" / str(number)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"host": "elsewhere", "machine": ["b", "p"], "pid": 1} | holder))
+    when = time.time() - age
+    os.utime(path, (when, when))
+
+
+def test_a_silent_lease_of_another_machine_goes_stale(store):
     entry = store.plan("expert", SPEC)
-    lease = entry.path / "lease"
-    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "", "token": "t"}))
-    assert entry.leased()
-    old = time.time() - stores.STALE_SECONDS - 5
-    os.utime(lease, (old, old))
+    claim(entry)
+    assert entry.leased() and entry.holder()["host"] == "elsewhere"
+    claim(entry, age=stores.STALE_SECONDS + 5)
     assert not entry.leased()
     with entry.lease():
+        assert entry.leased() and entry.holder()["pid"] == os.getpid()
+    assert not entry.leased()
+
+
+def test_a_lease_of_the_future_ends_as_well(store):
+    entry = store.plan("expert", SPEC)
+    claim(entry, age=-30 * 86400)
+    assert not entry.leased()
+    started = time.monotonic()
+    with entry.lease():
         assert entry.leased()
+    assert time.monotonic() - started < 5
+
+
+def test_a_lease_ends_whose_heartbeat_does_not_move_whatever_clocks_say(store, monkeypatch):
+    monkeypatch.setattr(stores, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(stores, "POLL_SECONDS", 0.02)
+    entry = store.plan("expert", SPEC)
+    claim(entry, age=-0.1)
+    told = []
+    with entry.lease(tell=told.append):
+        pass
+    assert len(told) == 1 and told[0].startswith("waits for process 1 on elsewhere, since ")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"pid": "x"}'])
+def test_an_unreadable_lease_is_waited_for_as_long_as_any(store, content):
+    entry = store.plan("expert", SPEC)
+    claim(entry)
+    (entry.path / "lease" / "1").write_text(content)
+    assert entry.leased()
+    os.utime(entry.path / "lease" / "1", (1, 1))
+    with entry.lease():
+        assert entry.holder()["pid"] == os.getpid()
+
+
+def test_only_on_its_own_machine_a_process_number_tells_that_a_holder_is_dead(store):
+    entry, dead = store.plan("expert", SPEC), 2**22 + 1  # no system has such a number
+    mine = stores._myself("")
+    claim(entry, host=mine["host"], machine=["another boot", "p"], pid=dead)
+    assert entry.leased()
+    claim(entry, host=mine["host"], machine=[mine["machine"][0], "pid:[another]"], pid=dead)
+    assert entry.leased()
+    claim(entry, machine=mine["machine"], pid=dead)
+    assert not entry.leased()
+    claim(entry, **mine)
+    assert entry.leased()
+    claim(entry, **mine | {"born": "0"})  # the number was given to another process
+    assert not entry.leased()
+
+
+def test_a_job_that_lost_its_lease_writes_nothing(store):
+    entry = store.plan("expert", SPEC)
+    with entry.lease():
+        stores.write_text(entry.path / "kept", "mine")
+        claim(entry, number=2)
+        for path in (entry.path / "kept", entry.state / "new"):
+            path.parent.mkdir(exist_ok=True)
+            with pytest.raises(Lost, match="taken over by process 1 on elsewhere"):
+                stores.write_text(path, "ghost")
+        with pytest.raises(Lost):
+            entry.finish()
+    assert (entry.path / "kept").read_text() == "mine" and not entry.done
+    assert list(entry.state.iterdir()) == []
+    assert entry.leased()  # the successor's
+
+
+def test_what_a_ghost_began_before_it_lost_is_swept_away(store):
+    entry = store.plan("expert", SPEC)
+    with entry.lease():
+        with pytest.raises(Lost), replacing(entry.path / "kept") as temporary:
+            temporary.write_text("ghost")
+            os.utime(entry.path / "lease" / "1", ns=(0, 0))
+            with entry.lease():
+                assert not temporary.exists()
+                stores.write_text(entry.path / "kept", "successor")
+        assert (entry.path / "kept").read_text() == "successor"
+
+
+def test_numbers_are_never_taken_again_while_an_entry_is_unfinished(store):
+    entry = store.plan("expert", SPEC)
+    for number in (1, 2, 3):
+        with entry.lease():
+            assert os.listdir(entry.path / "lease") == [str(number)]
+        assert not entry.leased()
+    with entry.lease():
+        entry.finish()
+    assert not (entry.path / "lease").exists()
+
+
+def test_a_spec_that_is_missing_or_damaged_is_written_again(store):
+    entry = store.plan("expert", SPEC)
+    path = entry.path / "spec.json"
+    for damage in ("", "{", '{"images": 11}', None):
+        path.unlink() if damage is None else path.write_text(damage)
+        assert store.plan("expert", SPEC).spec() == SPEC
+
+
+@pytest.mark.parametrize("name", ["../../planted", "/planted", "a/b", "..", ".x", "spec.json", ""])
+def test_names_of_a_copy_from_elsewhere_must_be_plain(store, tmp_path, name):
+    entry = finished(store)
+    copy_entry(entry, tmp_path / "out" / "x")
+    (tmp_path / "planted").write_text("w")
+    known = entry.files()["weights"]
+    (tmp_path / "out" / "x" / "DONE").write_text(json.dumps({"files": {name: known}}))
+    other = Store(tmp_path / "other")
+    with pytest.raises(UserError, match="no name of a result; refused"):
+        other.adopt(tmp_path / "out" / "x", entry.name)
+    assert not any(p.is_file() for p in (tmp_path / "other").rglob("*"))
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path):

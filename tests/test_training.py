@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import config, noise, pairing, plan, sampling, training
+from pipeline import config, noise, pairing, plan, run, sampling, training
 from pipeline.errors import UserError
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
 from pipeline.networks.build import network_of
+from pipeline.run import Interrupted
 
 ROWS, SIZE = 50, 8
 
@@ -160,7 +163,7 @@ def test_averages_of_several_lengths_are_kept_and_survive_an_interruption(latent
         (tmp_path / name).mkdir()
     training.train(wanted, latents, tmp_path / "whole")
     calls = iter([False] * 8 + [True, True])
-    with pytest.raises(training.Interrupted):
+    with pytest.raises(Interrupted):
         training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
     training.train(wanted, latents, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -189,7 +192,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, stop
     folder.mkdir()
     for _ in range(stops):
         calls = iter([False, True, True])
-        with pytest.raises(training.Interrupted):
+        with pytest.raises(Interrupted):
             training.train(wanted, latents, folder, stop=lambda calls=calls: next(calls))
     said = []
     training.train(wanted, latents, folder, log=said.append)
@@ -211,7 +214,7 @@ def test_a_compiled_run_survives_an_interruption(latents, tmp_path, monkeypatch)
         (tmp_path / name).mkdir()
     training.train(wanted, latents, tmp_path / "whole", log=said.append)
     calls = iter([False] * 8 + [True, True])
-    with pytest.raises(training.Interrupted):
+    with pytest.raises(Interrupted):
         training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
     training.train(wanted, latents, tmp_path / "parts")
     training.train(spec(), latents, tmp_path / "plain")
@@ -222,10 +225,85 @@ def test_a_compiled_run_survives_an_interruption(latents, tmp_path, monkeypatch)
         torch.testing.assert_close(value, plain[key], rtol=1e-3, atol=1e-4)
 
 
-def test_a_damaged_checkpoint_is_an_error_and_never_a_restart(latents, tmp_path):
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(UserError, match="damaged checkpoint"):
+def cut_twice(latents, folder):
+    """A run stopped after its first snapshot, with the checkpoints before and behind it."""
+    folder.mkdir()
+    for batches in (8, 6):
+        calls = iter([False] * (batches - 1) + [True])
+        with pytest.raises(Interrupted):
+            training.train(spec(), latents, folder, stop=lambda calls=calls: next(calls))
+    (last, _), (before, _) = _checkpoints(folder)
+    assert before < 100 <= last
+    return last, before
+
+
+def _checkpoints(folder):
+    found = []
+    for path in (folder / "state").glob("checkpoint-*.pt"):
+        found.append((int(path.name.split("-")[1]), path))
+    return sorted(found, reverse=True)
+
+
+def flip(path):
+    """One bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "resumed"),
+    [
+        (lambda folder: flip(_checkpoints(folder)[0][1]), "before"),
+        (lambda folder: [flip(path) for _, path in _checkpoints(folder)], "never"),
+        (lambda folder: _checkpoints(folder)[0][1].write_bytes(b""), "before"),
+        (lambda folder: flip(folder / "weights-100.safetensors"), "before"),
+        (lambda folder: (folder / "weights-100.safetensors").unlink(), "before"),
+    ],
+)
+def test_a_run_goes_on_from_what_is_intact_and_ends_with_the_same_bits(
+    latents, tmp_path, damage, resumed
+):
+    (tmp_path / "whole").mkdir()
+    training.train(spec(), latents, tmp_path / "whole")
+    folder, said = tmp_path / "parts", []
+    _, before = cut_twice(latents, folder)
+    damage(folder)
+    training.train(spec(), latents, folder, log=said.append)
+    assert any("damaged" in line or "missing" in line for line in said)
+    expected = [f"resumes at {before} images"] if resumed == "before" else []
+    assert [line for line in said if line.startswith("resumes")] == expected
+    for images in (100, 212):
+        name = f"weights-{images}.safetensors"
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_checkpoints_take_a_small_share_of_the_time_and_do_not_block(tmp_path, monkeypatch):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(*_):
+        entered.set()
+        go_on.wait()
+
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(run, "keep", slow)
+    with run.Run(tmp_path, {}, torch.device("cpu")) as written:
+        started = time.monotonic()
+        written.checkpoint()
+        entered.wait()
+        time.sleep(0.05)
+        assert not written.due()  # the pause counts from the end of a write
+        go_on.set()
+        written.wait()
+        took = time.monotonic() - started
+        assert 0.05 / run.CHECKPOINT_SHARE <= written.pause <= took / run.CHECKPOINT_SHARE
+        assert not written.due()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0)
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(FileExistsError):
         training.train(spec(), latents, tmp_path)
 
 
@@ -533,7 +611,7 @@ def test_a_learned_weighting_survives_an_interruption(latents, tmp_path, monkeyp
     parts.mkdir()
     training.train(wanted, latents, whole)
     calls = iter(range(1000))
-    with pytest.raises(training.Interrupted):
+    with pytest.raises(Interrupted):
         training.train(wanted, latents, parts, stop=lambda: next(calls) >= 20)
     training.train(wanted, latents, parts)
     assert same(weights(whole), weights(parts))

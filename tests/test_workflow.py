@@ -219,13 +219,13 @@ def test_killed_in_training_it_resumes_to_the_same_bits(uninterrupted, tmp_path,
     )
     experts = killed.root / "store" / "expert"
     deadline = time.monotonic() + 120
-    while not list(experts.glob("*/state/checkpoint.pt")):
+    while not list(experts.glob("*/state/checkpoint-*.pt")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.5)
-    assert list(experts.glob("*/state/checkpoint.pt")), "killed too late to show anything"
+    assert list(experts.glob("*/state/checkpoint-*.pt")), "killed too late to show anything"
     finished = len(list(experts.glob("*/DONE")))
     assert killed.repro("merge", **env)["experts"] == 6 - finished
     logs = "".join(log.read_text() for log in experts.glob("*/log.txt"))

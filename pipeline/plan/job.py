@@ -93,7 +93,14 @@ CODE = {
     "consistency": ("pipeline.consistency:Outputs", "pipeline.consistency:compare"),
 }
 # Modules that only say, keep or time what was made: no number follows from them.
-QUIET = ("pipeline.circumstances", "pipeline.errors", "pipeline.identity", "pipeline.store")
+QUIET = (
+    "pipeline.circumstances",
+    "pipeline.errors",
+    "pipeline.files",
+    "pipeline.identity",
+    "pipeline.store",
+)
+QUIET += ("pipeline.store",)
 
 
 @dataclass(frozen=True)

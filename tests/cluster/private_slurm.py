@@ -253,5 +253,5 @@ def half_trained(experts: list[Path]) -> list[Path]:
     return [
         expert
         for expert in experts
-        if (expert / "state" / "checkpoint.pt").exists() and not (expert / "DONE").exists()
+        if any(expert.glob("state/checkpoint-*.pt")) and not (expert / "DONE").exists()
     ]

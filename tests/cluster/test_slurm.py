@@ -249,8 +249,9 @@ def slowed(site: Site, jobs: dict[Job, list[Path]]) -> Iterator[None]:
     def beat() -> None:
         while not ended.wait(1):
             for expert in itertools.chain.from_iterable(jobs.values()):
-                with contextlib.suppress(FileNotFoundError):
-                    os.utime(expert / "lease")
+                for lease in expert.glob("lease/*"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(lease)
 
     for job in jobs:
         site.slurm.signal(job.number, signal.SIGSTOP)

@@ -1,0 +1,171 @@
+"""One bit flipped in each kind of file that is read back: it is healed, or refused by name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from stages import fanout, steps
+from stages.jobs import run_job
+from stages.workspace import Workspace
+from tests.faults.attack import contents, named, unmade, whole
+from tests.workflow import ROOT, environment, run_here
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("flips") / "tiny"
+    command = [sys.executable, "-m", "tests.faults.attack", str(root), "kill"]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture
+def workspace(made, monkeypatch):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+    monkeypatch.setattr(fanout, "_run", run_here)
+    shutil.rmtree(made)
+    shutil.copytree(whole(made), made)
+    return Workspace(made)
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file, whose bytes other names of it keep."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def file_of(workspace: Workspace, place: str, kind: str, name: str) -> Path:
+    """A file of the first entry of a kind, in the store or in artefacts/."""
+    entry = workspace.store.entry(named(workspace, kind))
+    if place == "store":
+        return entry.path / name
+    (folder,) = (workspace.root / "artefacts").glob(f"*/{entry.digest}")
+    return folder / name
+
+
+HEALED = [  # the file, and the stage that DVC runs as its output changed
+    ("expert", "weights-48.safetensors", "train"),
+    ("expert", "curve.json", "train"),
+    ("expert", "DONE", "train"),
+    ("expert", "spec.json", "train"),
+    ("merged", "weights.safetensors", "train"),
+    ("spectrum", "analysis.json", "analyse"),
+    ("spectrum", "means.safetensors", "analyse"),
+    ("encoder", "encoder.json", "encode"),
+    ("latents", "latents.arrow", "encode"),
+    ("pairing", "pairing.arrow", "pair"),
+    ("features", "features.npy", "features"),
+    ("samples", "samples.arrow", "sample"),
+    ("scores", "scores.json", "evaluate"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "stage"), HEALED)
+def test_damaged_artefacts_are_restored_from_the_store(workspace, kind, name, stage, capsys):
+    path = file_of(workspace, "artefacts", kind, name)
+    getattr(steps, stage)(workspace)  # all of it was read once
+    flip(path)
+    getattr(steps, stage)(workspace)
+    assert "restored from the store" in capsys.readouterr().out
+    assert contents(workspace.root / "artefacts") == contents(whole(workspace.root) / "artefacts")
+
+
+OUTPUTS = {
+    "analyses": "analyse",
+    "experts": "train",
+    "latents": "encode",
+    "pairings": "pair",
+    "features": "features",
+    "samples": "sample",
+    "scores": "evaluate",
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_damaged_manifest_is_made_again(workspace, output):
+    flip(workspace.artefacts(output) / "manifest.json")
+    getattr(steps, OUTPUTS[output])(workspace)
+    assert contents(workspace.root / "artefacts") == contents(whole(workspace.root) / "artefacts")
+
+
+def test_without_the_store_a_damaged_artefact_is_refused(workspace):
+    path = file_of(workspace, "artefacts", "expert", "weights-48.safetensors")
+    shutil.rmtree(workspace.store.root)
+    flip(path)
+    with pytest.raises(UserError, match=f"{path.name}: damaged .checksum differs.; delete"):
+        steps.train(workspace)
+
+
+def test_analyses_are_read_as_their_manifest_has_them(workspace):
+    path = file_of(workspace, "artefacts", "spectrum", "analysis.json")
+    before = steps.facts_of(workspace)
+    flip(path)
+    assert steps.facts_of(workspace) == before  # from the store
+    shutil.rmtree(workspace.store.root)
+    with pytest.raises(UserError, match=r"analysis\.json: damaged or missing; delete"):
+        steps.facts_of(workspace)
+
+
+def test_a_merge_reads_the_encoder_that_its_manifest_has(workspace):
+    flip(file_of(workspace, "artefacts", "encoder", "encoder.json"))
+    steps.merge(workspace)
+    assert contents(workspace.artefacts("mixtures")) == contents(
+        whole(workspace.root) / "artefacts" / "mixtures"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"scale": ', '"scale": 2'), ('"images": 48', '"images": 49')]
+)
+def test_a_changed_mixture_is_refused_until_it_is_merged_again(workspace, old, new):
+    path = workspace.artefacts("mixtures") / "base.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"base\.json: damaged; delete it and run"):
+        steps.sample(workspace)
+    steps.merge(workspace)
+    steps.sample(workspace)
+    assert path.read_text() == text
+
+
+READ_BY = [  # a finished result in the store, and a job that reads it
+    ("encoder", "encoder.safetensors", "latents"),
+    ("encoder", "encoder.json", "latents"),
+    ("latents", "latents.arrow", "expert"),
+    ("pairing", "pairing.arrow", "expert"),
+    ("expert", "weights-48.safetensors", "samples base at 48"),
+    ("features", "extractor.safetensors", "scores"),
+    ("features", "features.npy", "scores"),
+    ("features", "reference.safetensors", "scores"),
+    ("samples", "samples.arrow", "scores"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "reader"), READ_BY)
+def test_a_damaged_result_in_the_store_is_refused_by_name(workspace, kind, name, reader):
+    flip(file_of(workspace, "store", kind, name))
+    entry = workspace.store.entry(named(workspace, reader))
+    unmade(workspace, entry.path)
+    assert not run_job(workspace, workspace.store, entry.name)
+    said = (entry.path / "error.txt").read_text()
+    assert f"{name}: damaged" in said and said.count("\n") == 1
+
+
+def test_a_damaged_dataset_is_refused_by_name(workspace):
+    flip(workspace.dataset)
+    entry = workspace.store.entry(named(workspace, "encoder"))
+    unmade(workspace, entry.path)
+    assert not run_job(workspace, workspace.store, entry.name)
+    said = (entry.path / "error.txt").read_text()
+    assert str(workspace.dataset) in said and "damaged" in said and said.count("\n") == 1
