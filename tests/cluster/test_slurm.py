@@ -275,7 +275,19 @@ def trainer(site: Site, job: Job) -> list[int]:
     ]
 
 
-def test_one_allocation_runs_jobs_as_steps(site, mixtures):
+def test_a_checkout_whose_path_needs_quotes(slurm, untrained, mixtures, tmp_path):
+    site = Site(slurm, copy(untrained, tmp_path / "it's; & # a: b [1] (2) <|>*? ü"))
+    try:
+        assert jobs_run(site.repro("merge")) == {"experts": 16}
+        assert site.checkout.mixtures() == mixtures
+        assert os.listdir(tmp_path) == [site.root.name]
+    finally:
+        site.close()
+
+
+def test_one_allocation_runs_jobs_as_steps(slurm, untrained, mixtures, tmp_path):
+    """In a checkout that Snakemake's SLURM executor could not submit from."""
+    site = Site(slurm, copy(untrained, tmp_path / "a b'c\"$HOME;&"))
     site.submit(
         *("dvc repro merge", "profiles/slurm-node", "--wait"),
         *("--ntasks=1", "--cpus-per-task=2", "--mem=4G"),
@@ -287,3 +299,4 @@ def test_one_allocation_runs_jobs_as_steps(site, mixtures):
     assert len(launched) == 2
     assert all("--cpus-per-task=1" in launch for launch in launched)
     assert not site.expert_jobs()
+    site.close()
