@@ -100,7 +100,6 @@ QUIET = (
     "pipeline.identity",
     "pipeline.store",
 )
-QUIET += ("pipeline.store",)
 
 
 @dataclass(frozen=True)
