@@ -238,7 +238,11 @@ class Entry:
 
         def held() -> None:
             if max(_numbers(folder), default=None) != number:
-                raise Lost(f"{self.path}: taken over by {described(self.holder())}")
+                other = self.holder()
+                how = (
+                    f"taken over by {described(other)}" if other else "finished by another process"
+                )
+                raise Lost(f"{self.path}: {how}")
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
