@@ -83,8 +83,9 @@ def test_a_refused_write_is_one_line_and_a_rerun_heals(attack, error, text):
 
 
 @pytest.mark.slow
-def test_every_kind_of_job_survives_every_kill(attack):
-    every(attack("kill", *ALL), {})
+@pytest.mark.parametrize("target", ALL)
+def test_every_kind_of_job_survives_every_kill(attack, target):
+    every(attack("kill", target), {})
 
 
 @pytest.mark.slow
