@@ -110,10 +110,13 @@ class Entry:
         path = self.path / "DONE"
         try:
             files = json.loads(path.read_text())["files"]
+            seals = [(known["bytes"], known["sha256"]) for known in files.values()]
         except FileNotFoundError as e:
             raise UserError(f"{self.path}: not finished; run its stage again") from e
-        except (ValueError, KeyError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError) as e:  # other JSON, too
             raise UserError(f"{path}: damaged; delete {self.path} and run again") from e
+        if not all(isinstance(size, int) and isinstance(sha, str) for size, sha in seals):
+            raise UserError(f"{path}: damaged; delete {self.path} and run again")
         for name in files:
             if not plain(name) or name in WORKING_FILES:
                 raise UserError(f"{path}: lists {name!r}, which is no name of a result; refused")

@@ -294,3 +294,20 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
         stores.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "3", "null", '"x"', "{}", '{"files": []}', '{"files": null}'),
+        *('{"files": {"a": 3}}', '{"files": {"a": {}}}', '{"files": {"a": {"bytes": "1"}}}'),
+        '{"files": {"a": {"bytes": "1", "sha256": 4}}}',
+    ],
+)
+def test_a_done_of_any_other_content_is_refused_by_name(store, text):
+    entry = store.plan("expert", SPEC)
+    (entry.path / "a").write_text("x")
+    (entry.path / "DONE").write_text(text)
+    for read in (entry.files, entry.verify, lambda: entry.file("a")):
+        with pytest.raises(UserError, match="DONE: damaged; delete"):
+            read()
