@@ -16,7 +16,7 @@ import pytest
 
 from tests.workflow import PARAMS, Checkout, environment, stages_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.slow
 
 DISENTANGLED = PARAMS[PARAMS.index("  disentangled:") :]
 THREE_STATES = DISENTANGLED.replace("states: 4", "states: 3")
@@ -175,7 +175,7 @@ def test_old_params_and_an_edit_never_mix_weights(checkout, first_mixtures):
     checkout.commit("batch 32")
     checkout.run("git", "checkout", "--quiet", "HEAD~1")
     checkout.run("dvc", "checkout")
-    checkout.edit("learning_rate: 0.001", "learning_rate: 0.005")
+    checkout.edit("learning_rate: 0.001", "learning_rate: 0.006")
     assert checkout.repro() == {"experts": 1, "samples": 2, "scores": 2}
     mixed = checkout.mixtures()
     assert mixed["ddpm"] == first_mixtures["ddpm"] != batch32["ddpm"]

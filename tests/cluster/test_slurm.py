@@ -34,14 +34,14 @@ from tests.cluster.private_slurm import (
 )
 from tests.workflow import ROOT, Checkout, jobs_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 # Sixteen experts in two jobs.
 PARAMS = """\
 seed: 0
 data: {source: digits, limit: 200}
 latent: {encoder: pixels}
-features: {extractor: classifier, images: 1000, dimension: 8, channels: 8}
+features: {extractor: classifier, images: 4000, dimension: 16, channels: 16}
 evaluate: {samples: 64}
 defaults:
   network: {kind: unet, channels: 8, multipliers: [1, 2], blocks: 1}

@@ -16,8 +16,6 @@ from stages.workspace import Workspace
 from tests.faults.attack import contents, named, unmade, whole
 from tests.workflow import ROOT, environment, run_here
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

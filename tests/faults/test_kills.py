@@ -10,8 +10,6 @@ import pytest
 
 from tests.workflow import ROOT, environment
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 
 @pytest.fixture(scope="module")
 def attack(tmp_path_factory):
