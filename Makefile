@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-presets test-cluster lint clean
+.PHONY: repro test test-faults test-presets test-cluster lint clean
 .DEFAULT_GOAL := repro
 
 repro: $(BIN)/.ready
@@ -11,7 +11,11 @@ repro: $(BIN)/.ready
 	@test -e results/report.html || tspace report # what DVC brought back from its cache
 
 test: $(BIN)/.ready-test lint
-	pytest -n auto -m "not cluster and not presets"
+	pytest -n auto -m "not cluster and not presets and not exhaustive"
+
+# Every kind of job killed and refused a write at every point: an hour or more.
+test-faults: $(BIN)/.ready-test
+	pytest tests/faults -n auto -v --durations=0
 
 # Every preset from raw files to the report, cut down: minutes each.
 test-presets: $(BIN)/.ready-test

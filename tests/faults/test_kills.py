@@ -80,13 +80,13 @@ def test_a_refused_write_is_one_line_and_a_rerun_heals(attack, error, text):
     refused(found["expert"], text)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("target", ALL)
 def test_every_kind_of_job_survives_every_kill(attack, target):
     every(attack("kill", target), {})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_kind_of_job_survives_a_full_disk(attack):
     found = attack("ENOSPC", *ALL[1:])
     every(found, {})
@@ -94,7 +94,7 @@ def test_every_kind_of_job_survives_a_full_disk(attack):
         refused(points, "the disk is full")
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_a_ghost_ends_by_itself_and_leaves_its_successor_alone(attack, rounds):
     found = attack("ghosts", str(rounds))
     assert sum(ghost["killed"] for ghost in found) >= 3  # where little is left, it finishes instead
