@@ -65,9 +65,9 @@ def source() -> None:
 
 
 _stage("prepare", "Convert the raw images to the dataset's normal form.")
-_stage("encode", "Encode the images as the networks' inputs: latents or scaled pixels.")
+_stage("encode", "Encode the images as inputs of the networks.")
 _stage("analyse", "Measure what schedules, partitions and budgets are fitted to.")
-_stage("features", "Prepare the feature extractor and extract the real images' features.")
+_stage("features", "Prepare the feature extractor and the real images' features.")
 _stage("pair", "Pair images with noise.")
 _stage("train", "Train the experts missing from the store.")
 _stage("merge", "Combine each recipe's experts into one model.")
@@ -83,7 +83,9 @@ _stage("merge", "Combine each recipe's experts into one model.")
     help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), or a folder.",
 )
 def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None:
-    """Draw samples: for scoring (without options), or from one recipe to --out."""
+    """Draw samples for scoring, or from one recipe to a file.
+
+    Without options this runs the stage; --recipe and --out go together."""
     from stages import steps
     from stages.workspace import Workspace
 
@@ -103,7 +105,9 @@ _stage("evaluate", "Score the samples against the real images.")
 
 @main.command()
 def consistency() -> None:
-    """Compare what recipes draw from the same noise (evaluate.consistency)."""
+    """Compare recipes' outputs on the same noise.
+
+    evaluate.consistency in params.yaml names the recipes."""
     from stages.consistency import consistency as compare
     from stages.workspace import Workspace
 
@@ -122,7 +126,7 @@ def report() -> None:
 @main.command()
 @click.option("--recipe", help="Show this recipe only.")
 @click.option(
-    "--all", "everything", is_flag=True, help="One line per expert, even where several are alike."
+    "--all", "everything", is_flag=True, help="One line per expert, even for those alike."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
@@ -136,7 +140,9 @@ def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
 @main.command()
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until all jobs are done.")
 def status(watch: bool) -> None:
-    """Show which jobs are done, running, failed or waiting, whoever started the run."""
+    """Show which jobs are done, running, failed or waiting.
+
+    Runs that another process started are shown, too."""
     from stages.inspection import show_status
     from stages.workspace import Workspace
 
@@ -146,7 +152,7 @@ def status(watch: bool) -> None:
 @main.command()
 @click.option("--rev", default="HEAD", show_default=True, help="The commit to compare with.")
 def verify(rev: str) -> None:
-    """Check whether the results here are those recorded in a commit's dvc.lock."""
+    """Check the results here against a commit's dvc.lock."""
     from stages.verify import verify as same
     from stages.workspace import Workspace
 
@@ -157,7 +163,9 @@ def verify(rev: str) -> None:
 @click.option("--dry-run", is_flag=True, help="List what would be deleted, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def gc(dry_run: bool, yes: bool) -> None:
-    """Delete store entries that no params, lock, branch or experiment needs."""
+    """Delete store entries that nothing needs any more.
+
+    Kept is what the params, dvc.lock, a branch or an experiment needs."""
     from stages.gc import gc as collect
     from stages.workspace import Workspace
 
@@ -167,11 +175,11 @@ def gc(dry_run: bool, yes: bool) -> None:
 @main.command()
 @click.option("--recipe", required=True, help="The finished recipe to export.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
-@click.option(
-    "--milestone", type=click.IntRange(min=1), help="Milestone in images; default: the last."
-)
+@click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
 def export(recipe: str, out: Path, milestone: int | None) -> None:
-    """Write a recipe's model to a self-contained folder (no store or params.yaml needed)."""
+    """Write a recipe's model to a self-contained folder.
+
+    The folder needs neither the store nor params.yaml."""
     from stages.export import export_recipe
     from stages.workspace import Workspace
 
@@ -186,7 +194,9 @@ def export(recipe: str, out: Path, milestone: int | None) -> None:
 )
 @click.option("--node", is_flag=True, help="Also submit a one-task job that uses the store.")
 def doctor(profile: Path | None, node: bool) -> None:
-    """Check this installation, the store and, with a SLURM profile, the cluster."""
+    """Check the installation, the store and the cluster, if any.
+
+    The cluster is checked with a SLURM profile."""
     from stages.doctor import examine
     from stages.workspace import Workspace
 
@@ -209,7 +219,9 @@ def doctor(profile: Path | None, node: bool) -> None:
     help="For a rehearsal: multiply the networks' widths and blocks by this.",
 )
 def preset(name: str | None, force: bool, scale: float, width: float) -> None:
-    """Write a preset to params.yaml; without NAME, list the presets."""
+    """Write a preset to params.yaml, or list the presets.
+
+    Without NAME, the presets are listed."""
     from stages import presets
     from stages.workspace import Workspace
 
