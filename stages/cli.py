@@ -142,7 +142,7 @@ def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
 def status(watch: bool) -> None:
     """Show which jobs are done, running, failed or waiting.
 
-    Runs that another process started are shown, too."""
+    This includes runs that another process started."""
     from stages.inspection import show_status
     from stages.workspace import Workspace
 
@@ -165,7 +165,7 @@ def verify(rev: str) -> None:
 def gc(dry_run: bool, yes: bool) -> None:
     """Delete store entries that nothing needs any more.
 
-    Kept is what the params, dvc.lock, a branch or an experiment needs."""
+    Entries that the params, dvc.lock, a branch or an experiment needs are kept."""
     from stages.gc import gc as collect
     from stages.workspace import Workspace
 
