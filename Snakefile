@@ -1,6 +1,6 @@
-# Places the jobs of one fan-out stage. `tspace <stage>` writes the plan (which entries of the store
-# are missing) and calls this; a profile decides where the jobs run. Paths are relative to the
-# checkout, whose own name may hold anything: braces would be wildcards here.
+# Runs the jobs of one fan-out stage. `tspace <stage>` writes the plan (which entries of the store are
+# missing) and calls this; a profile decides where the jobs run. Paths are relative to the checkout,
+# because its own path may contain braces, which would be wildcards here.
 import json
 import shlex
 
@@ -39,8 +39,8 @@ rule all:
         [place(job) for job in JOBS],
 
 
-# One rule a kind, so that a profile can set resources for each, and a wildcard for the recipe, so
-# that it can tell recipes apart.
+# One rule per kind, so that a profile can set resources for each; a wildcard for the recipe, so that
+# it can tell recipes apart.
 for kind in sorted({job["kind"] for job in JOBS.values()}):
 
     rule:

@@ -38,10 +38,10 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pipeline.__version__, prog_name="tspace")
 def main() -> None:
-    """Train diffusion models faster, as one pipeline whose every result can be regenerated.
+    """Train diffusion models faster, in one pipeline whose every result can be regenerated.
 
-    `dvc repro` runs all stages that params.yaml or the code have made stale; the commands below run
-    one stage each, in the order of the pipeline.
+    `dvc repro` runs every stage that a change of params.yaml or the code has made stale. The first
+    commands below run one stage each, in pipeline order; the others inspect, export and set up.
     """
 
 
@@ -57,24 +57,24 @@ def _stage(name: str, text: str) -> None:
 
 @main.command()
 def source() -> None:
-    """Look whether the raw images changed (their fingerprint)."""
+    """Check whether the raw images changed (by their fingerprint)."""
     from stages.source import source as look
     from stages.workspace import Workspace
 
     look(Workspace.here())
 
 
-_stage("prepare", "Read the raw images into their normal form.")
-_stage("encode", "Turn the images into what the networks see.")
-_stage("analyse", "Measure what schedules and partitions are fitted to.")
-_stage("features", "Make the feature extractor and the features of the real images.")
+_stage("prepare", "Convert the raw images to the dataset's normal form.")
+_stage("encode", "Encode the images as inputs of the networks.")
+_stage("analyse", "Measure what schedules, partitions and budgets are fitted to.")
+_stage("features", "Prepare the feature extractor and the real images' features.")
 _stage("pair", "Pair images with noise.")
-_stage("train", "Train the experts that the store lacks.")
+_stage("train", "Train the experts missing from the store.")
 _stage("merge", "Combine each recipe's experts into one model.")
 
 
 @main.command()
-@click.option("--recipe", help="Draw from this finished recipe instead of running the stage.")
+@click.option("--recipe", help="Sample this finished recipe instead of running the stage.")
 @click.option("-n", "number", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -83,7 +83,9 @@ _stage("merge", "Combine each recipe's experts into one model.")
     help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), or a folder.",
 )
 def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None:
-    """Draw samples: for the scores (no options), or from one recipe into --out."""
+    """Draw samples for scoring, or from one recipe to a file.
+
+    Without options this runs the stage; --recipe and --out go together."""
     from stages import steps
     from stages.workspace import Workspace
 
@@ -103,7 +105,9 @@ _stage("evaluate", "Score the samples against the real images.")
 
 @main.command()
 def consistency() -> None:
-    """Compare what recipes answer to the same noise (evaluate.consistency)."""
+    """Compare recipes' outputs on the same noise.
+
+    evaluate.consistency in params.yaml names the recipes."""
     from stages.consistency import consistency as compare
     from stages.workspace import Workspace
 
@@ -112,7 +116,7 @@ def consistency() -> None:
 
 @main.command()
 def report() -> None:
-    """Write results/: metrics, tables, pictures and report.html."""
+    """Write metrics, tables, pictures and report.html to results/."""
     from stages.report import report as write_report
     from stages.workspace import Workspace
 
@@ -120,11 +124,13 @@ def report() -> None:
 
 
 @main.command()
-@click.option("--recipe", help="This recipe only.")
-@click.option("--all", "everything", is_flag=True, help="A line an expert, alike ones too.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--recipe", help="Show this recipe only.")
+@click.option(
+    "--all", "everything", is_flag=True, help="One line per expert, even for those alike."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
-    """Show which experts a run would train, why, and what it costs."""
+    """Show which experts a run would train, why, and at what cost."""
     from stages.planning import show_plan
     from stages.workspace import Workspace
 
@@ -132,9 +138,11 @@ def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--watch", is_flag=True, help="Again every two seconds until all is done.")
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until all jobs are done.")
 def status(watch: bool) -> None:
-    """Show which jobs are done, run, failed and wait, also of a run in another process."""
+    """Show which jobs are done, running, failed or waiting.
+
+    This includes runs that another process started."""
     from stages.inspection import show_status
     from stages.workspace import Workspace
 
@@ -144,7 +152,7 @@ def status(watch: bool) -> None:
 @main.command()
 @click.option("--rev", default="HEAD", show_default=True, help="The commit to compare with.")
 def verify(rev: str) -> None:
-    """Say whether the results here are those that a commit's dvc.lock recorded."""
+    """Check the results here against a commit's dvc.lock."""
     from stages.verify import verify as same
     from stages.workspace import Workspace
 
@@ -152,10 +160,12 @@ def verify(rev: str) -> None:
 
 
 @main.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="List what would be deleted, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def gc(dry_run: bool, yes: bool) -> None:
-    """Delete what the store holds and no params, lock, branch or experiment needs."""
+    """Delete store entries that nothing needs any more.
+
+    Entries that the params, dvc.lock, a branch or an experiment needs are kept."""
     from stages.gc import gc as collect
     from stages.workspace import Workspace
 
@@ -163,11 +173,13 @@ def gc(dry_run: bool, yes: bool) -> None:
 
 
 @main.command()
-@click.option("--recipe", required=True, help="A finished recipe.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--recipe", required=True, help="The finished recipe to export.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
 def export(recipe: str, out: Path, milestone: int | None) -> None:
-    """Write a recipe's model to a folder that needs neither the store nor params.yaml."""
+    """Write a recipe's model to a self-contained folder.
+
+    The folder needs neither the store nor params.yaml."""
     from stages.export import export_recipe
     from stages.workspace import Workspace
 
@@ -180,9 +192,11 @@ def export(recipe: str, out: Path, milestone: int | None) -> None:
     type=click.Path(path_type=Path),
     help="The Snakemake profile to check; default: SNAKEMAKE_PROFILE, else profiles/default.",
 )
-@click.option("--node", is_flag=True, help="Also run a one-task job that uses the store.")
+@click.option("--node", is_flag=True, help="Also submit a one-task job that uses the store.")
 def doctor(profile: Path | None, node: bool) -> None:
-    """Check this installation, the store and, with a SLURM profile, the cluster."""
+    """Check the installation, the store and the cluster, if any.
+
+    The cluster is checked with a SLURM profile."""
     from stages.doctor import examine
     from stages.workspace import Workspace
 
@@ -196,16 +210,18 @@ def doctor(profile: Path | None, node: bool) -> None:
     "--scale",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    help="For a rehearsal: this part of all budgets, samples and steps.",
+    help="For a rehearsal: multiply all budgets, samples and steps by this.",
 )
 @click.option(
     "--width",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    help="For a rehearsal: this part of the networks' widths and blocks.",
+    help="For a rehearsal: multiply the networks' widths and blocks by this.",
 )
 def preset(name: str | None, force: bool, scale: float, width: float) -> None:
-    """Write a preset to params.yaml; without NAME, list them."""
+    """Write a preset to params.yaml, or list the presets.
+
+    Without NAME, the presets are listed."""
     from stages import presets
     from stages.workspace import Workspace
 
