@@ -22,7 +22,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["TSPACE_CHECKPOINT_SECONDS"] = "0"  # after every batch; read when torch code is imported
+if __name__ == "__main__":  # and not in the process of whoever imports the rest of this
+    os.environ["TSPACE_CHECKPOINT_SECONDS"] = "0"  # after every batch; read when torch is imported
 
 import pyarrow.compute  # noqa: F401
 import torch
