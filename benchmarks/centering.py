@@ -10,8 +10,6 @@ from typing import Any
 import experiment
 import fashion
 import immiscible
-import numpy as np
-from experiment import summarise
 
 ARMS = ("independent", "knn-l2", "knn-l2-centered", "knn-dot", "knn-dot-centered")
 STEPS = (8, 16)
@@ -30,18 +28,7 @@ def recipes() -> dict[str, Any]:
 
 def main() -> None:
     done = experiment.run("centering", fashion.params(recipes(), images=24_000, milestones=[]))
-    runs = done.seeds()
-    rows, headline = [], {}
-    for base in immiscible.BASES:
-        plain = {steps: immiscible.fids(runs[f"{base}-independent-{steps}"]) for steps in STEPS}
-        for arm in ARMS:
-            row: dict[str, Any] = {"base": base, "arm": arm}
-            for steps in STEPS:
-                own = immiscible.fids(runs[f"{base}-{arm}-{steps}"])
-                gain = [a / b for a, b in zip(plain[steps], own, strict=True)]
-                row |= {f"fid_{steps}": summarise(own), f"gain_{steps}": summarise(gain)}
-                headline[f"{base}_{arm}_gain_{steps}"] = round(float(np.mean(gain)), 3)
-            rows.append(row)
+    rows, headline = immiscible.gains(done, ARMS, STEPS)
     experiment.show(rows)
     experiment.write(done, rows, headline, fashion.dataset())
 

@@ -5,6 +5,7 @@ it at 8, 16 and 50 sampling steps, and writes benchmarks/results/immiscible.json
 on where it was interrupted.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import experiment
@@ -49,24 +50,36 @@ def recipes() -> dict[str, Any]:
 
 def main() -> None:
     done = experiment.run("immiscible", fashion.params(recipes(), images=24_000, milestones=[]))
+    rows, headline = gains(done, ARMS, STEPS)
+    runs = done.seeds()
+    for row in rows:
+        last = list(runs[f"{row['base']}-{row['arm']}-50"].values())
+        row["precision"] = summarise([r["precision"] for r in last])
+        row["recall"] = summarise([r["recall"] for r in last])
+    experiment.show(rows)
+    experiment.write(done, rows, headline, fashion.dataset())
+
+
+def gains(
+    done: experiment.Experiment, arms: Iterable[str], steps: Sequence[int]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row for each base and arm: FID by sampling steps, and how often it divides `independent`'s.
+
+    And the mean gains, by base, arm and steps.
+    """
     runs = done.seeds()
     rows, headline = [], {}
     for base in BASES:
-        plain = {steps: fids(runs[f"{base}-independent-{steps}"]) for steps in STEPS}
-        for arm in ARMS:
+        plain = {n: fids(runs[f"{base}-independent-{n}"]) for n in steps}
+        for arm in arms:
             row: dict[str, Any] = {"base": base, "arm": arm}
-            for steps in STEPS:
-                own = runs[f"{base}-{arm}-{steps}"]
-                row[f"fid_{steps}"] = summarise(fids(own))
-                gain = [a / b for a, b in zip(plain[steps], fids(own), strict=True)]
-                row[f"gain_{steps}"] = summarise(gain)
-                headline[f"{base}_{arm}_gain_{steps}"] = round(float(np.mean(gain)), 3)
-            last = list(runs[f"{base}-{arm}-50"].values())
-            row["precision"] = summarise([r["precision"] for r in last])
-            row["recall"] = summarise([r["recall"] for r in last])
+            for n in steps:
+                own = fids(runs[f"{base}-{arm}-{n}"])
+                gain = [a / b for a, b in zip(plain[n], own, strict=True)]
+                row |= {f"fid_{n}": summarise(own), f"gain_{n}": summarise(gain)}
+                headline[f"{base}_{arm}_gain_{n}"] = round(float(np.mean(gain)), 3)
             rows.append(row)
-    experiment.show(rows)
-    experiment.write(done, rows, headline, fashion.dataset())
+    return rows, headline
 
 
 def fids(runs: dict[int, dict[str, Any]]) -> list[float]:

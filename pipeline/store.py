@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, room_for
 from pipeline.files import Lost, fault, guarded, plain, replacing, sweep, write_json
-from pipeline.files import write_text as write_text
 from pipeline.identity import digest, file_digest
 
 HEARTBEAT_SECONDS = 10.0

@@ -172,7 +172,8 @@ def check_store(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _probe(workspace: Workspace, probe: Path) -> Iterator[Finding]:
-    from pipeline.store import Entry, write_text
+    from pipeline.files import write_text
+    from pipeline.store import Entry
 
     root = workspace.store.root
     write_text(probe / "file", "old")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UserError
+from pipeline.files import replacing
 from stages.workspace import Workspace
 
 SHOWN_PIXELS = 48  # small images are enlarged to at least this size in a grid
@@ -67,9 +67,8 @@ def as_image(image: np.ndarray) -> Image.Image:
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG so that the file is complete or absent."""
-    temporary = path.with_name(f".{path.name}.part")
-    image.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
 
 
 def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path) -> None:
@@ -116,11 +115,9 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         labels = None if classes is None else [names[i] for i in classes]
         save(grid(images, max(1, round(number**0.5)), labels=labels), out)
     elif suffix == ".npz":
-        temporary = out.with_name(f".{out.name}.part")
-        with open(temporary, "wb") as f:
-            arrays = [images.transpose(0, 2, 3, 1), *([] if classes is None else [classes])]
+        arrays = [images.transpose(0, 2, 3, 1), *([] if classes is None else [classes])]
+        with replacing(out) as temporary, open(temporary, "wb") as f:
             np.savez(f, *arrays)
-        os.replace(temporary, out)
     else:
         out.mkdir(exist_ok=True)
         for i, image in enumerate(images):

@@ -10,7 +10,7 @@ from typing import Any
 import pipeline
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.store import write_json, write_text
+from pipeline.files import write_json, write_text
 from stages import steps
 from stages.fanout import adopt
 from stages.inspection import merged

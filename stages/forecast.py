@@ -9,7 +9,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,13 @@ class Costs:
         return statistics.median(rates) if rates else None
 
 
+NETWORK = ("network", "channels", "resolution", "classes", "conditioning")
+
+
 def _network(spec: dict[str, Any]) -> str:
-    keys = ["network", "channels", "resolution", "classes", "conditioning"]
+    keys = NETWORK
     if spec["network"]["kind"] == "multi-decoder":  # which decoder runs how often
-        keys += ["curriculum", "log_snr"]
+        keys += ("curriculum", "log_snr")
     return canonical_json({key: spec[key] for key in keys})
 
 
@@ -216,15 +219,7 @@ def drawing(
 def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
     """Seconds of one evaluation for one sample, by network, in the latest finished samplings."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for path in _folders(workspace.store.root / "samples"):
-        entry = Entry(Path(path.path))
-        seconds = entry.circumstances().get("seconds") if entry.done else None
-        if seconds is None:
-            continue
-        try:
-            spec = json.loads((entry.path / "spec.json").read_bytes())
-        except (OSError, ValueError):
-            continue
+    for when, seconds, spec in _timed(workspace, "samples"):
         guided = spec["sampling"].get("guidance", 1) != 1
         asked = sum(float(state) > -math.inf for state in spec["states"])
         evaluations = _evaluations(asked, spec["sampling"]["kind"], guided)
@@ -232,11 +227,24 @@ def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
         mixture = spec["mixture"]
         key = _evaluated({**mixture, **mixture["experts"][0]}, guided)
         each = seconds / ((last - first) * evaluations)
-        found.setdefault(key, []).append((entry.path.stat().st_mtime, each))
-    return {
-        key: statistics.median(each for _, each in sorted(times)[-RECENT:])
-        for key, times in found.items()
-    }
+        found.setdefault(key, []).append((when, each))
+    return {key: _middle(times) for key, times in found.items()}
+
+
+def _timed(workspace: Workspace, kind: str) -> Iterator[tuple[float, float, dict[str, Any]]]:
+    """Finished entries of a kind that were made here: when, in how many seconds, and their spec."""
+    for path in _folders(workspace.store.root / kind):
+        entry = Entry(Path(path.path))
+        seconds = entry.circumstances().get("seconds") if entry.done else None
+        if seconds is not None:
+            with contextlib.suppress(OSError, ValueError):  # damaged, and nobody asked for it
+                spec = json.loads((entry.path / "spec.json").read_bytes())
+                yield entry.path.stat().st_mtime, seconds, spec
+
+
+def _middle(times: Sequence[tuple[float, float]]) -> float:
+    """Of the latest; times: (when, seconds)."""
+    return statistics.median(each for _, each in sorted(times)[-RECENT:])
 
 
 def _evaluations(states: int, kind: str, guided: bool) -> int:
@@ -245,21 +253,18 @@ def _evaluations(states: int, kind: str, guided: bool) -> int:
 
 
 def _evaluated(spec: dict[str, Any], guided: bool) -> str:
-    keys = ("network", "channels", "resolution", "classes", "conditioning")
-    return canonical_json([guided, *(spec[key] for key in keys)])
+    return canonical_json([guided, *(spec[key] for key in NETWORK)])
 
 
-def seconds_of(workspace: Workspace, job: plan.Job) -> float | None:
-    """Seconds of a job of the inputs, as the latest of its kind with its settings took."""
-    times = []
-    for path in _folders(workspace.store.root / job.kind):
-        entry = Entry(Path(path.path))
-        seconds = entry.circumstances().get("seconds") if entry.done else None
-        with contextlib.suppress(OSError, ValueError):
-            spec = json.loads((entry.path / "spec.json").read_bytes())
-            if seconds is not None and spec.get("settings") == job.spec.get("settings"):
-                times.append((entry.path.stat().st_mtime, seconds * _rows(job.spec) / _rows(spec)))
-    return statistics.median(each for _, each in sorted(times)[-RECENT:]) if times else None
+def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:
+    """Seconds of jobs of the inputs, alike but for their rows, as the latest such ones took."""
+    first = jobs[0]
+    times = [
+        (when, seconds / _rows(spec))
+        for when, seconds, spec in _timed(workspace, first.kind)
+        if spec.get("settings") == first.spec.get("settings")
+    ]
+    return _middle(times) * sum(_rows(job.spec) for job in jobs) if times else None
 
 
 def _rows(spec: dict[str, Any]) -> int:

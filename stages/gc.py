@@ -130,7 +130,7 @@ def _names(manifest: Path) -> list[str]:
 
 def _in_use(entry: Entry) -> bool:
     newest = max((p.lstat().st_mtime for p in (entry.path, *entry.path.rglob("*"))), default=0.0)
-    return time.time() - newest < RECENT_SECONDS or (entry.leased())
+    return time.time() - newest < RECENT_SECONDS or entry.leased()
 
 
 def _bytes(folder: Path) -> tuple[int, int]:

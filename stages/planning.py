@@ -205,9 +205,8 @@ def _inputs(workspace: Workspace, facts: plan.DatasetFacts) -> list[Input]:
     for stage, jobs, about in work:
         left = [job for job in jobs or () if not done(workspace, stage, job.name)]
         if left:
-            each = [seconds_of(workspace, job) for job in left]
             what = left[0].label if left[0].kind != "latents" else "latents"
-            found.append(Input(what, about(left[0]), None if None in each else sum(each)))
+            found.append(Input(what, about(left[0]), seconds_of(workspace, *left)))
     return found
 
 

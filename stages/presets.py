@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 
 from pipeline.errors import UserError
+from pipeline.files import write_text
 from pipeline.identity import file_digest
-from pipeline.store import write_text
 from stages.workspace import Workspace
 
 # What `--scale` multiplies, and the least that it leaves of each.

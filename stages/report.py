@@ -24,10 +24,10 @@ import numpy as np
 
 from pipeline import plan
 from pipeline.dataset import open_dataset
+from pipeline.files import write_json
 from pipeline.plan import DatasetFacts, Job, RecipePlan
 from pipeline.scores import useless_features
 from pipeline.split import Split
-from pipeline.store import write_json
 from stages import costs, drawing, steps
 from stages.groups import Unit, mean, units, units_of
 from stages.markup import MISSING

@@ -14,10 +14,10 @@ from typing import Any
 
 from pipeline.config import Data
 from pipeline.errors import UserError, shown
+from pipeline.files import write_text
 from pipeline.fingerprint import Fingerprint, fingerprint
 from pipeline.identity import digest
 from pipeline.raw import raw_files
-from pipeline.store import write_text
 from stages.workspace import Workspace
 
 CHEAP_BYTES = 2**28  # read at most where an answer is only good to know

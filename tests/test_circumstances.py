@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import circumstances, training
 from pipeline.errors import UserError
-from pipeline.store import Store, write_json
+from pipeline.files import write_json
+from pipeline.store import Store
 from stages import fanout, jobs, steps
 from tests.test_inspection import PARAMS, experts_of, make, small_workspace
 from tests.workflow import run_here

@@ -93,23 +93,26 @@ def public():
         yield Path(folder)
 
 
+def finished(folder):
+    """A store with one finished expert, and that expert."""
+    store = Store(folder / "store")
+    entry = store.plan("expert", SPEC)
+    save_file({"w": torch.zeros(2)}, entry.path / "weights.safetensors")
+    entry.finish()
+    return store, entry
+
+
 @as_root
 def test_a_second_user_reads_and_adds(public):
     with umask(0o000):
-        store = Store(public / "store")
-        entry = store.plan("expert", SPEC)
-        save_file({"w": torch.zeros(2)}, entry.path / "weights.safetensors")
-        entry.finish()
+        store, entry = finished(public)
     assert run_as(NOBODY, add, store, entry.name)
 
 
 @as_root
 def test_a_store_that_may_only_be_read_is_read(public):
     with umask(0o022):
-        store = Store(public / "store")
-        entry = store.plan("expert", SPEC)
-        save_file({"w": torch.zeros(2)}, entry.path / "weights.safetensors")
-        entry.finish()
+        store, _ = finished(public)
         busy = store.plan("expert", {"images": 12})
         with busy.lease():
             assert run_as(NOBODY, read, store, busy.name) == (True, True)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import store as stores
 from pipeline.errors import UserError
-from pipeline.files import Lost, replacing
+from pipeline.files import Lost, replacing, write_json, write_text
 from pipeline.store import Entry, Store, copy_entry
 
 SPEC = {"states": [1.0, 2.0], "images": 10}
@@ -230,12 +230,12 @@ def test_only_on_its_own_machine_a_process_number_tells_that_a_holder_is_dead(st
 def test_a_job_that_lost_its_lease_writes_nothing(store):
     entry = store.plan("expert", SPEC)
     with entry.lease():
-        stores.write_text(entry.path / "kept", "mine")
+        write_text(entry.path / "kept", "mine")
         claim(entry, number=2)
         for path in (entry.path / "kept", entry.state / "new"):
             path.parent.mkdir(exist_ok=True)
             with pytest.raises(Lost, match="taken over by process 1 on elsewhere"):
-                stores.write_text(path, "ghost")
+                write_text(path, "ghost")
         with pytest.raises(Lost):
             entry.finish()
     assert (entry.path / "kept").read_text() == "mine" and not entry.done
@@ -251,7 +251,7 @@ def test_what_a_ghost_began_before_it_lost_is_swept_away(store):
             os.utime(entry.path / "lease" / "1", ns=(0, 0))
             with entry.lease():
                 assert not temporary.exists()
-                stores.write_text(entry.path / "kept", "successor")
+                write_text(entry.path / "kept", "successor")
         assert (entry.path / "kept").read_text() == "successor"
 
 
@@ -289,9 +289,9 @@ def test_names_of_a_copy_from_elsewhere_must_be_plain(store, tmp_path, name):
 
 def test_text_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
-    stores.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(ValueError):
-        stores.write_json(path, {"a": float("nan")})
+        write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
