@@ -103,7 +103,7 @@ def read(name: str, folder: Path) -> Experiment:
     """The results of a finished workspace."""
     from pipeline import plan
     from stages import steps
-    from stages.costs import together
+    from stages.report.costs import together
     from stages.workspace import Workspace
 
     workspace = Workspace(folder)

@@ -117,7 +117,7 @@ def consistency() -> None:
 @main.command()
 def report() -> None:
     """Write metrics, tables, pictures and report.html to results/."""
-    from stages.report import report as write_report
+    from stages.report.write import report as write_report
     from stages.workspace import Workspace
 
     write_report(Workspace.here())

@@ -14,7 +14,7 @@ from pipeline.files import write_json, write_text
 from stages import steps
 from stages.fanout import adopt
 from stages.inspection import merged
-from stages.markup import counted
+from stages.numbers import counted
 from stages.workspace import Workspace
 
 SHOWN_CLASSES = 20  # in the README; model.json has all

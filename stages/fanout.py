@@ -25,7 +25,7 @@ from pipeline.identity import file_digest
 from pipeline.plan import Job
 from pipeline.store import Entry, copy_entry
 from stages.intact import Record
-from stages.markup import counted, speed
+from stages.numbers import counted, speed
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5

@@ -18,7 +18,7 @@ import click
 from pipeline.errors import UserError
 from pipeline.store import Entry
 from stages.inspection import needed_jobs
-from stages.markup import counted, si
+from stages.numbers import counted, si
 from stages.verify import cached, cached_listing, git, recorded
 from stages.workspace import Workspace
 

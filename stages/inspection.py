@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import reached
 from pipeline.store import described
 from stages import steps
-from stages.markup import counted, speed
+from stages.numbers import counted, speed
 from stages.workspace import Workspace
 
 WATCH_SECONDS = 2.0

@@ -12,7 +12,6 @@ from pipeline import feasibility, plan
 from pipeline.config import MultiDecoder, Params
 from pipeline.errors import UserError
 from stages import steps
-from stages.costs import interval_costs
 from stages.fanout import crowded, profile_settings
 from stages.forecast import (
     Costs,
@@ -25,8 +24,9 @@ from stages.forecast import (
     seconds_of,
 )
 from stages.inspection import Found, done, facts_here, look, merged
-from stages.markup import counted, si
+from stages.numbers import counted, si
 from stages.reasons import Reasons
+from stages.report.costs import interval_costs
 from stages.source import changes, raw_path
 from stages.workspace import Workspace
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError, one_line
-from stages.markup import counted
+from stages.numbers import counted
 from stages.workspace import Workspace
 
 SHOWN_FILES = 20  # of a stage's files that differ

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 from PIL import Image
+from stages.page import write_page
 
 from pipeline import plan
 from pipeline.files import write_json, write_sealed
 from pipeline.identity import digest
 from pipeline.store import Entry
 from stages import costs
-from stages.page import write_page
 from stages.report import recipe_times
 from stages.workspace import Workspace
 

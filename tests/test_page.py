@@ -11,12 +11,12 @@ import re
 
 import pytest
 from PIL import Image
+from stages.page import write_page
 
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.identity import digest
 from stages import charts, markup
-from stages.page import write_page
 from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, written
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.errors import UserError
 from pipeline.plan import Job
 from stages import cli, fanout, steps
-from stages.markup import speed
+from stages.numbers import speed
 from stages.workspace import Workspace
 from tests.workflow import ROOT, Checkout
 

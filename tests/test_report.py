@@ -13,7 +13,7 @@ import pytest
 from pipeline import scores
 from pipeline.files import write_json, write_sealed
 from stages import charts_matrix, costs, drawing, report
-from stages.groups import mean, units, units_of
+from stages.report.groups import mean, units, units_of
 from tests.pages import (
     CPU,
     HEAD,

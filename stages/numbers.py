@@ -1,67 +1,14 @@
-"""HTML and SVG by function calls, which escape every text, and numbers as a page shows them."""
+"""Numbers as people read them: in the report, in tables of the command line, on axes."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 MISSING = "–"
-_VOID = frozenset({"br", "img", "link", "meta", "col"})
-# Elements after which the source goes on in a new line.
-_LINE = frozenset(
-    """
-    div dl details figure figcaption h1 h2 h3 head main p section style svg table tbody thead tr
-    """.split()  # noqa: SIM905
-)
 _PREFIXES = dict(zip(range(-10, 11), "qryzafpnµm kMGTPEZYRQ", strict=True))
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Html(str):
-    """Text that is markup already, and is not escaped again."""
-
-    __slots__ = ()
-
-
-def join(parts: Iterable[Any]) -> Html:
-    """Parts one after the other; what is not `Html` is escaped, None is nothing."""
-    return Html(
-        "".join(
-            part if isinstance(part, Html) else html.escape(str(part))
-            for part in parts
-            if part is not None
-        )
-    )
-
-
-def el(tag: str, *children: Any, **attributes: Any) -> Html:
-    """One element. `class_` is written class, `aria_label` aria-label; without None and False."""
-    words = [tag]
-    for key, value in attributes.items():
-        if value is None or value is False:
-            continue
-        name = key.rstrip("_").replace("_", "-")
-        name = "viewBox" if name == "viewbox" else name
-        words.append(name if value is True else f'{name}="{html.escape(_plain(value))}"')
-    end = "\n" if tag in _LINE else ""
-    if tag in _VOID:
-        return Html(f"<{' '.join(words)}>{end}")
-    return Html(f"<{' '.join(words)}>{join(children)}</{tag}>{end}")
-
-
-def _plain(value: Any) -> str:
-    return coordinate(value) if isinstance(value, float) else str(value)
-
-
-def coordinate(value: float) -> str:
-    """A length in a drawing: a tenth of a unit is finer than any screen."""
-    text = f"{value:.1f}"
-    return text[:-2] if text.endswith(".0") else text
-
-
-# --- numbers
 
 
 def known(value: Any) -> bool:

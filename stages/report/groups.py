@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Recipe
-from stages.markup import known
+from stages.numbers import known
 
 
 @dataclass(frozen=True)

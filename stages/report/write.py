@@ -1,14 +1,16 @@
 """`results/`: metrics of each recipe, a summary, curves, pictures, and one self-contained page.
 
-    metrics/       a flat file a recipe, for `dvc metrics`
-    recipes/       of each recipe metrics.json, with every milestone, and samples.png
+    metrics/       a flat file per recipe, for `dvc metrics`
+    recipes/       per recipe metrics.json, with every milestone, and samples.png
     pictures/      real images, and what the encoder brings back of them
+    figures/       the page's figures as SVG and PDF, for papers
     summary.json   every recipe at its end
     curves.csv     scores and costs over training, for `dvc plots`
+    costs/         the figures of seconds
     costs.json     seconds, load and machines
     report.html    the page
 
-DVC tracks all but the last two: what it tracks is the same bytes after an identical retrain.
+DVC tracks all but the last three: what it tracks is the same bytes after an identical retrain.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ import numpy as np
 from pipeline import plan
 from pipeline.dataset import open_dataset
 from pipeline.files import write_json
+from pipeline.identity import file_digest
 from pipeline.plan import DatasetFacts, Job, RecipePlan
 from pipeline.scores import useless_features
 from pipeline.split import Split
-from stages import costs, drawing, steps
-from stages.groups import Unit, mean, units, units_of
-from stages.markup import MISSING
+from stages import drawing, steps
+from stages.numbers import MISSING
+from stages.report import costs
+from stages.report.fresh import COSTS, PAGE
+from stages.report.groups import Unit, mean, units, units_of
 from stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -64,7 +69,8 @@ PAIRED_COLUMNS = 16  # reconstructions in a row
 def report(workspace: Workspace) -> None:
     """Write all of results/ anew (the old one stays until the new one is complete)."""
     from stages.fanout import adopt
-    from stages.page import write_page
+    from stages.report.page import sections_of, write_figures, write_page
+    from stages.report.results import Pictures, Written, read
 
     for stage in ("latents", "analyses", "pairings", "experts", "features", "samples", "scores"):
         adopt(workspace, stage)
@@ -75,36 +81,42 @@ def report(workspace: Workspace) -> None:
         name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
     }
     times = recipe_times(workspace, facts, recipes)
+    both = costs.together(metrics, times)
     fresh = workspace.results.with_name(f".results.{os.getpid()}")
     for folder in ("metrics", "recipes", "pictures"):
         (fresh / folder).mkdir(parents=True)
     try:
         classes = steps.class_names(workspace)
-        pictures = {}
+        samples = {}
         for name, found in metrics.items():
             own = fresh / "recipes" / name
             own.mkdir()
             write_json(own / "metrics.json", found)
             write_json(fresh / "metrics" / f"{name}.json", {key: found[key] for key in FLAT})
             shard = samples_of(workspace, scored[name, recipes[name].milestones[-1]])
-            pictures[name] = own / "samples.png"
-            save_grid(shard, np.arange(min(GRID, len(shard))), classes, pictures[name])
+            samples[name] = own / "samples.png"
+            save_grid(shard, np.arange(min(GRID, len(shard))), classes, samples[name])
         real = fresh / "pictures" / "real.png"
         save_real(workspace, facts, classes, real)
         summary = summary_of(workspace, facts, recipes, metrics) | {"classes": list(classes)}
-        reconstructed = _reconstructions(workspace, facts, fresh / "pictures", summary)
+        pictures = Pictures(
+            samples, real, _reconstructions(workspace, facts, fresh / "pictures", summary)
+        )
         write_json(fresh / "summary.json", summary)
+        digest = file_digest(fresh / "summary.json")
         write_curves(fresh / "curves.csv", metrics)
-        write_json(fresh / "costs.json", {"recipes": times})
-        both = costs.together(metrics, times)
-        page = fresh / "report.html"
-        write_page(page, workspace, facts, recipes, both, summary, pictures, reconstructed, real)
+        write_json(fresh / COSTS, {"summary": digest, "recipes": times})
+        written = Written.now(workspace)
+        results = read(workspace, facts, recipes, both, summary, digest, pictures, written)
+        sections = sections_of(results)
+        write_figures(fresh, sections)
+        write_page(fresh / PAGE, results, sections)
         shutil.rmtree(workspace.results, ignore_errors=True)
         os.replace(fresh, workspace.results)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     print_table(both, summary)
-    print(f"\nreport: {(workspace.results / 'report.html').relative_to(workspace.root)}")
+    print(f"\nreport: {(workspace.results / PAGE).relative_to(workspace.root)}")
 
 
 def recipe_times(
