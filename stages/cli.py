@@ -115,12 +115,25 @@ def consistency() -> None:
 
 
 @main.command()
-def report() -> None:
+@click.option(
+    "--if-needed",
+    is_flag=True,
+    help="Only if report.html or costs.json is missing or of other results.",
+)
+def report(if_needed: bool) -> None:
     """Write metrics, tables, pictures and report.html to results/."""
-    from stages.report.write import report as write_report
+    from stages.report.fresh import stale
     from stages.workspace import Workspace
 
-    write_report(Workspace.here())
+    workspace = Workspace.here()
+    if if_needed:
+        wrong = stale(workspace)
+        if wrong is None:
+            return
+        click.echo(f"{wrong}; writing the report again")
+    from stages.report.write import report as write_report
+
+    write_report(workspace)
 
 
 @main.command()

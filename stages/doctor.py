@@ -24,6 +24,8 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.errors import UserError
+from stages.numbers import counted
+from stages.report.fresh import stale
 from stages.verify import cache_folder
 from stages.workspace import Workspace
 
@@ -66,6 +68,7 @@ def findings(workspace: Workspace, profile: Path | None, node: bool) -> Iterator
     yield from check_store(workspace)
     yield from check_dvc(workspace)
     yield from check_data(workspace)
+    yield from check_report(workspace)
     yield Finding("ok", "profile", f"{where}, {settings.get('executor', 'local')} executor")
     if settings.get("executor") != "slurm":
         if node:
@@ -256,7 +259,7 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
 
     try:
         data = workspace.params.data
-        yield Finding("ok", "params.yaml", f"{len(workspace.params.recipes)} recipes")
+        yield Finding("ok", "params.yaml", counted(len(workspace.params.recipes), "recipe"))
     except UserError as e:
         yield Finding("fail", "params.yaml", str(e))
         return
@@ -264,7 +267,7 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
         try:
             facts = steps.facts_of(workspace)
             size = f"{facts.resolution}x{facts.resolution}"
-            yield Finding("ok", "dataset", f"{facts.rows:,} images of {size}")
+            yield Finding("ok", "dataset", f"{counted(facts.rows, 'image')} of {size}")
             if changed := changes(workspace):
                 yield Finding("warn", "data", changed)
         except UserError as e:
@@ -274,6 +277,12 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("fail", "dataset", text)
     else:
         yield Finding("warn", "dataset", "not prepared yet; `dvc repro prepare`")
+
+
+def check_report(workspace: Workspace) -> Iterator[Finding]:
+    """Whether the page, which DVC does not track, is of the results beside it."""
+    if wrong := stale(workspace):
+        yield Finding("warn", "report", f"{wrong}; run `tspace report`")
 
 
 # --- SLURM: reading what its commands print

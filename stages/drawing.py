@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UserError
 from pipeline.files import replacing
+from stages.numbers import counted
 from stages.workspace import Workspace
 
 SHOWN_PIXELS = 48  # small images are enlarged to at least this size in a grid
@@ -122,4 +123,4 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         out.mkdir(exist_ok=True)
         for i, image in enumerate(images):
             save(as_image(image), out / f"{name}-{seed}-{i:06d}.png")
-    print(f"{number} samples of {name}, seed {seed}: {out}")
+    print(f"{counted(number, 'sample')} of {name}, seed {seed}: {out}")

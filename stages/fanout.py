@@ -62,7 +62,8 @@ def fan_out(
         )
     entries = {name: workspace.store.plan(job.kind, job.spec) for name, job in jobs.items()}
     missing = [job for name, job in jobs.items() if not entries[name].done]
-    print(f"{stage}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them in the store", flush=True)
+    done = len(jobs) - len(missing)
+    print(f"{stage}: {counted(len(jobs), 'job')}, {done} of them in the store", flush=True)
     if missing:
         _run(workspace, stage, missing, entries)
     if list(jobs) != [job.name for job in {job.name: job for job in plan()}.values()]:
@@ -341,7 +342,7 @@ def _failures(
         failed.append(f"  {label}: did not finish; Snakemake: {why} (log: {log})")
     lost = sum(not entry.done for entry in entries.values())
     return (
-        f"{stage}: {lost} jobs failed, {len(missing) - lost} finished and are kept; "
+        f"{stage}: {counted(lost, 'job')} failed, {len(missing) - lost} finished and are kept; "
         "run again to try only the rest:\n" + "\n".join(failed[:20])
     )
 

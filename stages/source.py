@@ -18,6 +18,7 @@ from pipeline.files import write_text
 from pipeline.fingerprint import Fingerprint, fingerprint
 from pipeline.identity import digest
 from pipeline.raw import raw_files
+from stages.numbers import counted
 from stages.workspace import Workspace
 
 CHEAP_BYTES = 2**28  # read at most where an answer is only good to know
@@ -43,7 +44,7 @@ def source(workspace: Workspace) -> None:
     found = _fingerprint(workspace, path)
     workspace.source.parent.mkdir(parents=True, exist_ok=True)
     write_text(workspace.source, _text(data, found))
-    print(f"source: {found.files:,} files, {found.bytes:,} bytes")
+    print(f"source: {counted(found.files, 'file')}, {counted(found.bytes, 'byte')}")
 
 
 def _without_images(workspace: Workspace, data: Data, path: Path) -> None:

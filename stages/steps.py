@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_sealed
 from pipeline.identity import file_digest
 from stages.fanout import drop_damaged, fan_out
+from stages.numbers import counted
 from stages.source import raw_path
 from stages.workspace import Workspace
 
@@ -31,10 +32,11 @@ def prepare(workspace: Workspace) -> None:
     plan.check(workspace.params, facts_of(workspace, analysed=False))
     # Labels need not start at 0: a class without images is only the room that its number takes.
     found = sum(count > 0 for count in info.class_counts or ())
-    classes = f", {found:,} classes" if found else ", no labels"
+    classes = counted(found, "class", "classes") if found else "no labels"
     print(
-        f"prepare: {info.rows:,} images of {info.resolution}x{info.resolution}, "
-        f"{info.channels} channels{classes}, {info.duplicates} exact duplicates"
+        f"prepare: {counted(info.rows, 'image')} of {info.resolution}x{info.resolution}, "
+        f"{counted(info.channels, 'channel')}, {classes}, "
+        f"{counted(info.duplicates, 'exact duplicate')}"
     )
 
 
@@ -194,7 +196,7 @@ def merge(workspace: Workspace) -> None:
         os.replace(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    print(f"mixtures: {len(workspace.params.recipes)} recipes")
+    print(f"mixtures: {counted(len(workspace.params.recipes), 'recipe')}")
 
 
 def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.errors import UserError, one_line
 from stages.numbers import counted
+from stages.report.fresh import stale
 from stages.workspace import Workspace
 
 SHOWN_FILES = 20  # of a stage's files that differ
@@ -55,6 +56,8 @@ def verify(workspace: Workspace, rev: str) -> bool:
         )
     if git(workspace, "diff", "--name-only", rev, "--", "params.yaml").strip():
         print(f"params.yaml is not that of {rev}")
+    if wrong := stale(workspace):
+        print(f"{wrong}; run `tspace report`")
     other = len(states) - states.count("equal")
     if other:
         print(f"{counted(other, 'output')} not as dvc.lock of {rev} records")

@@ -148,7 +148,7 @@ def test_a_failure_of_the_machinery_is_named(tmp_path, monkeypatch, settings, wh
     monkeypatch.setenv("SNAKEMAKE_PROFILE", str(tmp_path))
     with pytest.raises(UserError, match=why) as failure:
         steps.encode(workspace)
-    assert "latents: 1 jobs failed, 0 finished" in str(failure.value)
+    assert "latents: 1 job failed, 0 finished" in str(failure.value)
     assert len(str(failure.value).splitlines()) == 2
 
 

@@ -117,7 +117,7 @@ def test_labels_from_1_keep_their_numbers_and_make_no_class_0(make, tmp_path, ca
     path = workspace.root / "params.yaml"
     path.write_text(path.read_text().replace("source: folder", "source: npz"))
     steps.prepare(Workspace(workspace.root))
-    assert "24 images of 16x16, 1 channels, 3 classes" in capsys.readouterr().out
+    assert "24 images of 16x16, 1 channel, 3 classes" in capsys.readouterr().out
     info = open_dataset(workspace.dataset).info
     assert dict(zip(info.classes, info.class_counts, strict=True)) == {
         "0": 0,

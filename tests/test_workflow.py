@@ -241,7 +241,7 @@ def test_a_failed_job_costs_nobody_elses_work(tmp_path):
     done = checkout.run("dvc", "repro", "train", check=False)
     assert done.returncode
     text = done.stdout + done.stderr
-    assert "experts: 1 jobs failed, 5 finished and are kept" in text
+    assert "experts: 1 job failed, 5 finished and are kept" in text
     assert "few-state: the loss is no longer finite" in text
     assert "Traceback" not in text
     checkout.edit("learning_rate: 1.0e+6", "learning_rate: 0.001")

@@ -115,7 +115,9 @@ class Checkout:
 def jobs_run(output: str) -> dict[str, int]:
     """Jobs that ran, by stage, from what `dvc repro` printed; stages that ran none are left out."""
     found = {}
-    for stage, jobs, kept in re.findall(r"^(\w+): (\d+) jobs, (\d+) of them", output, re.MULTILINE):
+    for stage, jobs, kept in re.findall(
+        r"^(\w+): (\d+) jobs?, (\d+) of them", output, re.MULTILINE
+    ):
         if int(jobs) > int(kept):
             found[stage] = int(jobs) - int(kept)
     return found

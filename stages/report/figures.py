@@ -1,4 +1,4 @@
-"""The report's figures, drawn by matplotlib: inline SVG in the page's colours, and files for papers.
+"""The report's figures, drawn by matplotlib: SVG in the page, in its colours, and files for papers.
 
 Lengths are CSS pixels, which are matplotlib's points at 72 dots an inch. A figure is drawn in the
 light colours; in the page each of them is replaced by the variable of that name, so that dark pages
@@ -128,7 +128,7 @@ class Scale:
         for locator in locators:
             found = [float(v) for v in locator.tick_values(self.low, self.high)]
             found = [v for v in found if self.low <= v <= self.high]
-            if 2 <= len(found) <= about + 2:
+            if 2 <= len(found) <= about + 1:
                 break
         return found
 
@@ -189,7 +189,7 @@ def _axes(drawing: Drawing, part: Any, width: float, box: Sequence[float], x: Sc
 
 
 def _x_axis(axes: Any, width: float, scale: Scale, label: str) -> None:
-    axes.xaxis.set_major_locator(FixedLocator(scale.ticks(max(4, int(width / 90)))))
+    axes.xaxis.set_major_locator(FixedLocator(scale.ticks(max(5, int(width / 90)))))
     axes.set_xlabel(label, color=LIGHT["muted"], labelpad=6)
 
 
@@ -344,10 +344,10 @@ class Chart(Drawing):
         heights = apart([y for _, y in ends], LABEL_GAP, low, high)
         for line, (x, y), label_y in zip(self.named, ends, heights, strict=True):
             colour, signed = LIGHT[line.colour], line.sign is not None
-            leader = Line2D([x / width, (right + 4) / width], [y / height, label_y / height])
+            leader = Line2D([x / width, (right + 3) / width], [y / height, label_y / height])
             leader.set(transform=part.transSubfigure, color=colour, linewidth=1, dashes=(1, 3))
+            part.add_artist(leader)
             if signed:
-                part.add_artist(leader)
                 _sign(part, line.sign, (right + 12) / width, label_y / height)
             name = shortened(line.name, room - (24 if signed else 4))
             told = {"gid": f"{_TITLE}{line.name}"} if name != line.name else {}
@@ -391,7 +391,7 @@ class Strips(Drawing):
         _grid(axes, "x")
         for x, text in ((0, "← noisier"), (1, "cleaner →")):
             align = "left" if x == 0 else "right"
-            part.text(x, 5 / self.height(width), text, ha=align, color=LIGHT["muted"])
+            part.text(x, 10 / self.height(width), text, ha=align, color=LIGHT["muted"])
         for number, strip in enumerate(self.strips):
             self._strip(axes, strip, self.ROW * (len(self.strips) - number), width)
 
@@ -400,7 +400,7 @@ class Strips(Drawing):
         across = axes.get_yaxis_transform()
         axes.plot([6 / width], [top - 10], transform=across, clip_on=False, **_marks(strip.style))
         name = shortened(strip.name, width - (len(strip.told) + 6) * CHARACTER)
-        axes.text(17 / width, top - 14, name, transform=across, weight=600)
+        axes.text(17 / width, top - 14, name, transform=across, weight="bold")
         axes.text(1, top - 14, strip.told, transform=across, ha="right", color=LIGHT["muted"])
         low = top - 20 - thick
         if len(strip.bands) <= MAX_OWNERS:
@@ -485,7 +485,7 @@ class Timeline(Drawing):
             marks = _marks(work.style)
             axes.plot([6 / (width - room)], [y], transform=across, clip_on=False, **marks)
             name = shortened(work.name, width - 20)
-            axes.text(17 / (width - room), top - 14, name, transform=across, weight=600)
+            axes.text(17 / (width - room), top - 14, name, transform=across, weight="bold")
             self._work(axes, work, top - 20)
             top -= work.rows
 
@@ -644,5 +644,5 @@ def _panels(drawings: Sequence[Drawing]) -> Figure:
         if drawing is not None:
             drawing.draw(part, NARROW)
             y = 1 - 12 / drawing.height(NARROW)
-            part.text(0.5, y, shortened(drawing.title, 200), ha="center", weight=600)
+            part.text(0.5, y, shortened(drawing.title, 200), ha="center", weight="bold")
     return figure

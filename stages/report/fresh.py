@@ -17,7 +17,7 @@ _NAMED = re.compile(r'<meta name="tspace-results" content="([0-9a-f]*)">')
 
 
 def stale(workspace: Workspace) -> str | None:
-    """What is wrong with the page or the costs, and the way out; None where nothing is.
+    """What is wrong with the page or the costs, which `tspace report` mends; None where nothing is.
 
     Without a summary.json there are no results that a page could be of.
     """
@@ -30,7 +30,7 @@ def stale(workspace: Workspace) -> str | None:
         found = read(path.read_text(encoding="utf-8")) if path.exists() else None
         if found != expected:
             other.append(f"results/{name} is {'of other results' if path.exists() else 'missing'}")
-    return f"{' and '.join(other)}; run `tspace report`" if other else None
+    return " and ".join(other) or None
 
 
 def _page(text: str) -> str:

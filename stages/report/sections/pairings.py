@@ -47,7 +47,8 @@ def _table(paired: list[tuple[Unit, dict[str, Any]]], results: Results) -> Table
         "class leak": [_leak(d) for d in told],
         "afterward": [_afterwards(block) for block in blocks],
     }
-    words = ("recipe", "method", "afterward")
+    wrapped = ("variance along components", "correlation along components", "class leak")
+    words = ("recipe", "method", *wrapped, "afterward")
     return Table("Pairings", list(columns), list(zip(*columns.values(), strict=True)), words)
 
 

@@ -33,7 +33,7 @@ def section(results: Results) -> Section | None:
     words = ("recipe", "partition", "owned by", "bounds, log-SNR")
     denoisers, gradients = _measured(results)
     shown = {"figures/partitions": [drawing]}
-    for number, (names, found) in enumerate((*denoisers.items(), *gradients.items()), 1):
+    for number, found in enumerate((*denoisers.values(), *gradients.values()), 1):
         for what, drawn in found["drawings"].items():
             shown[f"figures/{what}-{number}"] = [drawn]
     data = {
