@@ -9,14 +9,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 from PIL import Image
-from stages.page import write_page
 
 from pipeline import plan
 from pipeline.files import write_json, write_sealed
 from pipeline.identity import digest
 from pipeline.store import Entry
-from stages import costs
-from stages.report import recipe_times
+from stages.report import costs
+from stages.report.page import sections_of, write_page
+from stages.report.results import Pictures, Results, Written, read
+from stages.report.write import recipe_times
 from stages.workspace import Workspace
 
 HEAD = """\
@@ -91,8 +92,12 @@ CPU = 0.9  # CPU-seconds in a second
 VOID = {"meta", "link", "img", "br", "col"}
 
 
+WRITTEN = Written("2026-01-02 03:04 UTC", "c0ffee", "AMD EPYC", 2)
+SUMMARY_DIGEST = "5" * 64
+
+
 def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor="classifier"):
-    """Everything that write_page is given, with made-up training and scores.
+    """What results are read from, and the page's path first; with made-up training and scores.
 
     scores: (number of the recipe, share of the budget) -> values that replace the made-up ones.
     """
@@ -100,7 +105,9 @@ def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor
     (root / "params.yaml").write_text(params)
     workspace = Workspace(root)
     counts = (180,) * classes
-    facts = plan.DatasetFacts("d1" * 32, 1797, 8, 1, classes, (77.0,), (96.0,), class_counts=counts)
+    held_out = workspace.params.data.holdout
+    seen = ("d1" * 32, 1797 - held_out, 8, 1, classes, (77.0,), (96.0,), held_out)
+    facts = plan.DatasetFacts(*seen, class_counts=counts)
     facts = analysed(workspace, facts)
     recipes = plan.experts(workspace.params, facts)
     for recipe in recipes.values():
@@ -248,22 +255,35 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(text for tag, text in self.texts if tag != "style")
+        """All words, as a browser flows them."""
+        found = " ".join(text for tag, text in self.texts if tag not in ("style", "pre"))
+        return re.sub(r"[ \n]+", " ", found)
+
+    @property
+    def preformatted(self) -> list[str]:
+        return [text for tag, text in self.texts if tag == "pre"]
 
     @property
     def drawn(self) -> list[str]:
         """Texts in drawings."""
-        return [text for tag, text in self.texts if tag in ("text", "tspan")]
+        return [text for tag, text in self.texts if tag == "text"]
+
+
+def results_of(arguments) -> Results:
+    _, workspace, facts, recipes, metrics, summary, pictures = arguments
+    shown = Pictures(pictures)
+    return read(workspace, facts, recipes, metrics, summary, SUMMARY_DIGEST, shown, WRITTEN)
 
 
 def written(arguments) -> Page:
-    write_page(*arguments)
+    results = results_of(arguments)
+    write_page(arguments[0], results, sections_of(results))
     return Page(arguments[0].read_text(encoding="utf-8"))
 
 
 def check_self_contained(page: Page) -> None:
     outside = re.sub(r"base64,[^\"]*", "", page.source)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<iframe|\bon\w+=", outside)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script|<iframe|\bon\w+=", outside)
     for _, attributes in page.elements:
         for key in ("src", "href", "xlink:href", "data", "srcset"):
             assert (attributes.get(key) or "data:").startswith(("data:", "#"))

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from pipeline import config, dataset, plan
 from pipeline.mixture import Mixture, describe, draw
 from pipeline.networks.build import network_of
-from stages.report import PASSED_ON
+from stages.report.write import PASSED_ON
 
 # Five names, of which two occur: 90 dark images and 10 bright ones.
 COUNTS = (90, 10, 0, 0, 0)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import itertools
 import math
 import re
+from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from PIL import Image
-from stages.page import write_page
 
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.identity import digest
-from stages import charts, markup
-from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, written
+from stages import numbers
+from stages.report import figures
+from stages.report import page as page_module
+from stages.report.figures import Scale
+from stages.report.page import sections_of, write_figures
+from stages.report.sections.states import section
+from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, results_of, written
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +43,18 @@ def test_the_page_is_self_contained_and_small(default):
 
 
 def test_equal_results_give_equal_bytes(default, tmp_path):
-    (_, *rest), page = default
-    write_page(tmp_path / "again.html", *rest)
-    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.source
-    other = project(tmp_path / "elsewhere")
-    write_page(*other)
-    assert other[0].read_text(encoding="utf-8") == page.source
+    """Of the page, and of the files of its figures."""
+    _, page = default
+    sections = sections_of(results_of(other := project(tmp_path / "elsewhere")))
+    assert written(other).source == page.source
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_figures(tmp_path / folder, sections)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    assert {"figures/fid-over-images.svg", "costs/timeline.pdf"} <= {str(path) for path in files}
+    for path in files:
+        drawn = (tmp_path / "one" / path).read_bytes()
+        assert drawn == (tmp_path / "two" / path).read_bytes(), path
 
 
 def test_the_table_has_every_score_and_both_costs(default):
@@ -97,7 +108,7 @@ def test_every_number_is_traceable_to_its_entry(default):
     shards = plan.samples(workspace.params, facts, recipes["ddpm"], mixture, "")
     assert len(shards) == 2 and all(job.name in page.text for job in shards)
     assert plan.scores(workspace.params, shards, reference, "").name in page.text
-    assert (workspace.root / "params.yaml").read_text().rstrip() in page.text
+    assert (workspace.root / "params.yaml").read_text().rstrip() in page.preformatted
 
 
 def test_each_recipe_shows_its_samples_and_its_own_words(default):
@@ -106,31 +117,59 @@ def test_each_recipe_shows_its_samples_and_its_own_words(default):
     assert [i["width"] for i in images] == ["64"] * 3
     for image, path in zip(images, pictures.values(), strict=True):
         assert base64.b64decode(image["src"].partition(",")[2]) == path.read_bytes()
-    words = [text for tag, text in page.texts if tag == "pre"]
-    assert words[0] == "schedule: {kind: linear, states: 1000}\nsampling: {steps: 50}"
+    assert page.preformatted[0] == "schedule: {kind: linear, states: 1000}\nsampling: {steps: 50}"
 
 
 def test_charts_name_every_recipe_and_place_lower_scores_lower(default):
     _, page = default
     for name in ("ddpm", "few-state", "disentangled_12"):
         assert page.drawn.count(name) >= 6  # two widths of: FID over images, over seconds (2)
-    title = re.findall(r'cy="([\d.]+)" r="4" class="dot c0"><title>ddpm: FID (\S+)', page.source)
-    first_chart = [(float(y), float(fid)) for y, fid in title[:3]]
+    marks = re.findall(
+        r'<title>ddpm: FID (\S+) at [^<]*</title>.*?<use href="[^"]*" x="[^"]*" y="([\d.]+)"',
+        page.source,
+        re.S,
+    )
+    first_chart = [(float(y), float(fid)) for fid, y in marks[:3]]
     assert [fid for _, fid in first_chart] == [1.24, 0.62, 0.31]
     (a, b, c) = (y for y, _ in first_chart)
     assert a < b < c and abs((b - a) - (c - b)) < 0.2  # halves lie equally far apart: a log axis
 
 
+def test_figures_follow_the_colours_of_the_page(default):
+    """No colour of the light page is left in one, so the dark page's replace them all."""
+    results, page = results_of(default[0]), default[1]
+    drawn = "".join(re.findall(r'<svg [^>]*class="figure">.*?</svg>', page.source, re.S))
+    assert "var(--p0)" in drawn and "var(--ink)" in drawn and "var(--rule)" in drawn
+    assert not re.findall(r"#[0-9a-f]{6}", re.sub(r'href="#[^"]*"|url\(#[^)]*\)', "", drawn))
+    dark = (Path(page_module.__file__).parent / "style.css").read_text().partition("dark)")[2]
+    assert all(f"--{name}: " in dark for name in figures.LIGHT)
+    chart = sections_of(results)[1].figures["figures/fid-over-images"][0]
+    assert {line.colour for line in chart.lines} == {"p0", "p1", "p2"}
+
+
 def test_the_timeline_is_to_scale(default):
     (_, _, _, _, metrics, _, _), page = default
-    sums = re.findall(r'<path d="([^"]*)" class="sum\d c2">', page.source)[:2]
-    ends = [float(x) for part in sums for x in re.findall(r"H([\d.]+)v12", part)]
-    bars = [a for tag, a in page.elements if tag == "rect" and a["class"] == "each c2"]
-    assert len(bars) == 24  # twelve experts in two widths
-    longest, left = max(float(a["width"]) for a in bars), float(bars[0]["x"])
+    timeline = figure_of(page, "Seconds of training")
+    bars = re.findall(r"<g><title>state \d+: ([\d.]+) s</title>(.*?)</g>", timeline, re.S)
+    assert len(bars) == 24  # twelve experts, in a row and at the same time
+    widths = [(float(told), extent(path)) for told, path in bars]
+    scale = [width / told for told, width in widths]
+    assert max(scale) == pytest.approx(min(scale), rel=0.02)
+    total, critical = sum(w for _, w in widths[:12]), max(w for _, w in widths[12:])
     found = metrics["disentangled_12"]
     share = found["seconds_critical"] / found["seconds"]
-    assert longest / (max(ends) - left) == pytest.approx(share, rel=0.01)
+    assert critical / total == pytest.approx(share, rel=0.01)
+
+
+def figure_of(page, alt: str) -> str:
+    """The first drawing of those whose words begin so."""
+    return re.search(rf'<svg [^>]*aria-label="{alt}.*?</svg>', page.source, re.S)[0]
+
+
+def extent(path: str) -> float:
+    """How wide a path is."""
+    places = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", path)]
+    return max(places) - min(places)
 
 
 @pytest.mark.parametrize("extractor", ["<script>alert('x')</script>", '"&amp;" <b>'])
@@ -138,8 +177,9 @@ def test_text_is_escaped(tmp_path, extractor):
     params = DEFAULT.replace("data: {source: digits}", f"data: {{source: digits}} # {extractor}")
     page = written(project(tmp_path, params, extractor=extractor))
     check_self_contained(page)
-    assert page.text.count(extractor) == 3  # the opening, what was run, params.yaml
-    assert html.escape(extractor) in page.source
+    assert page.text.count(extractor) == 2  # the opening, what was run
+    assert any(extractor in text for text in page.preformatted)
+    assert str(escape(extractor)) in page.source
 
 
 def test_one_recipe_without_labels_marks_nothing_as_best(tmp_path):
@@ -155,35 +195,21 @@ def test_many_recipes_with_long_names(tmp_path):
         f"  {name}: {{partition: {{kind: uniform, intervals: {i % 3 + 1}}}}}\n"
         for i, name in enumerate(names)
     )
-    page = written(project(tmp_path, params))
+    page = written(arguments := project(tmp_path, params))
     check_self_contained(page)
     assert [row[0].strip() for row in page.tables[0][1:]] == names
     assert "Drawn: the 24 of 30 recipes with the lowest FID." in page.text
-    assert len({sign(tag, a) for tag, a in page.elements if "dot" in a.get("class", "")}) == 30
-    for width, places in label_places(page.source):
-        assert all(b - a >= 15.5 for a, b in itertools.pairwise(places)), width
-
-
-def sign(tag: str, attributes: dict) -> tuple:
-    """Colour and shape of a recipe's sign, wherever it is drawn, of one size."""
-    if tag == "circle":
-        return attributes["class"], "circle"
-    corners = [tuple(map(float, c.split(","))) for c in attributes["points"].split()]
-    (x, y), *others = corners
-    return attributes["class"], *((round(a - x), round(b - y)) for a, b in others)
-
-
-def label_places(source: str) -> list[tuple[str, list[float]]]:
-    """Of each line chart its width and the heights of its labels, in order."""
-    charts = re.findall(
-        r'<svg viewBox="0 0 (\d+) [^>]*aria-label="FID against.*?</svg>', source, re.S
+    chart = sections_of(results_of(arguments))[1].figures["figures/fid-over-images"][0]
+    assert len(chart.lines) == 24
+    swatches = re.findall(
+        r'class="swatch" (style="[^"]*").*?<path d="[^"]*"/>(.*?)</svg>', page.source
     )
-    bodies = re.findall(r'<svg [^>]*aria-label="FID against.*?</svg>', source, re.S)
-    assert len(charts) == 6
-    return [
-        (width, sorted(float(y) for y in re.findall(r'y="([\d.]+)" class="label"', body)))
-        for width, body in zip(charts, bodies, strict=True)
-    ]
+    assert len(set(swatches)) == 30  # a colour and a shape for each
+    for svg in re.findall(r'<svg [^>]*aria-label="FID against.*?</svg>', page.source, re.S):
+        labels = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(?:<title>.*?</title>)?recipe', svg)
+        places = sorted(map(float, labels))
+        assert len(places) == 24
+        assert all(b - a >= 15.5 for a, b in itertools.pairwise(places))
 
 
 def test_many_experts_are_limited_and_said_so(tmp_path):
@@ -193,14 +219,14 @@ def test_many_experts_are_limited_and_said_so(tmp_path):
     )
     page = written(project(tmp_path, params))
     check_self_contained(page)
-    assert len(page.source) < 300_000
+    assert len(page.source) < 350_000
     assert "Of more than 24 experts the 24 slowest are drawn." in page.text
     assert "Of more than 32 experts 32 are drawn." in page.text
     assert "Of more than 250 states, 250 are drawn." in page.text
     assert "Of more than 125 experts no bands are drawn." in page.text
     assert "The first 100 of 130 experts" in page.text
-    assert len(re.findall(r'class="curve', page.source)) == 32
-    assert "Of 125 bounds and more no bands are drawn." in page.text
+    assert len(re.findall(r"<title>states \d+–\d+</title>", figure_of(page, "Loss of"))) == 32
+    assert "Of more than 125 intervals no bands are drawn." in page.text
     assert [len(t) for t in page.tables[1:]] == [4, 2, 101, 4]
 
 
@@ -245,11 +271,11 @@ def test_scores_that_are_missing_are_dashes(tmp_path):
 
 def test_continuous_schedules(tmp_path):
     params = f"{HEAD}  edm:\n    schedule: {{kind: edm}}\n    sampling: {{kind: heun, steps: 18}}\n"
-    page = written(project(tmp_path, params))
+    page = written(arguments := project(tmp_path, params))
     check_self_contained(page)
     assert "Continuous states, 1 expert, sampled by heun in 18 steps." in page.text
-    assert [a["d"].count("M") for a in page.all("path", **{"class": "visit"})] == [18, 18]
-    assert not page.all("path", **{"class": "state c0"})
+    (strip,) = section(results_of(arguments)).data["drawing"].strips
+    assert len(strip.visited) == 18 and strip.states == []
 
 
 def test_large_pictures_are_embedded_reduced(tmp_path):
@@ -268,7 +294,7 @@ def test_a_damaged_record_is_a_user_error(tmp_path):
     entry = arguments[1].store.entry(recipe.experts[0].job.name)
     (entry.path / "curve.json").write_text("[]")
     with pytest.raises(UserError, match=r"curve\.json: damaged"):
-        write_page(*arguments)
+        written(arguments)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +315,7 @@ def test_a_damaged_record_is_a_user_error(tmp_path):
     ],
 )
 def test_numbers_with_prefixes(value, text):
-    assert markup.si(value).replace("\u202f", " ") == text
+    assert numbers.si(value).replace("\u202f", " ") == text
 
 
 @pytest.mark.parametrize(
@@ -304,7 +330,7 @@ def test_numbers_with_prefixes(value, text):
     ],
 )
 def test_columns_of_numbers_align(values, texts):
-    assert markup.fixed(values) == texts
+    assert numbers.fixed(values) == texts
 
 
 @pytest.mark.parametrize(
@@ -319,7 +345,7 @@ def test_columns_of_numbers_align(values, texts):
     ],
 )
 def test_numbers_on_an_axis(value, text):
-    assert markup.short(value, 6).replace("\u202f", " ") == text
+    assert numbers.short(value, 6).replace("\u202f", " ") == text
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -327,21 +353,10 @@ def test_numbers_on_an_axis(value, text):
     "ends", [(0.31, 2.6), (1e-12, 1e15), (5, 5), (99.0, 101.0), (1e-300, 1e300)]
 )
 def test_ticks_are_few_round_and_inside(ends, log):
-    axis = charts.Axis.over(ends, log=log)
-    ticks = axis.ticks()
+    scale = Scale.over(ends, log=log)
+    ticks = scale.ticks()
     assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
     for tick in ticks:
         assert float(f"{tick:.3e}") == pytest.approx(tick, rel=1e-9)
-        assert 0 <= axis.place(tick) <= 1
-    assert all(0 <= axis.place(v) <= 1 for v in ends)
-
-
-def test_axis_places():
-    log = charts.Axis(0.0, 2.0, log=True)
-    assert [log.place(v) for v in (1, 10, 100, 0, -5, 1e9)] == [0, 0.5, 1, 0, 0, 1]
-    assert charts.Axis(-1.0, 3.0).place(1.0) == 0.5
-
-
-def test_elements_escape_texts_and_attributes():
-    made = markup.el("td", "<&", markup.el("b", "x"), None, title='"<&', hidden=None)
-    assert made == '<td title="&quot;&lt;&amp;">&lt;&amp;<b>x</b></td>'
+        assert scale.low <= tick <= scale.high
+    assert all(scale.low <= v <= scale.high for v in ends)

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
-import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from pipeline import scores
 from pipeline.files import write_json, write_sealed
-from stages import charts_matrix, costs, drawing, report
+from pipeline.identity import file_digest
+from stages import doctor, drawing
+from stages.report import costs
+from stages.report import write as report
+from stages.report.figures import HeatMap
+from stages.report.fresh import stale
 from stages.report.groups import mean, units, units_of
+from stages.report.page import sections_of, write_page
+from stages.report.sections import cost, opening, training
+from stages.workspace import Workspace
 from tests.pages import (
     CPU,
     HEAD,
     SEARCH,
     check_self_contained,
     project,
+    results_of,
     write_circumstances,
     written,
 )
+from tests.workflow import ROOT
 
 FAMILY = f"""{HEAD.replace("data: {source: digits}", "data: {source: digits, holdout: 64}")}\
   base: {{schedule: {{kind: log-snr, states: 12}}}}
@@ -178,7 +190,7 @@ def test_warnings_name_pairings_that_leave_the_marginal(measured):
 def test_partitions_show_what_their_bounds_were_found_from(measured):
     _, page = measured
     assert "Optimal denoiser: multi" in page.text and "Gradient affinity: piloted" in page.text
-    assert len([a for a in page.all("image") if a.get("class") == "heat"]) == 2
+    assert len(page.all("image")) == 4  # two matrices, each with the scale of its colours
     decoders = next(t for t in page.tables if t[0][1] == "decoder width")
     assert [row[0] for row in decoders[1:]] == ["9 to 3", "3 to −2.5", "−2.5 to −9"]
     assert decoders[1][2:] == decoders[2][2:] != decoders[3][2:]
@@ -205,27 +217,20 @@ def test_seeds_are_one_row_with_mean_and_range(seeds):
     assert main[2][1] == "0.350 (best)0.300..0.400"
     assert main[1][1] == "0.5000.250..0.450"  # the interval of a single run
     assert [row[0].strip() for row in every[1:]] == ["few-seed3", "few-seed5"]
-    assert page.text.count("seeds: [3, 5]") >= 2  # the words of both, and params.yaml
-    bands = [a["d"] for a in page.all("path") if a.get("class") == "area c1"]
-    assert len(bands) == 6  # two widths of three charts
+    # The words of both, params.yaml as it is and resolved.
+    assert sum("seeds: [3, 5]" in text for text in page.preformatted) >= 3
 
 
 def test_the_band_spans_lowest_to_highest(seeds):
-    _, page = seeds
-    band = next(a["d"] for a in page.all("path") if a.get("class") == "area c1")
-    line = next(
-        a["d"] for a in page.all("path") if a.get("class") == "line c1" and "24 6" not in a["d"]
-    )
-    places = [tuple(map(float, p.split())) for p in _pairs(band)]
-    middle = [tuple(map(float, p.split())) for p in _pairs(line)]
-    half = len(places) // 2
-    for upper, own, lower in zip(places[:half], middle, places[half:][::-1], strict=True):
-        assert upper[0] == own[0] == lower[0] and upper[1] < own[1] < lower[1]
-
-
-def _pairs(path: str) -> list[str]:
-    numbers = path.strip("Mz").split()
-    return [f"{x} {y}" for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
+    charts = cost.section(results_of(seeds[0])).figures
+    assert len(charts) == 3
+    for (chart,) in charts.values():
+        one, few = chart.lines
+        assert one.band == [] and len(few.band) == 3
+        for (x, low, high), (at, middle) in zip(few.band, few.points, strict=True):
+            assert x == at and low < middle < high
+        assert [low for _, low, _ in few.band] == pytest.approx([1.2, 0.6, 0.3])
+        assert [high for _, _, high in few.band] == pytest.approx([1.6, 0.8, 0.4])
 
 
 def test_units_from_recipes_and_from_a_summary_agree(seeds):
@@ -237,6 +242,58 @@ def test_units_from_recipes_and_from_a_summary_agree(seeds):
     ]
     assert units_of(list(metrics), {"few": ["few-seed3", "few-seed5"]}) == found
     assert mean([1, 2.5]) == 1.75 and mean([1, None]) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("{source: digits}", "1 recipe on digits"),
+        ("{source: folder, path: pictures/cats}", "1 recipe on cats (folder)"),
+        ("{source: npz, path: /big/flowers.npz}", "1 recipe on flowers.npz (npz)"),
+    ],
+)
+def test_the_title_names_what_the_images_are_of(tmp_path, data, named):
+    params = HEAD.replace("{source: digits}", data) + "  only: {}\n"
+    assert opening.data(results_of(project(tmp_path, params)))["title"] == named
+
+
+def test_the_opening_says_what_samples_are_compared_with(family, seeds):
+    """Held-out images are neither trained on nor scored against."""
+    assert "samples against all 1,797 images, in the 64 features" in seeds[1].text
+    text = family[1].text
+    assert "64 more images are held out from training and from scoring." in text
+    assert "samples against the 1,733 images that recipes train on, in the" in text
+
+
+def test_the_page_says_when_and_of_which_commit_it_is(seeds):
+    told = "Trained on AMD EPYC. Page of 2026-01-02 03:04 UTC, commit c0ffee , written on 2 cores"
+    assert told in seeds[1].text
+
+
+def test_a_page_of_other_results_is_noticed(seeds, tmp_path):
+    """What `dvc checkout` leaves: other results beside the page and costs as they were."""
+    workspace = Workspace(tmp_path)
+    assert stale(workspace) is None  # nothing there
+    workspace.results.mkdir()
+    write_json(workspace.results / "summary.json", {"recipes": {}})
+    assert stale(workspace) == ("results/report.html is missing and results/costs.json is missing")
+    digest = file_digest(workspace.results / "summary.json")
+    results = dataclasses.replace(results_of(seeds[0]), summary_digest=digest)
+    write_page(workspace.results / "report.html", results, sections_of(results))
+    write_json(workspace.results / "costs.json", {"summary": digest, "recipes": {}})
+    assert stale(workspace) is None and list(doctor.check_report(workspace)) == []
+    write_json(workspace.results / "summary.json", {"recipes": {"other": {}}})
+    assert stale(workspace) == (
+        "results/report.html is of other results and results/costs.json is of other results"
+    )
+    (found,) = doctor.check_report(workspace)
+    assert found.level == "warn" and found.text.endswith("of other results; run `tspace report`")
+
+
+def test_plans_and_help_do_without_matplotlib_and_jinja():
+    modules = "stages.cli, stages.planning, stages.fanout, stages.verify, stages.inspection"
+    code = f"import sys, {modules}; sys.exit(bool({{'matplotlib', 'jinja2'}} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_table_as_text_has_means_and_ranges(seeds):
@@ -321,9 +378,8 @@ def test_curves_hold_plain_numbers_of_all_recipes(tmp_path):
 
 
 def test_bounds_lie_between_the_levels_of_a_heat_map():
-    drawn = charts_matrix.heat_map([[1, 0], [0, 1]], [4.0, 2.0], [3.0], "two levels")
-    middle = 20 + charts_matrix.SIDE / 2
-    assert f"M46 {middle:g} {46 + charts_matrix.SIDE:g} {middle:g}" in drawn
+    drawn = HeatMap("three levels", np.eye(3), [4.0, 2.0, -2.0], [3.0, -1.0])
+    assert drawn.cuts() == pytest.approx([0.5, 1.75])
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -375,16 +431,12 @@ def test_a_loss_below_zero_has_a_linear_axis_of_its_own(tmp_path):
     write_json(entry.path / "record.json", {"images": 6000, "parameters": 1, "flops": 1.0})
     entry.finish()
     write_circumstances(entry, 60.0, {"1500": 0.25, "3000": 0.5, "6000": 1.0})
-    page = written(arguments)
-    line = next(
-        part
-        for part in re.findall(r"<svg[^>]*aria-label=\"Loss of learnt.*?</svg>", page.source, re.S)
-    )
-    path = re.search(r'd="M([^"]*)" class="curve', line).group(1)
-    heights = [float(y) for y in path.replace("L", " ").split()[1::2]]
-    # Equal falls of the loss are equally far apart, over the whole panel: not flat on one edge.
-    assert heights[50] == pytest.approx((heights[0] + heights[-1]) / 2, abs=0.2)
-    assert heights[-1] - heights[0] > 50
+    plain, learnt = training.section(results_of(arguments)).figures["figures/losses"]
+    assert plain.y.log and not learnt.y.log
+    # Over the whole panel: not flat on one edge.
+    (line,) = learnt.lines
+    assert line.points == [tuple(point) for point in falling]
+    assert learnt.y.low == pytest.approx(-3, abs=0.2) and learnt.y.high == pytest.approx(1, abs=0.2)
 
 
 def test_classes_are_called_by_their_names(tmp_path):
@@ -424,7 +476,7 @@ def test_features_that_learnt_nothing_give_no_scores_and_a_warning(tmp_path, cap
     summary["reference"] |= report_of | {"floor": None}
     page = written(arguments)
     check_self_contained(page)
-    for words in ("Features.extractor: this classifier of labels", "raise features.images"):
+    for words in ("Warning: features.extractor: this classifier of", "raise features.images"):
         assert words in page.text
     assert "There are no scores to draw" in page.text
     report.print_table(metrics, summary | {"groups": {}})

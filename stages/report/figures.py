@@ -23,7 +23,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.files import replacing
 from stages.numbers import fixed, known, short
@@ -108,7 +108,7 @@ class Scale:
         if log and positive:
             low, high = math.log10(min(positive)), math.log10(max(positive))
             pad = max(0.06 * (high - low), 0.04)
-            return cls(10 ** max(low - pad, -306), 10 ** min(high + pad, 306), True)
+            return cls(10.0 ** max(low - pad, -306), 10.0 ** min(high + pad, 306), True)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
@@ -120,17 +120,16 @@ class Scale:
 
     def ticks(self, about: int = 5) -> list[float]:
         """Round values on the axis."""
-        if self.log and self.high > 3 * self.low:
-            tried = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
-            locators = [LogLocator(10, subs, numticks=about + 2) for subs in tried]
-        else:
-            locators = [MaxNLocator(about, steps=[1, 2, 2.5, 5, 10])]
-        for locator in locators:
-            found = [float(v) for v in locator.tick_values(self.low, self.high)]
-            found = [v for v in found if self.low <= v <= self.high]
-            if 2 <= len(found) <= about + 1:
-                break
-        return found
+        if not self.log or self.high < 3 * self.low:
+            found = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+            return [float(value) for value in found if self.low <= value <= self.high]
+        decades = range(math.floor(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+        for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+            found = [step * 10.0**k for k in decades for step in steps]
+            found = [value for value in found if self.low <= value <= self.high]
+            if len(found) <= about + 1:
+                return found
+        return found[:: -(-len(found) // about)]
 
 
 @dataclass(frozen=True)
