@@ -20,8 +20,8 @@ from stages import numbers
 from stages.report import figures
 from stages.report import page as page_module
 from stages.report.figures import Scale
-from stages.report.page import sections_of, write_figures
-from stages.report.sections.states import section
+from stages.report.page import write_figures
+from stages.report.sections import cost, states, training
 from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, results_of, written
 
 
@@ -43,18 +43,17 @@ def test_the_page_is_self_contained_and_small(default):
 
 
 def test_equal_results_give_equal_bytes(default, tmp_path):
-    """Of the page, and of the files of its figures."""
-    _, page = default
-    sections = sections_of(results_of(other := project(tmp_path / "elsewhere")))
+    """Of the page, and of the files of its figures: one drawing, and several as panels."""
+    (_, page), other = default, project(tmp_path / "elsewhere")
     assert written(other).source == page.source
+    section = training.section(results_of(other))
+    assert list(section.figures) == ["figures/losses", "costs/timeline"]
     for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        write_figures(tmp_path / folder, sections)
+        write_figures(tmp_path / folder, [section])
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
-    assert {"figures/fid-over-images.svg", "costs/timeline.pdf"} <= {str(path) for path in files}
+    assert {path.suffix for path in files} == {".svg", ".pdf"} and len(files) == 4
     for path in files:
-        drawn = (tmp_path / "one" / path).read_bytes()
-        assert drawn == (tmp_path / "two" / path).read_bytes(), path
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
 def test_the_table_has_every_score_and_both_costs(default):
@@ -143,7 +142,7 @@ def test_figures_follow_the_colours_of_the_page(default):
     assert not re.findall(r"#[0-9a-f]{6}", re.sub(r'href="#[^"]*"|url\(#[^)]*\)', "", drawn))
     dark = (Path(page_module.__file__).parent / "style.css").read_text().partition("dark)")[2]
     assert all(f"--{name}: " in dark for name in figures.LIGHT)
-    chart = sections_of(results)[1].figures["figures/fid-over-images"][0]
+    (chart,) = cost.section(results).figures["figures/fid-over-images"]
     assert {line.colour for line in chart.lines} == {"p0", "p1", "p2"}
 
 
@@ -190,21 +189,19 @@ def test_one_recipe_without_labels_marks_nothing_as_best(tmp_path):
 
 
 def test_many_recipes_with_long_names(tmp_path):
-    names = [f"recipe-{'x' * 20}_{i:02}-of-many" for i in range(30)]
+    names = [f"recipe-{'x' * 20}_{i:02}-of-many" for i in range(26)]
     params = HEAD + "".join(
         f"  {name}: {{partition: {{kind: uniform, intervals: {i % 3 + 1}}}}}\n"
         for i, name in enumerate(names)
     )
-    page = written(arguments := project(tmp_path, params))
+    page = written(project(tmp_path, params))
     check_self_contained(page)
     assert [row[0].strip() for row in page.tables[0][1:]] == names
-    assert "Drawn: the 24 of 30 recipes with the lowest FID." in page.text
-    chart = sections_of(results_of(arguments))[1].figures["figures/fid-over-images"][0]
-    assert len(chart.lines) == 24
+    assert "Drawn: the 24 of 26 recipes with the lowest FID." in page.text
     swatches = re.findall(
         r'class="swatch" (style="[^"]*").*?<path d="[^"]*"/>(.*?)</svg>', page.source
     )
-    assert len(set(swatches)) == 30  # a colour and a shape for each
+    assert len(set(swatches)) == 26  # a colour and a shape for each
     for svg in re.findall(r'<svg [^>]*aria-label="FID against.*?</svg>', page.source, re.S):
         labels = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(?:<title>.*?</title>)?recipe', svg)
         places = sorted(map(float, labels))
@@ -274,7 +271,7 @@ def test_continuous_schedules(tmp_path):
     page = written(arguments := project(tmp_path, params))
     check_self_contained(page)
     assert "Continuous states, 1 expert, sampled by heun in 18 steps." in page.text
-    (strip,) = section(results_of(arguments)).data["drawing"].strips
+    (strip,) = states.section(results_of(arguments)).data["drawing"].strips
     assert len(strip.visited) == 18 and strip.states == []
 
 

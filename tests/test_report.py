@@ -166,7 +166,7 @@ def test_a_pilot_is_part_of_the_costs_once(measured):
     _, workspace, facts, recipes, metrics, *_ = arguments
     # The schedule's pilot and the partition's have different budgets.
     before = costs.before(workspace, facts, recipes["piloted"])
-    assert [cost.images for _, cost, _ in before] == [500, 700]
+    assert [spent.images for _, spent in before] == [500, 700]
     assert metrics["piloted"]["images_seen"] == 6000 + 1200
     assert "piloted: with the pilot run" in page.text
 

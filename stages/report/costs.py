@@ -1,16 +1,18 @@
 """What the training of a recipe took, with all that had to be trained before it could begin.
 
-Images, FLOPs and parameters follow from the plan and are the same wherever it runs. Seconds depend
-on the machine and on what else it did: they come from `Entry.circumstances`, are None where an
-entry was made elsewhere and pulled, and stand in no file that DVC tracks.
+Images, FLOPs and parameters follow from the plan and are the same wherever it runs (`costs`).
+Seconds depend on the machine and on what else it did (`times`): they come from
+`Entry.circumstances`, are None where an entry was made elsewhere and pulled, and stand in no file
+that DVC tracks.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pipeline import plan
@@ -21,66 +23,106 @@ BUSY = 1.25  # load a core, over what the run's own threads explain
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of some training: in all, and along the longest chain of jobs."""
+class Spent:
+    """What some training took. Seconds are None where unknown.
+
+    critical: along the longest chain of jobs; seconds: wall clock, one job after the other;
+    compute: of the device where there is one, else of the CPU; machines: what the jobs ran on.
+    """
 
     images: int = 0
     images_critical: int = 0
     flops: float = 0.0
-
-    def then(self, later: Cost) -> Cost:
-        """Both, one after the other."""
-        return Cost(
-            self.images + later.images,
-            self.images_critical + later.images_critical,
-            self.flops + later.flops,
-        )
-
-
-@dataclass(frozen=True)
-class Time:
-    """Seconds of some training, None where unknown, and where it was spent.
-
-    seconds: wall clock, one job after the other; critical: along the longest chain of jobs;
-    compute: of the device where there is one, else of the CPU; machines: what the jobs ran on.
-    """
-
     seconds: float | None = 0.0
-    critical: float | None = 0.0
+    seconds_critical: float | None = 0.0
     compute: float | None = 0.0
     cpu: float | None = 0.0
     device: float | None = 0.0
     machines: tuple[dict[str, Any], ...] = ()
 
-    def then(self, later: Time) -> Time:
+    def then(self, later: Spent) -> Spent:
         """Both, one after the other."""
-        return Time(
-            _sum([self.seconds, later.seconds]),
-            _sum([self.critical, later.critical]),
-            _sum([self.compute, later.compute]),
-            _sum([self.cpu, later.cpu]),
-            _sum([self.device, later.device]),
-            self.machines + later.machines,
-        )
+        return Spent(**{
+            field.name: _sum([getattr(self, field.name), getattr(later, field.name)])
+            for field in fields(self)
+        })  # fmt: skip
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def _sum(values: Sequence[Any]) -> Any:
+    """None where one of them is unknown."""
+    return None if None in values else sum(values[1:], start=values[0])
+
+
+def spent(workspace: Workspace, job: Job, images: int | None = None) -> Spent:
+    """A job's, up to its snapshot after so many images or to its end.
+
+    A device's seconds up to a snapshot are in proportion to the clock's.
+    """
+    entry = workspace.store.entry(job.name)
+    known = entry.circumstances()
+    record = entry.load_json("record.json") if job.kind == "expert" else {"images": 0, "flops": 0.0}
+    seconds, cpu = known.get("seconds"), known.get("cpu_seconds")
+    device, seen, flops = known.get("device_seconds"), record["images"], record["flops"]
+    if images is not None:
+        whole, seconds = seconds, known.get("snapshot_seconds", {}).get(str(images))
+        cpu = known.get("snapshot_cpu_seconds", {}).get(str(images))
+        device = device * seconds / whole if device and seconds else device
+        seen, flops = images, flops * images / seen
+    if seconds is None:
+        return Spent(seen, seen, flops, None, None, None, None, None, (known,))
+    compute = cpu if device is None else device
+    return Spent(seen, seen, flops, seconds, seconds, compute, cpu, device or 0.0, (known,))
+
+
+def own(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Spent:
+    """The training of a recipe's experts, all of which can run at the same time."""
+    each = [spent(workspace, e.job, e.snapshots[milestone]) for e in recipe.experts]
+    total = functools.reduce(Spent.then, each)
+    walls = [one.seconds for one in each]
+    longest = None if None in walls else max(walls)
+    most = max(one.images for one in each)
+    return replace(total, images_critical=most, seconds_critical=longest)
+
+
+def merging(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Spent:
+    """The job that merges a recipe's experts."""
+    merged = recipe.merged.get(milestone)
+    return Spent() if merged is None else spent(workspace, merged)
+
+
+def before(
+    workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan
+) -> list[tuple[str, Spent]]:
+    """What is trained before a recipe's own experts, first things first, each once."""
+    line = ancestors(recipe)
+    pilots = {
+        job.name: job
+        for each in [*line, recipe]
+        for job in analyses_of(workspace, facts, each)
+        if job.kind == "expert"
+    }
+    found = [("pilot", spent(workspace, job)) for job in pilots.values()]
+    for each in line:
+        last = each.milestones[-1]
+        trained = own(workspace, each, last).then(merging(workspace, each, last))
+        found.append((f"parent {each.name}", trained))
+    return found
+
+
+def _in_all(workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan, milestone: int) -> Spent:
+    """With the pilots that found its states or intervals, and its parent (and the parent's)."""
+    parts = [part for _, part in before(workspace, facts, recipe)]
+    parts += [own(workspace, recipe, milestone), merging(workspace, recipe, milestone)]
+    return functools.reduce(Spent.then, parts, Spent())
 
 
 def costs(
     workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan, milestone: int
 ) -> dict[str, float]:
-    """Training spent up to a milestone: in all, and along the longest chain of jobs.
-
-    With the pilots that its states or intervals were found with, and its parent (and the parent's).
-    """
-    total = Cost()
-    for _, cost, _ in before(workspace, facts, recipe):
-        total = total.then(cost)
-    total = total.then(own(workspace, recipe, milestone))
-    parameters = [_record(workspace, e.job)["parameters"] for e in recipe.experts]
+    """Training spent up to a milestone with all before it, as it is wherever it runs."""
+    total = _in_all(workspace, facts, recipe, milestone)
+    entries = (workspace.store.entry(expert.job.name) for expert in recipe.experts)
+    parameters = [entry.load_json("record.json")["parameters"] for entry in entries]
     networks = parameters[: len(recipe.weights(milestone))]  # merged experts are all alike
     return {
         "images_seen": total.images,
@@ -101,17 +143,13 @@ def times(
     `hosts`, `cores` and `threads`: every one that took part; `load`: the highest mean load a core;
     `busy`: whether it is well above what the run itself explains. None and [] where unknown.
     """
-    total = Time()
-    for _, _, time in before(workspace, facts, recipe):
-        total = total.then(time)
-    total = total.then(own_time(workspace, recipe, milestone))
-    total = total.then(merging(workspace, recipe, milestone))
+    total = _in_all(workspace, facts, recipe, milestone)
     machines = total.machines
     on_devices = any(m.get("device_seconds") is not None for m in machines)
     loads = [m["load"] for m in machines if m.get("load") is not None]
     return {
         "seconds": total.seconds,
-        "seconds_critical": total.critical,
+        "seconds_critical": total.seconds_critical,
         "compute_seconds": total.compute,
         "cpu_seconds": total.cpu,
         "device_seconds": total.device if on_devices else None,
@@ -199,89 +237,6 @@ def signs(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[
     return [sign for sign, own, _ in footnotes(found) if sign != "–" and {*own} & {*names}]
 
 
-def before(
-    workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan
-) -> list[tuple[str, Cost, Time]]:
-    """What is trained before a recipe's own experts, first things first, each once."""
-    line = ancestors(recipe)
-    pilots = {
-        job.name: job
-        for each in [*line, recipe]
-        for job in analyses_of(workspace, facts, each)
-        if job.kind == "expert"
-    }
-    found = []
-    for job in pilots.values():
-        record = _record(workspace, job)
-        images = record["images"]
-        found.append(("pilot", Cost(images, images, record["flops"]), whole(workspace, job)))
-    for each in line:
-        last = each.milestones[-1]
-        spent = own_time(workspace, each, last).then(merging(workspace, each, last))
-        found.append((f"parent {each.name}", own(workspace, each, last), spent))
-    return found
-
-
-def own(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Cost:
-    """The training of a recipe's experts."""
-    flops, images = 0.0, []
-    for expert in recipe.experts:
-        record = _record(workspace, expert.job)
-        seen = expert.snapshots[milestone]
-        flops += record["flops"] * seen / record["images"]
-        images.append(seen)
-    return Cost(sum(images), max(images), flops)
-
-
-def own_time(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Time:
-    """The training of a recipe's experts, all of which can run at the same time."""
-    each = [
-        snapshot(workspace, expert.job, expert.snapshots[milestone]) for expert in recipe.experts
-    ]
-    walls = [time.seconds for time in each]
-    return Time(
-        _sum(walls),
-        None if None in walls else max(walls),
-        _sum([time.compute for time in each]),
-        _sum([time.cpu for time in each]),
-        _sum([time.device for time in each]),
-        tuple(machine for time in each for machine in time.machines),
-    )
-
-
-def snapshot(workspace: Workspace, job: Job, images: int) -> Time:
-    """A training job up to so many images; a device's seconds in proportion to the clock's."""
-    known = workspace.store.entry(job.name).circumstances()
-    seconds = known.get("snapshot_seconds", {}).get(str(images))
-    if seconds is None:
-        return Time(None, None, None, None, None, (known,))
-    device = known.get("device_seconds")
-    if device is not None:
-        device *= seconds / known["seconds"]
-    return _time(known, seconds, known.get("snapshot_cpu_seconds", {}).get(str(images)), device)
-
-
-def whole(workspace: Workspace, job: Job) -> Time:
-    """A job from its beginning to its end."""
-    known = workspace.store.entry(job.name).circumstances()
-    return _time(known, known.get("seconds"), known.get("cpu_seconds"), known.get("device_seconds"))
-
-
-def _time(
-    known: dict[str, Any], seconds: float | None, cpu: float | None, device: float | None
-) -> Time:
-    compute = cpu if device is None else device
-    idle = 0.0 if known else None  # of a device that was not there
-    return Time(seconds, seconds, compute, cpu, idle if device is None else device, (known,))
-
-
-def merging(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Time:
-    """The job that merges a recipe's experts."""
-    if milestone not in recipe.merged:
-        return Time()
-    return whole(workspace, recipe.merged[milestone])
-
-
 def ancestors(recipe: RecipePlan) -> list[RecipePlan]:
     """The recipes it starts from, the first one first."""
     line = []
@@ -295,10 +250,6 @@ def analyses_of(workspace: Workspace, facts: DatasetFacts, recipe: RecipePlan) -
     """What was measured before one recipe could be planned."""
     alone = workspace.params.model_copy(update={"recipes": {recipe.name: recipe.recipe}})
     return plan.analyses(alone, facts)
-
-
-def _record(workspace: Workspace, job: Job) -> dict[str, Any]:
-    return workspace.store.entry(job.name).load_json("record.json")
 
 
 @dataclass(frozen=True)

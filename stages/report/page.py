@@ -76,7 +76,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> None:
     for section in sections:
         named |= section.figures
     for name, drawings in named.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         figures.save(drawings, folder / name)
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.plan import DatasetFacts, Expert, Job, RecipePlan
 from stages import steps
 from stages.report import costs
-from stages.report.costs import Cost, Time
+from stages.report.costs import Spent
 from stages.report.figures import Style
 from stages.report.groups import Unit, stem, units
 from stages.verify import git
@@ -131,7 +131,7 @@ class Results:
     pictures: Pictures
     written: Written
     experts: dict[str, list[Trained]]
-    before: dict[str, list[tuple[str, Cost, Time]]]
+    before: dict[str, list[tuple[str, Spent]]]
     analyses: dict[str, list[Job]]
     merges: dict[str, list[Merge]]
     origins: dict[tuple[str, int], Origin]
@@ -228,7 +228,7 @@ def _trained(workspace: Workspace, recipe: RecipePlan) -> list[Trained]:
         entry = workspace.store.entry(expert.job.name)
         record = entry.load_json("record.json")
         images = expert.snapshots[recipe.milestones[-1]]
-        seconds = costs.snapshot(workspace, expert.job, images).seconds
+        seconds = costs.spent(workspace, expert.job, images).seconds
         found.append(Trained(expert, seconds, record, entry.load_json("curve.json")))
     return found
 
@@ -239,7 +239,7 @@ def _merges(workspace: Workspace, recipe: RecipePlan) -> list[Merge]:
             milestone,
             job,
             workspace.store.entry(job.name).load_json("report.json"),
-            costs.whole(workspace, job).seconds,
+            costs.spent(workspace, job).seconds,
         )
         for milestone, job in recipe.merged.items()
     ]

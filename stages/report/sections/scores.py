@@ -182,7 +182,7 @@ def _what_costs_hold(results: Results) -> dict[str, str]:
         line = costs.ancestors(results.plan(unit))
         if line:
             started.setdefault(" and ".join(p.name for p in reversed(line)), []).append(unit.name)
-        if any(label == "pilot" for label, *_ in results.before[unit.members[0]]):
+        if any(label == "pilot" for label, _ in results.before[unit.members[0]]):
             piloted.append(unit.name)
         merges = results.merges[unit.members[0]]
         if merges and merges[-1].report.get("evaluations"):

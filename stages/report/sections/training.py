@@ -54,7 +54,7 @@ def _work(unit: Unit, results: Results) -> Work | None:
 
     first = zip(*(results.before[name] for name in unit.members), strict=True)
     before = [
-        (parts[0][0], mean(t.seconds for _, _, t in parts), mean(t.critical for _, _, t in parts))
+        (parts[0][0], mean(s.seconds for _, s in parts), mean(s.seconds_critical for _, s in parts))
         for parts in first
     ]
     experts = [
