@@ -19,9 +19,9 @@ from pipeline.identity import digest
 from stages import numbers
 from stages.report import figures
 from stages.report import page as page_module
-from stages.report.figures import Scale
+from stages.report.charts import Scale
 from stages.report.page import write_figures
-from stages.report.sections import cost, states, training
+from stages.report.sections import cost, scores, states, training
 from tests.pages import CPU, DEFAULT, HEAD, check_self_contained, project, results_of, written
 
 
@@ -194,19 +194,20 @@ def test_many_recipes_with_long_names(tmp_path):
         f"  {name}: {{partition: {{kind: uniform, intervals: {i % 3 + 1}}}}}\n"
         for i, name in enumerate(names)
     )
-    page = written(project(tmp_path, params))
-    check_self_contained(page)
-    assert [row[0].strip() for row in page.tables[0][1:]] == names
-    assert "Drawn: the 24 of 26 recipes with the lowest FID." in page.text
-    swatches = re.findall(
-        r'class="swatch" (style="[^"]*").*?<path d="[^"]*"/>(.*?)</svg>', page.source
-    )
-    assert len(set(swatches)) == 26  # a colour and a shape for each
-    for svg in re.findall(r'<svg [^>]*aria-label="FID against.*?</svg>', page.source, re.S):
-        labels = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(?:<title>.*?</title>)?recipe', svg)
+    results = results_of(project(tmp_path, params))
+    table = scores.section(results).data["table"]
+    assert [line[0].name for line in table.lines] == names
+    assert len({(style.colour, style.shape) for style in results.styles.values()}) == 26
+    drawn = cost.section(results)
+    assert (drawn.data["drawn"], drawn.data["recipes"]) == (24, 26)
+    (chart,) = drawn.figures["figures/fid-over-images"]
+    for width in (figures.WIDE, figures.NARROW):
+        svg = figures.inline(chart, width, "f")
+        labels = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>recipe', svg)
         places = sorted(map(float, labels))
         assert len(places) == 24
-        assert all(b - a >= 15.5 for a, b in itertools.pairwise(places))
+        assert all(b - a >= 15.5 for a, b in itertools.pairwise(places)), width
+    assert "<title>recipe-xxxxxxxxxxxxxxxxxxxx_00-of-many</title>" in svg  # of a shortened one
 
 
 def test_many_experts_are_limited_and_said_so(tmp_path):

@@ -18,7 +18,7 @@ from pipeline.identity import file_digest
 from stages import doctor, drawing
 from stages.report import costs
 from stages.report import write as report
-from stages.report.figures import HeatMap
+from stages.report.charts import HeatMap
 from stages.report.fresh import stale
 from stages.report.groups import mean, units, units_of
 from stages.report.page import sections_of, write_page

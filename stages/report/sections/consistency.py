@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stages.numbers import MISSING, fixed
-from stages.report.figures import NARROW, Chart, Line, Scale
+from stages.report.charts import Chart, Line, Scale
+from stages.report.figures import NARROW
 from stages.report.results import Results
 from stages.report.section import Cell, Section, Table, interval
 

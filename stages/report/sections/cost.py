@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from stages.numbers import fixed
-from stages.report import costs, figures
-from stages.report.figures import Chart, Line, Scale
+from stages.report import costs
+from stages.report.charts import MAX_LABELS, Chart, Line, Scale
+from stages.report.figures import HALF, WIDE
 from stages.report.groups import Unit, mean
 from stages.report.results import Results
 from stages.report.section import Section
@@ -43,7 +44,7 @@ def section(results: Results) -> Section:
             title = f"FID against {title.format(unit=costs.compute_unit(metrics))}"
             ends = "; ".join(f"{s.name} {fixed([s.points[-1][1]])[0]}" for s in lines[key])
             alt = f"{title}, at the end of training: {ends}"
-            wide = figures.WIDE if key == "images_seen" else figures.HALF
+            wide = WIDE if key == "images_seen" else HALF
             own = (lines[key], x, y, label, "FID", lines[key], reference)
             charts[file] = [Chart(alt, *own, title=title, wide=wide)]
     data = {
@@ -66,7 +67,7 @@ def _drawn(results: Results) -> list[Unit]:
     def fid(unit: Unit) -> float:
         return mean([results.metrics[name]["fid"] for name in unit.members])
 
-    ranked = {unit.name for unit in sorted(results.units, key=fid)[: figures.MAX_LABELS]}
+    ranked = {unit.name for unit in sorted(results.units, key=fid)[:MAX_LABELS]}
     return [unit for unit in results.units if unit.name in ranked]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from pipeline import config
 from pipeline.plan import RecipePlan
 from stages.numbers import counted, fixed, short, si
-from stages.report import costs, figures
-from stages.report.figures import HALF, NARROW, Chart, HeatMap, Line, Scale, Strip, Strips
+from stages.report import charts, costs
+from stages.report.charts import Chart, HeatMap, Line, Scale, Strip, Strips
+from stages.report.figures import HALF, NARROW
 from stages.report.groups import Unit
 from stages.report.results import Results
 from stages.report.section import Section, Table, listed
@@ -39,8 +40,8 @@ def section(results: Results) -> Section | None:
     data = {
         "drawing": drawing,
         "table": Table("Partitions", head, lines, words),
-        "max_owners": figures.MAX_OWNERS,
-        "many_owners": any(len(s.bands) > figures.MAX_OWNERS for s in strips),
+        "max_owners": charts.MAX_OWNERS,
+        "many_owners": any(len(s.bands) > charts.MAX_OWNERS for s in strips),
         "denoisers": denoisers,
         "gradients": gradients,
         "decoders": [_decoders(u, results) for u in cut if _joint(results.plan(u))],

@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from stages.numbers import counted
-from stages.report import figures
-from stages.report.figures import Strip, Strips
+from stages.report import charts
+from stages.report.charts import Strip, Strips
 from stages.report.groups import Unit
 from stages.report.results import Results
 from stages.report.section import Section
@@ -26,10 +26,10 @@ def section(results: Results) -> Section:
         "drawing": drawing,
         "continuous": any(plan.continuous for plan in plans),
         "terminal": ", ".join(p.name for p in plans if not np.isfinite(p.log_snr[-1])),
-        "max_ticks": figures.MAX_TICKS,
-        "many_states": any(len(plan.trained) > figures.MAX_TICKS for plan in plans),
-        "max_owners": figures.MAX_OWNERS,
-        "many_owners": any(len(plan.experts) > figures.MAX_OWNERS for plan in plans),
+        "max_ticks": charts.MAX_TICKS,
+        "many_states": any(len(plan.trained) > charts.MAX_TICKS for plan in plans),
+        "max_owners": charts.MAX_OWNERS,
+        "many_owners": any(len(plan.experts) > charts.MAX_OWNERS for plan in plans),
     }
     return Section("states", "States and experts", data, {"figures/states": [drawing]})
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline import schedule
 from stages.numbers import count, fixed, short
-from stages.report.figures import NARROW, Chart, Line, Scale
+from stages.report.charts import Chart, Line, Scale
+from stages.report.figures import NARROW
 from stages.report.results import Named, Results
 from stages.report.section import Section, Table
 

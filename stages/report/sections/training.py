@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.plan import Expert, RecipePlan
 from stages.numbers import count, fixed, short, si
-from stages.report import figures
-from stages.report.figures import MAX_BARS, MAX_CURVES, NARROW, SHADES, Chart, Line, Scale, Work
+from stages.report.charts import MAX_BARS, MAX_CURVES, Chart, Line, Scale, Timeline, Work, thinned
+from stages.report.figures import NARROW, SHADES
 from stages.report.groups import Unit
 from stages.report.results import Results, Trained
 from stages.report.section import Codes, Section, Table
@@ -25,7 +25,7 @@ def section(results: Results) -> Section:
     )
     most = max(len(own) for own in results.experts.values())
     data = {
-        "timeline": figures.Timeline(alt, works) if works else None,
+        "timeline": Timeline(alt, works) if works else None,
         "before": any(work.before or work.after for work in works),
         "several": any(unit.several for unit in results.units),
         "max_bars": MAX_BARS if most > MAX_BARS else None,
@@ -70,7 +70,7 @@ def _losses(results: Results) -> list[Chart]:
     trained = results.experts
 
     def reached(names: Iterable[str]) -> list[float]:
-        drawn = [t for name in names for t in figures.thinned(trained[name], MAX_CURVES)]
+        drawn = [t for name in names for t in thinned(trained[name], MAX_CURVES)]
         return [loss for t in drawn for _, loss in t.curve]
 
     # A loss with a learnt weighting falls below zero: it has a linear axis of its own.
@@ -80,7 +80,7 @@ def _losses(results: Results) -> list[Chart]:
     panels = []
     for unit in results.units:
         experts = zip(*(trained[name] for name in unit.members), strict=True)
-        kept = figures.thinned(list(experts), MAX_CURVES)
+        kept = thinned(list(experts), MAX_CURVES)
         curves = [
             _curve(
                 states_of(seeds[0].expert, results.plan(unit)),
