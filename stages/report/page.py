@@ -106,6 +106,7 @@ def _environment() -> jinja2.Environment:
     made.filters |= {
         "count": numbers.count,
         "short": numbers.short,
+        "si": numbers.si,
         "fixed": lambda value, most=3: numbers.fixed([value], most)[0],
     }
     return made

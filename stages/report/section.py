@@ -35,6 +35,11 @@ class Table:
     kind: str = ""  # its class in the style sheet
 
 
+def table(label: str, columns: Mapping[str, Sequence[Any]], words: Sequence[str] = ()) -> Table:
+    """A table of columns by their titles."""
+    return Table(label, list(columns), list(zip(*columns.values(), strict=True)), words)
+
+
 class Cell(NamedTuple):
     """A number with what stands below it; mark: the cell's class in the style sheet."""
 

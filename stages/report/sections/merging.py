@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.numbers import MISSING, count, fixed, known, short
 from stages.report.results import Results
-from stages.report.section import Codes, Section, Table, listed
+from stages.report.section import Codes, Section, Table, listed, table
 
 
 def section(results: Results) -> Section | None:
@@ -30,10 +30,9 @@ def section(results: Results) -> Section | None:
         "entry": [Codes([merge.job.name]) for _, merge in told],
     }
     words = ("recipe", "method", "weights", "entry")
-    lines = list(zip(*columns.values(), strict=True))
     last = {name: merge for name, merge in told}
     data = {
-        "table": Table("Merging", list(columns), lines, words),
+        "table": table("Merging", columns, words),
         "moved": [
             (results.named(name), _moved(name, merge.report))
             for name, merge in last.items()

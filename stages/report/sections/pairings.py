@@ -9,7 +9,7 @@ from pipeline import pairing, plan
 from stages.numbers import MISSING, fixed, known, short
 from stages.report.groups import Unit
 from stages.report.results import Results
-from stages.report.section import Section, Table
+from stages.report.section import Section, Table, table
 
 # Deviations of the measured norm from 1 beyond chance: so many standard errors, and at least this.
 ERRORS, LEAST = 5.0, 0.005
@@ -49,7 +49,7 @@ def _table(paired: list[tuple[Unit, dict[str, Any]]], results: Results) -> Table
     }
     wrapped = ("variance along components", "correlation along components", "class leak")
     words = ("recipe", "method", *wrapped, "afterward")
-    return Table("Pairings", list(columns), list(zip(*columns.values(), strict=True)), words)
+    return table("Pairings", columns, words)
 
 
 def _components(told: dict[str, Any], key: str) -> str:
@@ -87,27 +87,19 @@ def _leaving(unit: Unit, told: dict[str, Any], results: Results) -> dict[str, An
     }
     if not block.method.startswith("knn") and not any(found.values()):
         return None
-    nearest = block.method == "knn-l2"
     expected = None
-    if nearest and block.components is None:
+    if block.method == "knn-l2" and block.components is None:
         square = _row_square(told, dim) * (1 - block.center * told["mean_share"])
         expected = pairing.knn_bias(block.candidates, dim, square)["noise_std"]
     refresh = getattr(block, "refresh", 0)
     return found | {
         "name": unit.name,
-        "method": block.method,
+        "block": block,
+        "told": told,
         "std": std,
-        "percent": f"{abs(100 * (1 - std)):.1f}",
         "expected": expected,
-        "candidates": getattr(block, "candidates", None),
         "dim": dim,
-        "cut": f"{told['distance_cut_percent']:.1f}" if nearest else None,
-        "fall": f"{told['distance_cut_percent'] - told['alignment_percent']:.1f}",
-        "alignment": f"{told['alignment_percent']:.1f}",
         "stretch": stretch,
-        "mean": told["noise_mean"],
-        "share": f"{100 * told['mean_share']:.0f}",
-        "center": getattr(block, "center", True),
         "refresh": refresh,
         "std_used": math.sqrt((1 - refresh) * std**2 + refresh),
         "shrunk": std < 1 - chance,

@@ -11,7 +11,7 @@ from pipeline import plan
 from stages.numbers import MISSING, count, fixed, known, short
 from stages.report import costs
 from stages.report.results import Results, as_yaml
-from stages.report.section import Codes, Section, Table, scaled
+from stages.report.section import Codes, Section, Table, scaled, table
 
 MACHINES = {"device": "devices", "processor": "hosts", "cores": "cores", "threads": "threads"}
 MAX_SHARDS = 3  # sample shards named in a row
@@ -69,8 +69,7 @@ def _scores(results: Results) -> Table:
         "mixture": [Codes([origin.mixture]) for origin in origins],
     }
     words = ("recipe", "scores", "samples", "mixture")
-    lines = list(zip(*columns.values(), strict=True))
-    return Table("Scores at every milestone", list(columns), lines, words)
+    return table("Scores at every milestone", columns, words)
 
 
 def _written(results: Results) -> str:

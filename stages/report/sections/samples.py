@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.numbers import counted, fixed
+from stages.numbers import fixed
 from stages.report.results import Results
 from stages.report.section import Section
 
@@ -25,15 +25,12 @@ def section(results: Results) -> Section:
 
 def _card(results: Results, name: str, fid: str) -> dict[str, Any]:
     recipe = results.recipes[name]
-    states = "Continuous states" if recipe.continuous else counted(len(recipe.log_snr), "state")
-    experts = counted(len(recipe.experts), "expert")
-    visited = counted(len(recipe.sampling_states), "step")
     return {
         "name": results.named(name),
+        "recipe": recipe,
         "fid": fid,
         "picture": results.pictures.samples[name],
         "images": results.metrics[name]["images_seen"],
-        "about": f"{states}, {experts}, sampled by {recipe.recipe.sampling.kind} in {visited}.",
         "words": results.words[name],
         "origin": results.origins[name, recipe.milestones[-1]],
     }

@@ -11,7 +11,7 @@ from stages.numbers import count, fixed, short
 from stages.report.charts import Chart, Line, Scale
 from stages.report.figures import NARROW
 from stages.report.results import Named, Results
-from stages.report.section import Section, Table
+from stages.report.section import Section, Table, table
 
 SAFE = 1.0  # condition up to which a reverse step is near Gaussian
 COMPARED = (32, 4)  # even states that every table holds for comparison
@@ -92,8 +92,7 @@ def _table(
         "leaked signal": fixed([d["leaked_signal"] for d in every], most=4),
         "residual noise": fixed([d["residual_noise"] for d in every], most=4),
     }
-    lines = list(zip(*columns.values(), strict=True))
-    return Table("Steps of sampling", list(columns), lines, ("recipe",))
+    return table("Steps of sampling", columns, ("recipe",))
 
 
 def _noisy_share(found: Diagnosis) -> dict[str, Any]:

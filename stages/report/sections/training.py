@@ -12,7 +12,7 @@ from stages.report.charts import MAX_BARS, MAX_CURVES, Chart, Line, Scale, Timel
 from stages.report.figures import NARROW, SHADES
 from stages.report.groups import Unit
 from stages.report.results import Results, Trained
-from stages.report.section import Codes, Section, Table
+from stages.report.section import Codes, Section, Table, table
 
 MAX_ROWS = 100  # experts of a recipe in its table
 
@@ -135,5 +135,4 @@ def _jobs(name: str, results: Results) -> Table:
         "last loss": fixed([t.curve[-1][1] for t in listed], most=4),
         "entry": [Codes([t.expert.job.name]) for t in listed],
     }
-    lines = list(zip(*columns.values(), strict=True))
-    return Table(f"Jobs of {name}", list(columns), lines, ("states", "entry"))
+    return table(f"Jobs of {name}", columns, ("states", "entry"))
