@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import scores
+from pipeline import config, plan, scores
 from pipeline.files import write_json, write_sealed
 from pipeline.identity import file_digest
 from stages import doctor, drawing
@@ -22,12 +22,14 @@ from stages.report.charts import HeatMap
 from stages.report.fresh import stale
 from stages.report.groups import mean, units, units_of
 from stages.report.page import sections_of, write_page
-from stages.report.sections import cost, opening, training
+from stages.report.results import Encoder
+from stages.report.sections import cost, latents, opening, training
 from stages.workspace import Workspace
 from tests.pages import (
     CPU,
     HEAD,
     SEARCH,
+    Page,
     check_self_contained,
     project,
     results_of,
@@ -268,6 +270,38 @@ def test_the_opening_says_what_samples_are_compared_with(family, seeds):
 def test_the_page_says_when_and_of_which_commit_it_is(seeds):
     told = "Trained on AMD EPYC. Page of 2026-01-02 03:04 UTC, commit c0ffee , written on 2 cores"
     assert told in seeds[1].text
+
+
+def test_latents_say_what_the_encoder_keeps_and_loses(seeds):
+    results = results_of(seeds[0])
+    about = {"kind": "autoencoder", "shape": [2, 4, 4], "image_shape": [1, 8, 8], "images": 352}
+    encoder = Encoder(
+        plan.features(results.params, results.facts),
+        about | {"reconstruction_mse": 0.04},
+        {"images": 800, "parameters": 4200},
+        {"seconds": 2.5},
+        [1000, 250],
+    )
+    results = dataclasses.replace(
+        results,
+        encoder=encoder,
+        params=results.params.model_copy(
+            update={"latent": config.Autoencoder(encoder="autoencoder", sample=True)}
+        ),
+        summary=results.summary | {"reconstruction": {"fid": 8.5, "samples": 100}},
+    )
+    path = seeds[0][0].with_name("latents.html")
+    write_page(path, results, [latents.section(results)])
+    text = Page(path.read_text(encoding="utf-8")).text
+    for words in (
+        "latent 2 × 4 × 4 = 32 values image 1 × 8 × 8 = 64 values values 0.5 for one",
+        "128 of latents (half precision, mean and variance) for 64 of pixels",
+        "mean squared error 0.0400 of images in −1..1, PSNR 20.0 dB, over 352 images",
+        "2.50 s, 800 images, 4.20\u202fk parameters; shared by all recipes",
+        "2 files of 250\u202fB..1.00\u202fkB, 1.25\u202fkB in all",
+        "reconstructions score FID 8.50, 100 images",
+    ):
+        assert words in text, words
 
 
 def test_a_page_of_other_results_is_noticed(seeds, tmp_path):

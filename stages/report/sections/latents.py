@@ -22,7 +22,7 @@ def section(results: Results) -> Section | None:
     mse = encoder.about["reconstruction_mse"]
     data = {
         "encoder": encoder,
-        "values": values,
+        "size": values,
         "pixels": math.prod(encoder.about["image_shape"]),
         "sampled": sampled,
         "stored": values * HALF * (2 if sampled else 1),
