@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from pipeline.mixture import Mixture
-from stages import consistency, fanout, planning, report, source, steps
+from stages import consistency, fanout, planning, source, steps
+from stages.report.write import report
 from stages.workspace import Workspace
 from tests.workflow import ROOT, run_here
 
@@ -117,7 +118,7 @@ def workspace(tmp_path_factory):
         apart = {
             "source": source.source,
             "consistency": consistency.consistency,
-            "report": report.report,
+            "report": report,
         }
         for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
             apart.get(stage, getattr(steps, stage, None))(found)

@@ -175,6 +175,12 @@ def test_old_params_and_an_edit_never_mix_weights(checkout, first_mixtures):
     checkout.commit("batch 32")
     checkout.run("git", "checkout", "--quiet", "HEAD~1")
     checkout.run("dvc", "checkout")
+    # The old results are back; the page, which DVC does not track, is still of the new ones.
+    told = checkout.run("tspace", "verify").stdout
+    assert "results/report.html is of other results" in told and "run `tspace report`" in told
+    assert "writing the report again" in checkout.run("tspace", "report", "--if-needed").stdout
+    assert checkout.run("tspace", "report", "--if-needed").stdout == ""
+    assert "up to date" in checkout.run("dvc", "status", "report").stdout
     checkout.edit("learning_rate: 0.001", "learning_rate: 0.006")
     assert checkout.repro() == {"experts": 1, "samples": 2, "scores": 2}
     mixed = checkout.mixtures()

@@ -92,7 +92,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Written:
-    """When and where the page was written; commit: `+` after it where files differ from it."""
+    """When and where the page was written; commit: `+` after it where code or params differ."""
 
     date: str
     commit: str
@@ -104,11 +104,13 @@ class Written:
         """Here and now; the commit is empty outside of git."""
         try:
             commit = git(workspace, "rev-parse", "--short=12", "HEAD").strip()
-            changed = git(workspace, "status", "--porcelain", "--untracked-files=no").strip()
+            changed = git(workspace, "diff", "--name-only", "HEAD", "--", ":(exclude)dvc.lock")
         except UserError:
             commit, changed = "", ""
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return cls(date, commit + "+" * bool(changed), processor(), len(os.sched_getaffinity(0)))
+        return cls(
+            date, commit + "+" * bool(changed.strip()), processor(), len(os.sched_getaffinity(0))
+        )
 
 
 @dataclass(frozen=True)
