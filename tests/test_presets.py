@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 
 from pipeline import config, wording
-from stages import consistency, fanout, presets, report, source, steps
+from stages import consistency, fanout, presets, source, steps
+from stages.report.write import report
 from stages.workspace import Workspace
 from tests.workflow import run_here
 
@@ -228,7 +229,7 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
         apart = {
             "source": source.source,
             "consistency": consistency.consistency,
-            "report": report.report,
+            "report": report,
         }
         apart.get(stage, getattr(steps, stage, None))(workspace)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["recipes"]

@@ -101,16 +101,15 @@ class Written:
 
     @classmethod
     def now(cls, workspace: Workspace) -> Written:
-        """Here and now; the commit is empty outside of git."""
+        """Here and now; the commit is empty outside of git. dvc.lock changes with every run."""
         try:
             commit = git(workspace, "rev-parse", "--short=12", "HEAD").strip()
             changed = git(workspace, "diff", "--name-only", "HEAD", "--", ":(exclude)dvc.lock")
         except UserError:
             commit, changed = "", ""
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return cls(
-            date, commit + "+" * bool(changed.strip()), processor(), len(os.sched_getaffinity(0))
-        )
+        commit += "+" if changed.strip() else ""
+        return cls(date, commit, processor(), len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
