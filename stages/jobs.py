@@ -634,7 +634,7 @@ def run_reconstructions(
     shape = codec.image_shape
     with replacing(entry.path / "samples.arrow") as path:
         write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
-    np.save(entry.path / "rows.npy", np.concatenate(chosen), allow_pickle=False)
+    _save(entry.path / "rows.npy", np.concatenate(chosen))
 
 
 def run_scores(
