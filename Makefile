@@ -13,7 +13,7 @@ repro: $(BIN)/.ready
 test: $(BIN)/.ready-test lint
 	pytest -n auto -m "not cluster and not presets and not exhaustive"
 
-# Every kind of job killed and refused a write at every point: an hour or more.
+# Every kind of job killed at every point and refused every write; every kind of file damaged.
 test-faults: $(BIN)/.ready-test
 	pytest tests/faults -n auto -v --durations=0
 

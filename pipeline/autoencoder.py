@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,9 +212,6 @@ def train_autoencoder(
     slot, order = -1, np.empty(0, np.int64)
     latent_shape = _latent_shape(shape, settings["channels"], settings["downsample"])
     step = max(batch, budget // CURVE_POINTS)
-    last_loss: float | None = run.curve[-1][1] if run.curve else None
-    told = time.monotonic()
-    told_images = run.images
     with run:
         while run.images < budget:
             start, stop_at = run.images, min(run.images + batch, budget)
@@ -247,19 +243,13 @@ def train_autoencoder(
             ema.update(start, stop_at - start)
             run.add_loss(loss, stop_at - start)
 
-            if start // step != stop_at // step or stop_at == budget:
-                last_loss = run.close_point()
-                if not math.isfinite(last_loss):
-                    raise UserError(
-                        f"the loss of the autoencoder is no longer finite after {stop_at} images; "
-                        "lower latent.learning_rate"
-                    )
-            now = time.monotonic()
-            if now - told >= 1.0 or stop_at == budget:
-                progress(
-                    Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss)
+            due = start // step != stop_at // step or stop_at == budget
+            if due and not math.isfinite(run.close_point()):
+                raise UserError(
+                    f"the loss of the autoencoder is no longer finite after {stop_at} images; "
+                    "lower latent.learning_rate"
                 )
-                told, told_images = now, stop_at
+            run.tell(progress, budget)
             # The last one: a kill while the result is measured repeats no training.
             if stop() and stop_at < budget:
                 run.interrupt()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import Lost, write_json
+from pipeline.files import Lost, write_sealed
 from pipeline.store import Entry
 
 SAMPLE_SECONDS = 10.0  # between two looks at the load
@@ -85,7 +85,7 @@ def measured(entry: Entry) -> Iterator[dict[str, Any]]:
             "load": (earlier.get("load", 0.0) * before + load * own) / seconds if seconds else load,
             "interruptions": earlier["interruptions"] + 1 if earlier else 0,
         }
-        write_json(entry.path / "circumstances.json", found | more)
+        write_sealed(entry.path / "circumstances.json", found | more)
 
     stop = threading.Event()
 

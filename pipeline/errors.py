@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def system_message(error: BaseException, folder: Path) -> str | None:
     folder: where it was about to write, for errors that do not say.
     """
     for each in _chain(error):
-        number = each.errno if isinstance(each, OSError) else None
+        number = _number(each)
         name = each.filename if isinstance(each, OSError) else None
         path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
         if _full(each):
@@ -69,7 +70,15 @@ def system_message(error: BaseException, folder: Path) -> str | None:
 
 def _full(error: BaseException) -> bool:
     text = one_line(error).lower()  # of libraries that do not raise OSError
-    return getattr(error, "errno", None) in FULL or any(part in text for part in FULL_TEXTS)
+    return _number(error) in FULL or any(part in text for part in FULL_TEXTS)
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error, also where a library written in Rust tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
 
 
 def _no_room(path: Path, needed: str = "") -> str:

@@ -112,7 +112,7 @@ def classifier_extractor(
     return Extractor(
         module,
         name="classifier",
-        version=code_digest("pipeline.networks.classifier"),
+        version=code_digest("pipeline.networks.classifier:Classifier"),
         dimension=module.settings["dimension"],
         identity=module.settings,
         compute=compute,

@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.identity import digest, file_digest
 
 KEPT = 2  # resumable files of a name: the last, and the one before it
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part$")
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part|\.tmp\w{6}")  # the latter safetensors'
 _guards: dict[Path, Callable[[], None]] = {}
 _passed = itertools.count(1)
 
@@ -56,8 +56,8 @@ def ask(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove the unfinished files of whoever worked in `folder` before."""
-    for path in folder.glob(".*.part"):
-        if _UNFINISHED.match(path.name):
+    for path in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
@@ -82,18 +82,23 @@ def write_text(path: Path, text: str, synced: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, synced: bool = True) -> None:
     """`write_text` of indented JSON; NaN is a ValueError."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", synced)
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Path, value: dict[str, Any], synced: bool = True) -> None:
     """`write_json` of a dict with a digest of it inside, for `sealed`."""
-    write_json(path, value | {"digest": digest(value)})
+    write_json(path, with_digest(value), synced)
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """A dict with its own digest inside, as `sealed` reads it."""
+    return value | {"digest": digest(value)}
 
 
 def sealed(text: str) -> dict[str, Any]:
-    """What `write_sealed` wrote. ValueError if it is anything else."""
+    """What was written `with_digest`. ValueError if it is anything else."""
     value = json.loads(text)
     if not isinstance(value, dict) or value.pop("digest", None) != digest(value):
         raise ValueError("its digest does not match")

@@ -1,10 +1,9 @@
-"""What all long trainings share: how they tell where they are, stop, and keep their state."""
+"""What all trainings share: how they tell where they are, stop, and keep their state."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
 import os
 import pickle
 import sys
@@ -86,10 +85,12 @@ class Run:
         self.loss_images = 0
         self.files: dict[str, str] = {}
         self.more: dict[str, Any] = {}  # of one kind of training
+        self._told = (self.saved, 0)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> Run:
+        self._told = (time.monotonic(), self.images)
         return self
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
@@ -112,6 +113,14 @@ class Run:
         self.loss_sum.zero_()
         self.loss_images = 0
         return mean
+
+    def tell(self, progress: Callable[[Progress], None], total: int) -> None:
+        """Call `progress` if a second has passed since the last call, or all is done."""
+        now, (then, images) = time.monotonic(), self._told
+        if now - then >= 1.0 or self.images >= total:
+            loss = self.curve[-1][1] if self.curve else None
+            progress(Progress(self.images, total, (self.images - images) / (now - then), loss))
+            self._told = (now, self.images)
 
     def resume(self) -> None:
         """Go on from the last checkpoint that is intact, with all it relies on, if there is one.
@@ -160,9 +169,13 @@ class Run:
         state |= {"files": self.files, "more": self.more}
         state = _copied(state)
 
+        def save(path: Path) -> None:
+            # Through a file of Python's own, whose errors say what the system refused.
+            with open(path, "wb") as f:
+                torch.save(state, f)
+
         def write() -> None:
             try:
-                save = functools.partial(torch.save, state)
                 keep(self.folder / "state", CHECKPOINT, state["images"], save)
             except BaseException as e:
                 self._error = e

@@ -32,7 +32,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, room_for
-from pipeline.files import Lost, fault, guarded, plain, replacing, sweep, write_json
+from pipeline.files import (
+    Lost,
+    fault,
+    guarded,
+    plain,
+    replacing,
+    sealed,
+    sweep,
+    with_digest,
+    write_json,
+)
 from pipeline.identity import digest, file_digest
 
 HEARTBEAT_SECONDS = 10.0
@@ -98,9 +108,10 @@ class Entry:
         path = self.path / "spec.json"
         try:
             spec = json.loads(path.read_text())
+            found = digest(spec)
         except (OSError, ValueError) as e:
             raise UserError(f"{path}: no readable spec of this entry; plan it again ({e})") from e
-        if digest(spec) != self.digest:
+        if found != self.digest:
             raise UserError(f"{path}: does not match the entry's name; delete {self.path}")
         return spec
 
@@ -153,29 +164,23 @@ class Entry:
             if stat.S_IMODE(path.stat().st_mode) != permissions:
                 path.chmod(permissions)  # safetensors writes for its user alone, whatever the umask
             files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        write_json(self.path / "DONE", {"files": files})
         (self.path / "error.txt").unlink(missing_ok=True)
+        write_json(self.path / "DONE", {"files": files})
         shutil.rmtree(self.state, ignore_errors=True)
 
     def progress(self) -> dict[str, Any] | None:
-        """Last progress the job wrote, or None."""
-        try:
-            return json.loads((self.path / "progress.json").read_text())
-        except (OSError, ValueError):
-            return None
+        """Last progress the job wrote; None if there is none, or it is damaged."""
+        return _working(self.path / "progress.json") or None
 
     def circumstances(self) -> dict[str, Any]:
-        """How it was made; empty where that is not known, as of an entry that was pulled.
+        """How it was made; empty where that is not known (it was pulled), or damaged.
 
         seconds (wall clock), cpu_seconds, device_seconds (of a GPU; None without one), over all
         processes that worked on it; device; host (the kind of processor), its cores, threads, load
         (mean 1-minute load average a core); interruptions; of trainings also snapshot_seconds and
         snapshot_cpu_seconds, by images.
         """
-        try:
-            return json.loads((self.path / "circumstances.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        return _working(self.path / "circumstances.json")
 
     def leased(self) -> bool:
         """Whether a live job works on it."""
@@ -194,12 +199,9 @@ class Entry:
         path = self.path / "lease" / str(number)
         try:
             beat = path.stat().st_mtime_ns
-            holder = json.loads(path.read_text())
         except FileNotFoundError:  # the entry was finished at this moment
             return None
-        except (OSError, ValueError):
-            return Claim(number, {}, beat)
-        return Claim(number, holder if isinstance(holder, dict) else {}, beat)
+        return Claim(number, _working(path), beat)
 
     def _age(self, claim: Claim) -> float:
         """Seconds between its heartbeat and now; one that lies ahead is as wrong as an old one."""
@@ -354,6 +356,14 @@ def described(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')}{job}, since {since}"
 
 
+def _working(path: Path) -> dict[str, Any]:
+    """A sealed file that is no result; empty if it is missing or damaged: nothing relies on it."""
+    try:
+        return sealed(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def _numbers(folder: Path) -> list[int]:
     try:
         return [int(name) for name in os.listdir(folder) if name.isdecimal()]
@@ -365,7 +375,7 @@ def _create(folder: Path, number: int, holder: dict[str, Any]) -> bool:
     """Create lease `number`, complete from its first moment; False if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / str(number), folder / f".{uuid.uuid4().hex}"
-    text = json.dumps(holder)
+    text = json.dumps(with_digest(holder))
     try:
         fault("lease", path)
         temporary.write_text(text)
@@ -386,6 +396,9 @@ def _create(folder: Path, number: int, holder: dict[str, Any]) -> bool:
         return False
     except FileNotFoundError:  # the entry was finished at this moment, and the folder removed
         return False
+    except OSError as e:
+        e.filename = e.filename or str(path)  # a refused write does not say where
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

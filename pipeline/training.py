@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,9 +261,6 @@ def train(
         forward = compiled(network, inputs, left, autocast=bfloat16, log=log)
     warmup = min(settings["warmup"], budget // 10)
     step = max(batch, budget // CURVE_POINTS)
-    last_loss: float | None = run.curve[-1][1] if run.curve else None
-    told = time.monotonic()
-    told_images = run.images
     with run:
         while run.images < budget:
             start, stop_at = run.images, min(run.images + batch, budget)
@@ -311,20 +307,14 @@ def train(
             run.add_loss(loss, stop_at - start)
 
             ended = stop_at == budget and (run.loss_images >= step / 2 or not run.curve)
-            if start // step != stop_at // step or ended:
-                last_loss = run.close_point()
-                if not np.isfinite(last_loss):
-                    raise UserError(
-                        f"the loss is no longer finite after {stop_at} images; lower "
-                        "training.learning_rate or use training.precision: float32"
-                    )
-            run.snapshot(start, stop_at)
-            now = time.monotonic()
-            if now - told >= 1.0 or stop_at == budget:
-                progress(
-                    Progress(stop_at, budget, (stop_at - told_images) / (now - told), last_loss)
+            due = start // step != stop_at // step or ended
+            if due and not np.isfinite(run.close_point()):
+                raise UserError(
+                    f"the loss is no longer finite after {stop_at} images; lower "
+                    "training.learning_rate or use training.precision: float32"
                 )
-                told, told_images = now, stop_at
+            run.snapshot(start, stop_at)
+            run.tell(progress, budget)
             if stop():
                 run.interrupt()
             if run.due():

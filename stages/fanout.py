@@ -6,7 +6,6 @@ metadata nor file times matter, and an interrupted or killed run is simply start
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.files import ask, reached, sweep, write_json, write_sealed, write_text
+from pipeline.files import ask, reached, sweep, write_json, write_sealed
 from pipeline.identity import file_digest
 from pipeline.plan import Job
 from pipeline.store import Entry, copy_entry
@@ -326,7 +325,7 @@ def _failures(
         lost = [entries[name] for name in process["names"] if not entries[name].done]
         told = [entry for entry in lost if (entry.path / "error.txt").exists()]
         for entry in told:
-            message = (entry.path / "error.txt").read_text().strip()
+            message = (entry.path / "error.txt").read_text(errors="replace").strip()
             failed.append(f"  {labels[entry.name]}: {message} (log: {entry.log})")
         if lost and not told:
             # It ended without a word in the store: what its process printed last.
@@ -396,7 +395,7 @@ class Reporter:
             rate = done / max(now - self._started, 1e-9)
         state: dict[str, Any] = {"done": done, "total": total, "rate": rate, "loss": loss}
         state |= {"unit": self.unit, "time": time.time()}
-        write_text(self.entry.path / "progress.json", json.dumps(state), synced=False)
+        write_sealed(self.entry.path / "progress.json", state, synced=False)
         if now - self._logged >= LINE_SECONDS or done >= total:
             self._logged = now
             seconds = int((total - done) / rate) if rate else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import graphlib
-import json
 import math
 import os
 import statistics
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.circumstances import processor
+from pipeline.errors import UserError
 from pipeline.identity import canonical_json
 from pipeline.store import Entry
 from stages.workspace import Workspace
@@ -47,13 +47,13 @@ def finished_experts(workspace: Workspace) -> list[Finished]:
         for path in _folders(folder):
             if path.name in found:
                 continue
+            entry = Entry(Path(path.path))
             try:
                 when = os.stat(f"{path.path}/DONE").st_mtime
-                spec = json.loads(Path(path.path, "spec.json").read_bytes())
-                record = json.loads(Path(path.path, "record.json").read_bytes())
-            except (OSError, ValueError):  # unfinished, or a damaged one that nobody asked for
+                spec, record = entry.spec(), entry.load_json("record.json")
+            except (OSError, UserError):  # unfinished, or a damaged one that nobody asked for
                 continue
-            made = Entry(Path(path.path)).circumstances()
+            made = entry.circumstances()
             spent = made.get("snapshot_seconds")
             seconds = max(spent.values()) / record["images"] if spent else None
             label, host = labels.get(path.name, ""), made.get("host", "")
@@ -68,10 +68,9 @@ def begun_experts(workspace: Workspace) -> list[Finished]:
         entry = Entry(Path(path.path))
         state = None if entry.done else entry.progress()
         if state and state["unit"] == "images" and state["rate"]:
-            with contextlib.suppress(OSError, ValueError):  # planned again at this moment
-                spec = json.loads((entry.path / "spec.json").read_bytes())
+            with contextlib.suppress(UserError):  # damaged, or planned again at this moment
                 host = entry.circumstances().get("host", "")
-                found.append(Finished(spec, {}, 1 / state["rate"], "", state["time"], host))
+                found.append(Finished(entry.spec(), {}, 1 / state["rate"], "", state["time"], host))
     return found
 
 
@@ -237,9 +236,8 @@ def _timed(workspace: Workspace, kind: str) -> Iterator[tuple[float, float, dict
         entry = Entry(Path(path.path))
         seconds = entry.circumstances().get("seconds") if entry.done else None
         if seconds is not None:
-            with contextlib.suppress(OSError, ValueError):  # damaged, and nobody asked for it
-                spec = json.loads((entry.path / "spec.json").read_bytes())
-                yield entry.path.stat().st_mtime, seconds, spec
+            with contextlib.suppress(OSError, UserError):  # damaged, and nobody asked for it
+                yield entry.path.stat().st_mtime, seconds, entry.spec()
 
 
 def _middle(times: Sequence[tuple[float, float]]) -> float:

@@ -70,7 +70,7 @@ def done(workspace: Workspace, stage: str, name: str) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

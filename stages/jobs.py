@@ -513,16 +513,20 @@ def run_features(
     settings = dict(spec["settings"])
     report: dict[str, Any] = {}
     if settings.pop("extractor") == "classifier":
-        module, report = train_classifier(
-            _mapped(images, rows, entry, reporter.log),
-            labels,
-            classes=len(info.classes) if info.classes else None,
-            images_budget=settings.pop("images"),
-            seed=spec["seed"],
-            device=device(),
-            progress=reporter.progress,
-            **settings,
-        )
+        with _stopping(reporter, entry) as stop:
+            module, report = train_classifier(
+                _mapped(images, rows, entry, reporter.log),
+                labels,
+                entry.path,
+                classes=len(info.classes) if info.classes else None,
+                images_budget=settings.pop("images"),
+                seed=spec["seed"],
+                device=device(),
+                progress=_training_progress(reporter),
+                log=reporter.log,
+                stop=stop,
+                **settings,
+            )
         if labels is not None and report["task"] == "rotations":
             reporter.log("all images have one label: the classifier learnt rotations instead")
         features.save_extractor(module, entry.path / "extractor.safetensors", report)
@@ -630,7 +634,7 @@ def run_reconstructions(
     shape = codec.image_shape
     with replacing(entry.path / "samples.arrow") as path:
         write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
-    np.save(entry.path / "rows.npy", np.concatenate(chosen), allow_pickle=False)
+    _save(entry.path / "rows.npy", np.concatenate(chosen))
 
 
 def run_scores(

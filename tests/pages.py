@@ -213,7 +213,7 @@ def write_circumstances(entry, seconds: float, shares: dict | None = None, **oth
     known |= {"device": "cpu", "host": "AMD EPYC", "cores": 2, "threads": 1, "load": 0.5}
     for key in ("seconds", "cpu_seconds"):
         known[f"snapshot_{key}"] = {at: known[key] * share for at, share in (shares or {}).items()}
-    write_json(entry.path / "circumstances.json", known | others)
+    write_sealed(entry.path / "circumstances.json", known | others)
 
 
 class Page(HTMLParser):

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import circumstances, training
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import write_json, write_sealed
 from pipeline.store import Store
 from stages import fanout, jobs, steps
 from tests.test_inspection import PARAMS, experts_of, make, small_workspace
@@ -74,7 +74,7 @@ def test_what_earlier_processes_spent_is_added_up(tmp_path):
         sum(range(200_000))
         raise UserError("stopped")
     first = entry.circumstances()
-    write_json(entry.path / "circumstances.json", first | {"seconds": 100.0, "cpu_seconds": 90.0})
+    write_sealed(entry.path / "circumstances.json", first | {"seconds": 100.0, "cpu_seconds": 90.0})
     with circumstances.measured(entry) as more:
         more["snapshot_seconds"] = {"8": 7.0}
     last = entry.circumstances()

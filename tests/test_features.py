@@ -1,6 +1,8 @@
 import gzip
 import struct
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,15 @@ from torch import nn
 from pipeline import features
 from pipeline.errors import UserError
 from pipeline.networks.classifier import Classifier, better_than_chance, train_classifier
+from pipeline.run import Interrupted
 
 TRAINING = {"images_budget": 3000, "batch": 64, "learning_rate": 4e-3, "seed": 1}
+
+
+def train(images, labels, **settings):
+    """A training in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train_classifier(images, labels, Path(folder), **settings)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +41,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return train_classifier(*digits, **TRAINING)
+    return train(*digits, **TRAINING)
 
 
 def noise(seed, *shape):
@@ -82,7 +91,7 @@ class TestTraining:
         # Labels without any pattern: what is learnt by heart cannot be known of held-out images.
         images, _ = digits
         labels = noise(3, len(images)) % 2
-        _, report = train_classifier(
+        _, report = train(
             images[:200],
             labels[:200],
             holdout=0.5,
@@ -95,26 +104,26 @@ class TestTraining:
     def test_deterministic(self, digits):
         settings = TRAINING | {"images_budget": 640}
         torch.manual_seed(5)
-        first, report = train_classifier(*digits, **settings)
+        first, report = train(*digits, **settings)
         torch.manual_seed(6)
-        second, same_report = train_classifier(*digits, **settings)
-        other, _ = train_classifier(*digits, **settings | {"seed": 2})
+        second, same_report = train(*digits, **settings)
+        other, _ = train(*digits, **settings | {"seed": 2})
         assert report == same_report
         weights = second.state_dict()
         assert all(torch.equal(v, weights[k]) for k, v in first.state_dict().items())
         assert not torch.equal(other.state_dict()["head.weight"], weights["head.weight"])
 
     def test_rotations(self, digits):
-        _, report = train_classifier(digits[0], None, **TRAINING)
+        _, report = train(digits[0], None, **TRAINING)
         assert (report["task"], report["classes"]) == ("rotations", 4)
         assert report["accuracy"] > 0.7 and report["learnt"]
         assert report["chance"] == 0.25
         # One label has nothing to teach.
-        _, same = train_classifier(digits[0], np.zeros_like(digits[1]), **TRAINING)
+        _, same = train(digits[0], np.zeros_like(digits[1]), **TRAINING)
         assert same == report
         # Images that look alike in all directions.
         images = np.repeat(noise(4, 400), 36).astype(np.uint8).reshape(400, 1, 6, 6)
-        _, report = train_classifier(images, None, **TRAINING | {"images_budget": 640})
+        _, report = train(images, None, **TRAINING | {"images_budget": 640})
         assert (report["accuracy"], report["learnt"]) == (0.25, False)
 
     @pytest.mark.parametrize(
@@ -128,20 +137,59 @@ class TestTraining:
         # A corner marks the direction, so four classes are easy; all else is equal.
         images = np.zeros((400, 1, 6, 6), np.uint8)
         images[:, :, :2, :3] = 128 + noise(1, 400, 1, 2, 3) // 2
-        _, report = train_classifier(images, None, **TRAINING | {"images_budget": 2000})
+        _, report = train(images, None, **TRAINING | {"images_budget": 2000})
         assert report["accuracy"] == 1
 
     def test_progress(self, digits):
         seen = []
         settings = TRAINING | {"images_budget": 700}
-        train_classifier(*digits, **settings, progress=lambda *state: seen.append(state))
-        assert seen == [(64 * i, 640) for i in range(1, 11)]
+        _, report = train(*digits, **settings, progress=seen.append)
+        assert (seen[-1].images, seen[-1].total) == (640, 640)
+        assert seen[-1].loss == report["loss"]
+
+    @pytest.mark.parametrize("labelled", [True, False])
+    def test_interrupted_anywhere_it_ends_with_the_same_bits(self, digits, tmp_path, labelled):
+        images, labels = digits[0][:200], digits[1][:200] if labelled else None
+        settings = TRAINING | {"images_budget": 700}
+        whole, report = train(images, labels, **settings)
+        said = []
+        for batches in (2, 1, 5):  # 180 rows are trained on: within and across permutations
+            calls = iter([False] * (batches - 1) + [True])
+            with pytest.raises(Interrupted):
+                train_classifier(
+                    images, labels, tmp_path, stop=lambda calls=calls: next(calls), **settings
+                )
+        parts, same = train_classifier(images, labels, tmp_path, log=said.append, **settings)
+        assert said == ["resumes at 512 images"] and same == report
+        for name, weight in whole.state_dict().items():
+            assert torch.equal(weight, parts.state_dict()[name]), name
+
+    def test_a_damaged_checkpoint_is_never_trusted(self, digits, tmp_path):
+        settings = TRAINING | {"images_budget": 300}
+        whole, report = train(*digits, **settings)
+        train_classifier(*digits, tmp_path, **settings)
+        (path,) = (tmp_path / "state").glob("checkpoint-*.pt")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        said = []
+        again, same = train_classifier(*digits, tmp_path, log=said.append, **settings)
+        assert said == [f"{path.name}: damaged"] and same == report
+        for name, weight in whole.state_dict().items():
+            assert torch.equal(weight, again.state_dict()[name]), name
+
+    def test_a_training_that_diverges_ends_early(self, digits):
+        seen = []
+        settings = TRAINING | {"learning_rate": 1e20}
+        with pytest.raises(UserError, match=r"diverged at learning_rate=1e\+20"):
+            train(*digits, **settings, stop=lambda: seen.append(1))
+        assert len(seen) < 3000 // 64 / 2
 
     def test_one_label_for_all_teaches_as_much_as_none(self, digits):
         images, labels = digits
         settings = TRAINING | {"images_budget": 640}
-        one, report = train_classifier(images, np.full_like(labels, 3), **settings)
-        none, _ = train_classifier(images, None, **settings)
+        one, report = train(images, np.full_like(labels, 3), **settings)
+        none, _ = train(images, None, **settings)
         assert report["task"] == "rotations"
         for name, weight in one.state_dict().items():
             assert torch.equal(weight, none.state_dict()[name]), name
@@ -149,27 +197,23 @@ class TestTraining:
     def test_refusals(self, digits):
         images, labels = digits
         with pytest.raises(UserError, match="square"):
-            train_classifier(images[:, :, :6], None, **TRAINING)
+            train(images[:, :, :6], None, **TRAINING)
         with pytest.raises(UserError, match="too few"):
-            train_classifier(images[:60], labels[:60], **TRAINING)
+            train(images[:60], labels[:60], **TRAINING)
         with pytest.raises(UserError, match="diverged"):
-            train_classifier(
-                images, labels, **TRAINING | {"learning_rate": 1e20, "images_budget": 640}
-            )
+            train(images, labels, **TRAINING | {"learning_rate": 1e20, "images_budget": 640})
         with pytest.raises(ValueError, match="uint8"):
-            train_classifier(images.astype(float), labels, **TRAINING)
+            train(images.astype(float), labels, **TRAINING)
         with pytest.raises(ValueError, match="10 classes"):
-            train_classifier(images, labels + 1, classes=10, **TRAINING)
+            train(images, labels + 1, classes=10, **TRAINING)
 
     @pytest.mark.slow
     def test_learns_digits_well(self, digits):
-        _, report = train_classifier(*digits, **TRAINING | {"images_budget": 20_000})
+        _, report = train(*digits, **TRAINING | {"images_budget": 20_000})
         assert report["accuracy"] > 0.97
 
     @pytest.mark.slow
     def test_learns_fashion(self):
-        from pathlib import Path
-
         folder = Path("/usr/share/datasets/fashion-mnist")
         if not folder.is_dir():
             pytest.skip("the dataset-fashion-mnist package is not installed")
@@ -181,7 +225,7 @@ class TestTraining:
 
         images = read("train-images-idx3-ubyte.gz", 3)[:, None]
         labels = read("train-labels-idx1-ubyte.gz", 1)
-        _, report = train_classifier(images, labels, **TRAINING | {"images_budget": 60_000})
+        _, report = train(images, labels, **TRAINING | {"images_budget": 60_000})
         assert report["accuracy"] > 0.88
 
 

@@ -17,7 +17,7 @@ import torch
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.files import reached
+from pipeline.files import reached, write_sealed
 from pipeline.networks.build import flops_of
 from pipeline.run import Interrupted
 from pipeline.sampling import sampler
@@ -295,7 +295,7 @@ def test_measured_sampling_tells_the_time_of_sampling(tmp_path):
     for rows, seconds in (([0, 10], 90.0), ([10, 30], 180.0), ([30, 40], 90.0)):
         spec = {"mixture": mixture, "sampling": sampling, "states": [5, 0, "-inf"], "rows": rows}
         entry = workspace.store.plan("samples", spec)
-        (entry.path / "circumstances.json").write_text(json.dumps({"seconds": seconds}))
+        write_sealed(entry.path / "circumstances.json", {"seconds": seconds})
         entry.finish()
     key = forecast._evaluated({**mixture, **network}, guided=False)
     assert forecast.evaluation_seconds(workspace) == {key: 3.0}
@@ -305,7 +305,7 @@ def test_inputs_take_what_such_inputs_took(tmp_path):
     workspace = Workspace(tmp_path)
     spec = {"settings": {"images": 100}, "rows": 40, "dataset": "a"}
     entry = workspace.store.plan("features", spec)
-    (entry.path / "circumstances.json").write_text('{"seconds": 7.0}')
+    write_sealed(entry.path / "circumstances.json", {"seconds": 7.0})
     asked = plan.Job("features", {**spec, "dataset": "b"}, "features")
     assert forecast.seconds_of(workspace, asked) is None
     entry.finish()
@@ -313,7 +313,7 @@ def test_inputs_take_what_such_inputs_took(tmp_path):
     other = plan.Job("features", {**spec, "settings": {"images": 200}}, "features")
     assert forecast.seconds_of(workspace, other) is None
     entry = workspace.store.plan("latents", {"rows": [0, 100]})
-    (entry.path / "circumstances.json").write_text('{"seconds": 5.0}')
+    write_sealed(entry.path / "circumstances.json", {"seconds": 5.0})
     entry.finish()
     assert forecast.seconds_of(workspace, plan.Job("latents", {"rows": [0, 40]}, "x")) == 2.0
 

@@ -125,12 +125,18 @@ def test_a_classifier_of_one_class_learns_rotations(workspace):
     assert "one label: the classifier learnt rotations instead" in entry.log.read_text()
 
 
-@pytest.mark.parametrize("asking", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kind", "asking"),
+    [("expert", signal.SIGTERM), ("expert", signal.SIGINT), ("features", signal.SIGTERM)],
+)
 def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
-    workspace, monkeypatch, asking
+    workspace, monkeypatch, kind, asking
 ):
     facts = steps.facts_of(workspace)
-    job = plan.experts(workspace.params, facts)["ddpm"].experts[0].job
+    if kind == "expert":
+        job = plan.experts(workspace.params, facts)["ddpm"].experts[0].job
+    else:
+        job = plan.features(workspace.params, facts)
     for needed in [*plan.latents(workspace.params, facts), job]:
         entry = workspace.store.plan(needed.kind, needed.spec)
         if needed is not job:

@@ -124,11 +124,17 @@ def test_what_the_file_system_refuses_is_one_line(tmp_path):
         (errno.EROFS, "may not be written or read by this user (Read-only file system"),
         (errno.ENOTDIR, "a file where a folder is needed"),
         (errno.ENOSPC, "the disk is full"),
+        (errno.EIO, "the disk or the network failed (Input/output error); run again"),
     ):
         said = system_message(OSError(number, os.strerror(number), str(tmp_path)), tmp_path)
         assert said.startswith(f"{tmp_path}: {words}") and "\n" not in said
-    wrapped = RuntimeError("I/O error: No space left on device (os error 28)")
-    assert system_message(wrapped, tmp_path).startswith(f"{tmp_path}: the disk is full")
+    for text, words in (
+        ("No space left on device (os error 28)", "the disk is full"),
+        ("Input/output error (os error 5)", "the disk or the network failed"),
+        ("Read-only file system (os error 30)", "may not be written or read by this user"),
+    ):
+        said = system_message(RuntimeError(f"I/O error: {text} at path"), tmp_path)
+        assert said.startswith(f"{tmp_path}: {words}")
     assert system_message(OSError(errno.ENOENT, "no"), tmp_path) is None
     assert system_message(ValueError("x"), tmp_path) is None
 

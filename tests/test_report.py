@@ -134,7 +134,7 @@ def test_compute_is_device_time_where_there_is_a_device(family):
     known = entry.circumstances()
     try:
         on_gpu = {"device": "cuda", "device_seconds": 40.0}
-        write_json(entry.path / "circumstances.json", known | on_gpu)
+        write_sealed(entry.path / "circumstances.json", known | on_gpu)
         half = costs.times(workspace, facts, recipes["base"], 3000)
         assert half["compute_seconds"] == half["device_seconds"] == pytest.approx(20.0)
         merged = costs.times(workspace, facts, recipes["merged"], 900)
@@ -142,7 +142,7 @@ def test_compute_is_device_time_where_there_is_a_device(family):
         assert merged["compute_seconds"] == pytest.approx(40 + CPU * (forks + SEARCH))
         assert merged["devices"] == ["cpu", "cuda"]
     finally:
-        write_json(entry.path / "circumstances.json", known)
+        write_sealed(entry.path / "circumstances.json", known)
 
 
 def test_a_merged_recipe_has_the_parameters_of_one_network(family):
@@ -348,7 +348,7 @@ def test_seconds_that_do_not_compare_are_marked(tmp_path):
     others = {"b": {"host": "Intel Xeon"}, "c": {"load": 3.0}, "d": {"threads": 6, "load": 3.0}}
     for name, own in others.items():
         entry = workspace.store.entry(planned[name].experts[0].job.name)
-        write_json(entry.path / "circumstances.json", entry.circumstances() | own)
+        write_sealed(entry.path / "circumstances.json", entry.circumstances() | own)
     pulled = workspace.store.entry(planned["e"].experts[0].job.name)
     (pulled.path / "circumstances.json").unlink()
     times = report.recipe_times(workspace, facts, planned)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import store as stores
 from pipeline.errors import UserError
-from pipeline.files import Lost, replacing, write_json, write_text
+from pipeline.files import Lost, replacing, write_json, write_sealed, write_text
 from pipeline.store import Entry, Store, copy_entry
 
 SPEC = {"states": [1.0, 2.0], "images": 10}
@@ -164,7 +164,7 @@ def claim(entry: Entry, number: int = 1, age: float = 0.0, **holder) -> None:
     """A lease of a process of another machine."""
     path = entry.path / "lease" / str(number)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"host": "elsewhere", "machine": ["b", "p"], "pid": 1} | holder))
+    write_sealed(path, {"host": "elsewhere", "machine": ["b", "p"], "pid": 1} | holder)
     when = time.time() - age
     os.utime(path, (when, when))
 
@@ -212,6 +212,27 @@ def test_an_unreadable_lease_is_waited_for_as_long_as_any(store, content):
         assert entry.holder()["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("name", ["lease/1", "progress.json", "circumstances.json"])
+def test_of_what_is_no_result_a_flipped_bit_leaves_nothing_known(store, name):
+    entry = store.plan("expert", SPEC)
+    known = {"host": "elsewhere", "pid": 7, "since": 1.5}
+    read = {
+        "lease/1": entry.holder,
+        "progress.json": lambda: entry.progress() or {},
+        "circumstances.json": entry.circumstances,
+    }[name]
+    path = entry.path / name
+    path.parent.mkdir(exist_ok=True)
+    write_sealed(path, known)
+    assert read() == known
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert read() == {}, flipped
+
+
 def test_only_on_its_own_machine_a_process_number_tells_that_a_holder_is_dead(store):
     entry, dead = store.plan("expert", SPEC), 2**22 + 1  # no system has such a number
     mine = stores._myself("")
@@ -253,6 +274,15 @@ def test_what_a_ghost_began_before_it_lost_is_swept_away(store):
                 assert not temporary.exists()
                 write_text(entry.path / "kept", "successor")
         assert (entry.path / "kept").read_text() == "successor"
+
+
+def test_what_safetensors_began_before_a_kill_is_swept_away(store):
+    entry = store.plan("expert", SPEC)
+    left, kept = entry.path / ".tmpHB6sM1", entry.path / ".tmp.of-ours"
+    for path in (left, kept):
+        path.write_text("half of some weights")
+    with entry.lease():
+        assert kept.exists() and not left.exists()
 
 
 def test_numbers_are_never_taken_again_while_an_entry_is_unfinished(store):

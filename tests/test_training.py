@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import config, noise, pairing, plan, run, sampling, training
-from pipeline.errors import UserError
+from pipeline.errors import UserError, system_message
 from pipeline.latents import Latents, write_shard
 from pipeline.mixture import Mixture, describe, draw
 from pipeline.networks.build import network_of
@@ -305,6 +306,17 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(latents, tmp_path, mon
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(FileExistsError):
         training.train(spec(), latents, tmp_path)
+
+
+def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
+    def full(folder, name, reached, write):
+        write(Path("/dev/full"))
+
+    monkeypatch.setattr(run, "keep", full)
+    full_run = run.Run(tmp_path, {"network": torch.nn.Linear(300, 300)}, torch.device("cpu"))
+    with pytest.raises((OSError, RuntimeError)) as refused, full_run:
+        full_run.checkpoint()
+    assert system_message(refused.value, tmp_path).startswith(f"{tmp_path}: the disk is full")
 
 
 def test_a_loss_that_blows_up_is_refused(latents, tmp_path):

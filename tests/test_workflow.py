@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from pipeline.files import write_sealed
 from tests.workflow import PARAMS, Checkout, environment, stages_run
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def test_circumstances_change_nothing_that_dvc_tracks(checkout):
     costs = checkout.root / "results" / "costs.json"
     for entry in (checkout.root / "store" / "expert").iterdir():
         known = {"seconds": 1e6, "host": "another", "load": 9.0, "cores": 1, "threads": 1}
-        (entry / "circumstances.json").write_text(json.dumps(known))
+        write_sealed(entry / "circumstances.json", known)
     checkout.run("tspace", "report")
     assert "another" in costs.read_text()
     assert "up to date" in checkout.run("dvc", "status", "report").stdout

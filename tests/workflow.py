@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.store import Entry
 from stages.jobs import run_job
 from stages.workspace import Workspace
@@ -134,5 +135,6 @@ def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str,
     while left:
         ready = [job for job in left.values() if not any(need in left for need in job.needs)]
         for job in ready:
-            done = run_job(workspace, workspace.store, left.pop(job.name).name)
-            assert done, f"{stage}: {job.label}: {entries[job.name].log.read_text()}"
+            if not run_job(workspace, workspace.store, left.pop(job.name).name):
+                why = (entries[job.name].path / "error.txt").read_text()
+                raise UserError(f"{stage}: {job.label}: {why.strip()}")

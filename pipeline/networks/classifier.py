@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.run import Progress, Run
 
 # The stem brings images to at most this many pixels a side, the blocks to at most the second.
 _STEM_SIZE = 16
@@ -110,6 +112,7 @@ class _Block(nn.Module):
 def train_classifier(
     images: np.ndarray,
     labels: np.ndarray | None,
+    folder: Path,
     *,
     classes: int | None = None,
     images_budget: int,
@@ -120,9 +123,13 @@ def train_classifier(
     channels: int = 32,
     dimension: int = 64,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[Progress], object] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Classifier, dict[str, Any]]:
     """A classifier of `images`, uint8 [N, C, H, W], trained on `images_budget` of them.
+
+    From its checkpoint in `folder`/state if there is one, which is all that it leaves there.
 
     `labels` are integers [N] below `classes` (default: the largest + 1). Without any, or if all are
     the same, it learns to tell by which of 4 right angles an image was turned (RotNet, Gidaris et
@@ -132,7 +139,6 @@ def train_classifier(
     of the images, at most `MOST_HELD_OUT`, is kept out of training and measures the accuracy.
     `images` may be mapped into memory: a batch is read when it is needed. All draws come from
     `seed`, on the CPU: the result is the same for the same number of threads.
-    `progress(images_seen, total)` is called about 100 times.
 
     Returns the classifier on the CPU and a report: task (labels or rotations), classes, images
     (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), chance
@@ -140,6 +146,7 @@ def train_classifier(
     as accurate with a probability of less than `CHANCE`), loss (of the last tenth).
 
     Raises:
+        Interrupted: `stop()` is true; the checkpoint is written.
         UserError: images that are not square without labels; too few images;
             training diverged.
         ValueError: wrong types or shapes; labels outside of the classes.
@@ -174,31 +181,38 @@ def train_classifier(
         seed=seed,
     ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02, fused=True)
+    run = Run(folder, {"network": model, "optimizer": optimizer}, torch.device(device), log)
+    run.resume()
     steps = max(1, images_budget // batch)
-    queue = np.empty(0, dtype=int)
-    late = []
-    for step in range(steps):
-        if len(queue) < batch:
-            queue = random.permutation(rows)
-        chosen, queue = queue[:batch], queue[batch:]
-        if rotate:
-            x, y = _rotated(images[chosen], random.integers(4, size=batch))
-        else:
-            x, y = images[chosen], labels[chosen]
-        x, y = torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device)
-        rate = learning_rate * min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
-        optimizer.param_groups[0]["lr"] = rate
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step >= min(0.9 * steps, steps - 1):
-            late.append(loss.detach())
-        if progress is not None and (step + 1) % max(1, steps // 100) == 0:
-            progress((step + 1) * batch, steps * batch)
-    last_loss = float(torch.stack(late).mean())
-    if not np.isfinite(last_loss):
-        raise UserError(f"classifier: training diverged at learning_rate={learning_rate}; lower it")
+    done = run.images // batch
+    # Drawn again from the start: that takes no time, and the generator has no state to keep.
+    drawn = islice(_batches(random, rows, batch, rotate), done, None)
+    with run:
+        for step in range(done, steps):
+            chosen, turns = next(drawn)
+            if turns is None:
+                x, y = images[chosen], labels[chosen]
+            else:
+                x, y = _rotated(images[chosen], turns)
+            x, y = torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device)
+            rate = learning_rate * min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = rate
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.add_loss(loss, batch)
+            due = 10 * step // steps != 10 * (step + 1) // steps
+            if due and not np.isfinite(run.close_point()):
+                raise UserError(
+                    f"classifier: training diverged at learning_rate={learning_rate}; lower it"
+                )
+            run.tell(progress, steps * batch)
+            # Stopped in the measurements below, it repeats no training.
+            if stop():
+                run.interrupt()
+            if run.due() or step + 1 == steps:
+                run.checkpoint()
     model.eval()
     held_images = images[held_rows]
     if rotate:
@@ -216,9 +230,21 @@ def train_classifier(
         "accuracy": accuracy,
         "chance": chance,
         "learnt": better_than_chance(accuracy, len(held_labels), chance),
-        "loss": last_loss,
+        "loss": run.curve[-1][1],
     }
     return model.to("cpu"), report
+
+
+def _batches(
+    random: np.random.Generator, rows: np.ndarray, batch: int, rotate: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows and right angles (or None) of each batch, for ever."""
+    queue = np.empty(0, dtype=int)
+    while True:
+        if len(queue) < batch:
+            queue = random.permutation(rows)
+        chosen, queue = queue[:batch], queue[batch:]
+        yield chosen, random.integers(4, size=batch) if rotate else None
 
 
 def better_than_chance(accuracy: float, images: int, chance: float) -> bool:

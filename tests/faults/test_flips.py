@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.errors import UserError
 from stages import fanout, steps
-from stages.jobs import run_job
+from stages.jobs import RUNNERS, run_job
 from stages.workspace import Workspace
-from tests.faults.attack import contents, named, unmade, whole
+from tests.faults.attack import contents, flip, named, restore, unmade, whole
 from tests.workflow import ROOT, environment, run_here
 
 
@@ -29,17 +30,9 @@ def made(tmp_path_factory):
 def workspace(made, monkeypatch):
     monkeypatch.delenv("TSPACE_STORE", raising=False)
     monkeypatch.setattr(fanout, "_run", run_here)
-    shutil.rmtree(made)
-    shutil.copytree(whole(made), made)
-    return Workspace(made)
-
-
-def flip(path: Path) -> None:
-    """One bit in the middle of a file, whose bytes other names of it keep."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()
-    path.write_bytes(content)
+    workspace = Workspace(made)
+    restore(workspace)
+    return workspace
 
 
 def file_of(workspace: Workspace, place: str, kind: str, name: str) -> Path:
@@ -158,6 +151,35 @@ def test_a_damaged_result_in_the_store_is_refused_by_name(workspace, kind, name,
     assert not run_job(workspace, workspace.store, entry.name)
     said = (entry.path / "error.txt").read_text()
     assert f"{name}: damaged" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_every_result_is_renamed_into_place(workspace, monkeypatch, kind):
+    """Else a ghost could write to it, or a kill leave a part of it."""
+    entry = workspace.store.entry(named(workspace, kind))
+    results, renamed = set(entry.files()), set()
+    unmade(workspace, entry.path)
+
+    def passed(point: str, path: Path) -> None:
+        if point == "renamed":
+            renamed.add(path.name)
+
+    monkeypatch.setattr(files, "fault", passed)
+    assert run_job(workspace, workspace.store, entry.name)
+    assert set(entry.files()) == results and results <= renamed
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("place", "at_least"), [("artefacts", 60), ("store", 60), ("state", 30)])
+def test_a_flipped_bit_in_any_kind_of_file_is_healed_or_refused_by_name(attack, place, at_least):
+    found = attack("flips", place)
+    print(f"{place}: {len(found)} kinds of files")
+    for flipped in found:
+        print(f"  {flipped['file']}: {flipped['outcome']}")
+        assert flipped["code"] == 0 and flipped["equal"], flipped  # after what was said, if any
+        assert flipped["outcome"] == "healed" or flipped["named"], flipped
+        assert not flipped.get("trace") and not flipped.get("tools"), flipped
+    assert len(found) >= at_least
 
 
 def test_a_damaged_dataset_is_refused_by_name(workspace):
