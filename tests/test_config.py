@@ -563,6 +563,28 @@ def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts,
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "class_counts", "needed"),
+    [
+        (60, (30, 30), 850),  # 6 held out: 0.5^6 = 0.016
+        (70, (35, 35), None),  # 0.5^7 = 0.008
+        (74, (50, 0, 24), 1_540),
+        (10, (), None),  # 1 in four directions: 0.25^4 = 0.004
+        (10, (10,), None),
+    ],
+)
+def test_too_few_images_to_test_a_classifier_are_told_before_it_is_trained(
+    rows, class_counts, needed
+):
+    found = feasibility.doubts(config.resolve(GOOD), rows, class_counts)
+    assert len(found) == (needed is not None)
+    for line in found:
+        assert f"tested on {round(rows / 10)} of {rows} images" in line
+        assert f"use {needed:,} images or more" in line
+    other = GOOD | {"features": {"extractor": "inception"}, "evaluate": {"samples": 5000}}
+    assert feasibility.doubts(config.resolve(other), rows, class_counts) == []
+
+
 def test_the_limits_are_those_of_the_code_that_would_refuse():
     """It imports torch, and params are read without."""
     import inspect
@@ -573,8 +595,6 @@ def test_the_limits_are_those_of_the_code_that_would_refuse():
 
     parameters = inspect.signature(pairing.principal_components).parameters
     assert parameters["sample"].default == feasibility.COMPONENT_ROWS
-    held = inspect.signature(classifier.train_classifier).parameters["holdout"].default
-    assert (held, classifier.MOST_HELD_OUT) == (feasibility.HELD_OUT, feasibility.MOST_HELD_OUT)
     assert classifier._GROUPS == 8
     assert merging.MAX_EXPERTS == config.MOST_SEARCHED
     assert {k: v[2] for k, v in features._TORCH_FIDELITY.items()} == config.FEATURES
