@@ -19,10 +19,11 @@ def check_against(params: Params, rows: int, resolution: int, channels: int, cla
 
     channels: of an image; classes: 0 without labels.
     """
-    problems = []
-    if params.data.holdout >= rows:
-        problems.append(f"data.holdout: {params.data.holdout} of {rows} images leave none to train")
-    rows = max(rows - params.data.holdout, 0)
+    problems: list[str] = []
+    if params.data.holdout >= rows:  # everything else would follow from it
+        left = f"data.holdout: {params.data.holdout} of {rows} images leave none to train; lower it"
+        raise refusal("params.yaml", [left])
+    rows -= params.data.holdout
     downsample = getattr(params.latent, "downsample", 1)
     if resolution % downsample:
         problems.append(
