@@ -11,6 +11,7 @@ import itertools
 import re
 import typing
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -727,31 +728,42 @@ SECTIONS = ("seed", "data", "latent", "features", "evaluate", "defaults", "recip
 
 def load(path: Path) -> Params:
     """Read, resolve and check a params.yaml. UserError listing all that is wrong with it."""
+    source = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     try:
         raw = yaml_document.read(path.read_bytes())
     except FileNotFoundError as e:
-        raise UserError(f"{path}: not found; run in the project's folder") from e
+        raise UserError(f"{source}: not found; run in the project's folder") from e
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+        raise UserError(f"{source}: cannot be read ({e.strerror})") from e
     except yaml_document.NotReadable as e:
-        raise UserError(f"{path}: {e}") from e
-    missing = [key for key in SECTIONS if isinstance(raw, dict) and key not in raw]
-    if missing:  # DVC tracks them by name, so an empty one must stand there
-        example = "seed: 0" if missing[0] == "seed" else f"{missing[0]}: {{}}"
-        raise UserError(f"{path}: {', '.join(missing)} missing; `{example}` is enough")
-    return resolve(raw, str(path))
+        raise UserError(f"{source}: {e}") from e
+    return resolve(raw, source, SECTIONS)
 
 
-def resolve(raw: Any, source: str = "params.yaml") -> Params:
-    """Params from a parsed YAML document. UserError listing all that is wrong with it."""
+def resolve(raw: Any, source: str = "params.yaml", required: Sequence[str] = ()) -> Params:
+    """Params from a parsed YAML document. UserError listing all that is wrong with it.
+
+    required: sections that DVC tracks by name, so an empty one must stand there.
+    """
     if not isinstance(raw, dict):
-        raise UserError(f"{source}: expected keys such as `data` and `recipes`, found none")
-    problems: list[str] = []
+        raise UserError(
+            f"{source}: expected keys such as `data` and `recipes`, found "
+            f"{'nothing' if raw is None else shown(raw)}"
+        )
+    problems = [
+        f"{key}: missing; `{key}: {0 if key == 'seed' else '{}'}` is enough"
+        for key in required
+        if key not in raw and key != "recipes"
+    ]
     shared = dict(raw)
-    defaults = shared.pop("defaults", None) or {}
+    defaults = shared.pop("defaults", None)
+    defaults = {} if defaults is None else defaults
     recipes = shared.pop("recipes", None)
     if not isinstance(recipes, dict) or not recipes:
-        problems.append("recipes: at least one recipe is needed, as `recipes: {ddpm: {}}`")
+        given = "" if not recipes else f", found {shown(recipes)}"
+        problems.append(
+            f"recipes: at least one recipe is needed, by name, as `recipes: {{ddpm: {{}}}}`{given}"
+        )
         recipes = {}
 
     top = validate(Params, {**shared, "recipes": {}}, (), problems, Recipe, Params)
@@ -769,9 +781,7 @@ def resolve(raw: Any, source: str = "params.yaml") -> Params:
             continue
         own = {} if own is None else own
         if not isinstance(own, dict):
-            problems.append(
-                f"recipes.{name}: expected blocks such as `schedule`, found {shown(own)}"
-            )
+            problems.append(f"recipes.{name}: expected keys such as `schedule`, found {shown(own)}")
             continue
         if defaults_bad:  # the recipe is checked alone, so that each mistake is told once
             alone: list[str] = []

@@ -161,15 +161,17 @@ def _check_settings(
     resolution: int | None, channels: int | None, crop: str, limit: int | None, duplicates: str
 ) -> None:
     if resolution is not None and not 1 <= resolution <= MAX_RESOLUTION:
-        raise UserError(f"resolution: {resolution} is not within 1..{MAX_RESOLUTION}")
+        raise UserError(f"data.resolution: {resolution} is not within 1..{MAX_RESOLUTION}")
     if channels not in (None, 1, 3):
-        raise UserError(f"channels: {channels} is not 1 (grey), 3 (RGB) or null (the source's own)")
+        raise UserError(
+            f"data.channels: {channels} is not 1 (grey), 3 (RGB) or null (the source's own)"
+        )
     if crop not in ("center", "none"):
-        raise UserError(f"crop: {crop!r} is neither 'center' nor 'none'")
+        raise UserError(f"data.crop: {crop!r} is neither 'center' nor 'none'")
     if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit} is not a number of rows from 1, or null for all")
+        raise UserError(f"data.limit: {limit} is not a number of rows from 1, or null for all")
     if duplicates not in ("keep", "drop", "refuse"):
-        raise UserError(f"duplicates: {duplicates!r} is not 'keep', 'drop' or 'refuse'")
+        raise UserError(f"data.duplicates: {duplicates!r} is not 'keep', 'drop' or 'refuse'")
 
 
 def _check_label(label: int | None, labelled: bool | None, classes: tuple[str, ...] | None) -> None:
@@ -237,12 +239,12 @@ class _Shaper:
         if self.resolution is None and own[0] != side:
             raise UserError(
                 f"{where} is {size[1]}x{size[0]}, but {sample.where} is {width}x{height}; "
-                "set resolution to bring all images to one size"
+                "set data.resolution to bring all images to one size"
             )
         if self.channels is None and own[1] != own_channels:
             raise UserError(
                 f"{where} has {own_channels} channels, but {sample.where} has {own[1]}; "
-                "set channels to 1 (grey) or 3 (RGB)"
+                "set data.channels to 1 (grey) or 3 (RGB)"
             )
         return _convert(image, self.resolution or side, self.channels or own_channels)
 

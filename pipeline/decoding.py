@@ -14,7 +14,7 @@ _CONVERT = "convert it to PNG or JPEG"
 _UNPACK = "unpack it"
 # By what a file starts with: what it is, and the way out. Of containers that sources read:
 _CONTAINERS = {
-    b"PAR1": ("a Parquet file", "set source to 'parquet'"),
+    b"PAR1": ("a Parquet file", "set data.source to parquet"),
     b"PK\3\4": ("a ZIP archive or an office document", _UNPACK),
     b"\x1f\x8b": ("packed by gzip", _UNPACK),
 }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pipeline import config
+from pipeline import chance, config
 from pipeline.config import Params, Recipe
 from pipeline.wording import refusal
 
 MOST_PASSES = 10_000  # over the dataset that are paired: each is a number for every row
 MOST_LATENT_SHARDS = 10_000
-# Of modules that import torch, and are not imported for planning.
-COMPONENT_ROWS = 8192  # that principal components are computed from, at most
-HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # images that a classifier is measured on: share, number
+# That principal components are computed from, at most: of a module that imports torch.
+COMPONENT_ROWS = 8192
 
 
 def check_against(params: Params, rows: int, resolution: int, channels: int, classes: int) -> None:
@@ -20,10 +19,11 @@ def check_against(params: Params, rows: int, resolution: int, channels: int, cla
 
     channels: of an image; classes: 0 without labels.
     """
-    problems = []
-    if params.data.holdout >= rows:
-        problems.append(f"data.holdout: {params.data.holdout} of {rows} images leave none to train")
-    rows = max(rows - params.data.holdout, 0)
+    problems: list[str] = []
+    if params.data.holdout >= rows:  # everything else would follow from it
+        left = f"data.holdout: {params.data.holdout} of {rows} images leave none to train; lower it"
+        raise refusal("params.yaml", [left])
+    rows -= params.data.holdout
     downsample = getattr(params.latent, "downsample", 1)
     if resolution % downsample:
         problems.append(
@@ -115,9 +115,34 @@ def _evaluation(params: Params, rows: int) -> Iterator[str]:
             "evaluate.allow_few: true"
         )
     if isinstance(features, config.Classifier):
-        held = min(round(HELD_OUT * rows), MOST_HELD_OUT)
+        held = _held_out(rows)
         if not 0 < held <= rows - features.batch:
             yield (
                 f"features.batch: {rows} images, {held} of them held out, are too few for a "
                 f"classifier's batches of {features.batch}; lower it, or use another extractor"
             )
+
+
+def doubts(params: Params, rows: int, class_counts: Sequence[int]) -> list[str]:
+    """What a run would warn of in the end, as far as it follows from a dataset.
+
+    rows: images that recipes train on, class_counts: of each class, empty without labels.
+    """
+    if not isinstance(params.features, config.Classifier):
+        return []
+    held = _held_out(rows)
+    turned = sum(count > 0 for count in class_counts) < 2  # it then learns 4 directions
+    guessed = 0.25 if turned else max(class_counts) / sum(class_counts)
+    if not chance.never_told(held * 4 if turned else held, guessed):
+        return []
+    needed = chance.answers_needed(guessed)
+    needed = -(-needed // 4) if turned and needed else needed
+    return [
+        f"features.extractor: its classifier is tested on {held} of {rows} images, too "
+        "few to tell it from guessing even if it is always right, so the scores may mean nothing; "
+        f"{chance.more_held_out(needed)}"
+    ]
+
+
+def _held_out(rows: int) -> int:
+    return min(round(chance.HELD_OUT * rows), chance.MOST_HELD_OUT)

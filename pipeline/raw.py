@@ -45,12 +45,14 @@ def locate(source: str, path: Path | None, split: str) -> Path:
     Raises UserError for an unknown source or split, and for a missing or superfluous path.
     """
     if source not in SOURCES:
-        raise UserError(f"source: {source!r} is unknown; it is one of {', '.join(SOURCES)}")
+        raise UserError(f"data.source: {source!r} is unknown; it is one of {', '.join(SOURCES)}")
     if split not in SPLITS:
-        raise UserError(f"split: {split!r} is unknown; it is one of {', '.join(SPLITS)}")
+        raise UserError(f"data.split: {split!r} is unknown; it is one of {', '.join(SPLITS)}")
     if source == "digits":
         if path is not None:
-            raise UserError(f"path: the digits come with scikit-learn; leave {shown(path)} out")
+            raise UserError(
+                f"data.path: the digits come with scikit-learn; leave {shown(path)} out"
+            )
         # Found without importing scikit-learn, which takes a second.
         package = importlib.util.find_spec("sklearn").submodule_search_locations[0]
         return Path(package) / "datasets" / "data" / "digits.csv.gz"
@@ -59,7 +61,7 @@ def locate(source: str, path: Path | None, split: str) -> Path:
         path = path or FASHION_MNIST
         hint = f"install the Debian package dataset-fashion-mnist, or {hint}"
     if path is None:
-        raise UserError(f"path: is missing; {hint}")
+        raise UserError(f"data.path: missing; {hint}")
     if not path.exists():
         raise UserError(f"{shown(path)}: does not exist; {hint}")
     return path
@@ -175,8 +177,8 @@ def _split_folder(path: Path, split: str) -> Path:
     if not named:
         if split != "train":
             raise UserError(
-                f"split: {shown(path)} is not divided into splits; give the path of the images "
-                f"of {split!r} and leave split at 'train'"
+                f"data.split: {shown(path)} is not divided into splits; give the path of the "
+                f"images of {split!r} and leave split at 'train'"
             )
         return path
     others = [name for name, _ in found if name not in named]
@@ -189,7 +191,7 @@ def _split_folder(path: Path, split: str) -> Path:
     chosen = [name for name, kind in named.items() if kind == split]
     if len(chosen) != 1:
         raise UserError(
-            f"split: {shown(path)} has {shown(', '.join(named))}, not one {split!r}; give the "
+            f"data.split: {shown(path)} has {shown(', '.join(named))}, not one {split!r}; give the "
             "path of the folder to read"
         )
     return path / chosen[0]
@@ -202,7 +204,7 @@ def _refuse_saved(folder: Path) -> None:
         raise UserError(
             f"{shown(folder)}: is what `save_to_disk` writes (Arrow files), which no source reads; "
             "write Parquet by `load_from_disk(...).to_parquet(...)`, a file a split, and set "
-            "source to 'parquet'"
+            "data.source to parquet"
         )
 
 
@@ -232,7 +234,7 @@ def shards(folder: Path, split: str) -> list[str]:
         chosen = by_split[split]
     else:
         found = ", ".join(name or "no named split" for name in by_split)
-        raise UserError(f"split: {shown(folder)} has no {split!r} ({found})")
+        raise UserError(f"data.split: {shown(folder)} has no {split!r} ({found})")
     kinds = {_configuration(name): name for name in reversed(chosen)}
     if len(kinds) > 1:
         names = ", ".join(shown(kind or kinds[kind]) for kind in sorted(kinds))
@@ -296,7 +298,9 @@ def _check_shards(folder: Path, names: list[str]) -> None:
 def idx_files(folder: Path, split: str) -> tuple[Path, Path]:
     """The files of images and of labels of Fashion-MNIST. UserError if one is missing."""
     if split == "validation":
-        raise UserError("split: fashion-mnist has no split 'validation'; use 'train' or 'test'")
+        raise UserError(
+            "data.split: fashion-mnist has no split 'validation'; use 'train' or 'test'"
+        )
     prefix = {"train": "train", "test": "t10k"}[split]
     return (
         _idx_file(folder, f"{prefix}-images", "idx3-ubyte"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import fidelity
+from pipeline.chance import more_held_out
 from pipeline.fidelity import Moments
 from pipeline.rows import spread
 
@@ -49,8 +50,8 @@ def score(
     Scores at other numbers of images (`samples`, `reference_samples`) are not comparable. `floor`
     is what chance leaves of the distance at these numbers.
     `per_class` has FID, precision and recall of each class by itself. What cannot be measured here
-    is None, and `left_out` says why. UserError when there are too few samples for the others (see
-    `fidelity`).
+    is None, and `left_out` says why, by its name (`scores`: all of them). UserError when there are
+    too few samples for the others (see `fidelity`).
     """
     if reference.count != len(real):
         raise ValueError(f"moments of {reference.count} images, features of {len(real)}")
@@ -62,7 +63,7 @@ def score(
         "extractor_digest": reference.extractor,
     }
     if useless is not None:
-        return numbers | dict.fromkeys(MEASURED) | {"left_out": dict.fromkeys(MEASURED, useless)}
+        return numbers | dict.fromkeys(MEASURED) | {"left_out": {"scores": useless}}
     fitted = fidelity.moments(generated, reference.extractor)
     distance = fidelity.frechet_distance(reference, fitted, allow_few=allow_few)
     kernel = fidelity.kernel_distance(
@@ -95,13 +96,30 @@ def score(
 
 def useless_features(report: dict[str, Any]) -> str | None:
     """Why an extractor's features measure nothing, from the report of its training; None if not."""
-    if report.get("learnt", True):
+    if report.get("learnt", True) is not False:
         return None
     return (
         f"features.extractor: this classifier of {report['task']} tells held-out images apart no "
-        f"better than chance (accuracy {report['accuracy']:.3f}, chance {report['chance']:.3f}, "
-        f"{report['holdout']:,} images), so no score means anything; raise features.images, or "
-        "choose another features.extractor"
+        f"better than chance ({_found(report)}), so no score means anything; raise "
+        "features.images, or choose another features.extractor"
+    )
+
+
+def features_warning(report: dict[str, Any]) -> str | None:
+    """What is wrong with an extractor's features, or not known of them; None if nothing is."""
+    if report.get("learnt", True) is not None:
+        return useless_features(report)
+    return (
+        f"features.extractor: this classifier of {report['task']} was tested on too few held-out "
+        f"images to tell it from guessing ({_found(report)}), so the scores may mean nothing; "
+        f"{more_held_out(report['needed'])}"
+    )
+
+
+def _found(report: dict[str, Any]) -> str:
+    return (
+        f"accuracy {report['accuracy']:.3f}, chance {report['chance']:.3f}, "
+        f"{report['holdout']:,} images"
     )
 
 

@@ -139,7 +139,7 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 
 def _only_train(split: str, source: str) -> None:
     if split != "train":
-        raise UserError(f"split: {source} has no split {split!r}; use 'train'")
+        raise UserError(f"data.split: {source} has no split {split!r}; use 'train'")
 
 
 # --- digits -------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ def _npz_labels(archive: zipfile.ZipFile, key: str, rows: int) -> np.ndarray:
 
 def _cifar10(path: Path, split: str, limit: int | None) -> Source:
     if split not in CIFAR_FILES:
-        raise UserError(f"split: cifar10 has no split {split!r}; use 'train' or 'test'")
+        raise UserError(f"data.split: cifar10 has no split {split!r}; use 'train' or 'test'")
     return Source(CIFAR10_CLASSES, _cifar_samples(path, CIFAR_FILES[split], limit))
 
 

@@ -42,7 +42,24 @@ def read(text: bytes) -> Any:
         raise NotReadable(f"{line}the key `{key and key[1]}` stands there twice") from e
     # Besides its own errors, the library lets those of the number and date types through.
     except (YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as e:
-        raise NotReadable(f"not valid YAML: {' '.join(str(e).split())[:400]}") from e
+        raise NotReadable(_told(e, text)) from e
+
+
+def _told(error: Exception, text: bytes) -> str:
+    """Where the text stops being YAML, and why."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return f"not valid YAML: {' '.join(str(error).split())[:200]}"
+    line = dict(enumerate(text.decode("utf-8", "replace").splitlines())).get(mark.line, "")
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"line {mark.line + 1}: starts with a tab; YAML is indented by spaces only"
+    why = ", ".join(filter(None, (error.context, error.problem)))
+    if error.problem == "mapping values are not allowed here":
+        why += "; a line is indented wrongly, or the one above has a colon without a space after it"
+    opened = getattr(error, "context_mark", None)
+    if opened is not None and opened.line != mark.line:
+        why += f" (begun in line {opened.line + 1})"
+    return f"line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {why}"
 
 
 def _values(node: Any) -> int:

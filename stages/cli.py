@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import click
 
 import pipeline
 from pipeline.errors import UserError, system_message
+
+# What begins a message about a key: the library knows the key, not the file it stands in.
+KEY = re.compile(r"(seed|data|latent|features|evaluate|defaults|recipes)(\.[\w-]+)*: ")
 
 
 class Commands(click.Group):
@@ -18,7 +22,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as e:
-            click.echo(f"tspace: {e}", err=True)
+            click.echo(f"tspace: {'params.yaml: ' if KEY.match(str(e)) else ''}{e}", err=True)
             sys.exit(2)
         except OSError as e:
             message = system_message(e, Path.cwd())

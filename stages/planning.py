@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import feasibility, plan
@@ -67,7 +67,7 @@ class Outlook:
     """What a run would do.
 
     waiting: recipes whose experts are not known yet, and why. unknown: what is not known before the
-    dataset is prepared, in words; empty once it is. crowded: a warning, or empty.
+    dataset is prepared, in words; empty once it is. warnings: of what it will find too late.
     """
 
     experts: list[Row]
@@ -76,7 +76,7 @@ class Outlook:
     inputs: list[Input]
     totals: dict[str, Any]
     unknown: str = ""
-    crowded: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
@@ -87,7 +87,7 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     params = workspace.params
     if only is not None and only not in params.recipes:
         raise UserError(f"--recipe {only}: no such recipe; one of: {', '.join(params.recipes)}")
-    facts, unknown = _facts(workspace)
+    facts, unknown, exact = _facts(workspace)
     recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
     finished = finished_experts(workspace)
     costs, reasons = Costs(finished, begun_experts(workspace)), Reasons(finished)
@@ -117,6 +117,8 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
         "pairing_jobs": sum(not done(workspace, "pairings", name) for name in paired),
         "sampling_flops": sum(drawn.flops_left for drawn in drawings),
     }
+    crowd = crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known])
+    doubts = feasibility.doubts(params, facts.rows, facts.class_counts) if exact else []
     return Outlook(
         rows,
         waiting,
@@ -124,14 +126,17 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
         _inputs(workspace, facts),
         _totals(rows, jobs) | first,
         unknown,
-        crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known]) or "",
+        [*([crowd] if crowd else []), *doubts],
     )
 
 
-def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str]:
-    """The dataset's facts, of the raw images where it is not prepared yet, and what these lack."""
+def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str, bool]:
+    """The dataset's facts, what they lack in words, and whether they count all images.
+
+    They are of the raw images where it is not prepared yet.
+    """
     if workspace.dataset.exists():
-        return facts_here(workspace), ""
+        return facts_here(workspace), "", True
     from pipeline.preview import preview
 
     data = workspace.params.data
@@ -154,11 +159,12 @@ def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str]:
         class_counts=seen.class_counts,
     )
     labels = f"{classes} classes" if classes else "no labels"
-    return facts, (
+    lack = (
         f"the dataset is not prepared yet: {'' if seen.exact else 'at least '}{seen.rows:,} images "
         f"of {seen.resolution}x{seen.resolution}, {counted(seen.channels, 'channel')}, {labels}, "
         "by a look at the source; what a store already has is known after `tspace prepare`"
     )
+    return facts, lack, seen.exact
 
 
 def _recipes(
@@ -302,8 +308,8 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
         print(f"data: {changed}")
     if found.unknown:
         print(f"data: {found.unknown}")
-    if found.crowded:
-        print(f"WARNING: {found.crowded}")
+    for warning in found.warnings:
+        print(f"WARNING: {warning}")
 
 
 def _drawn(drawing: Drawing) -> list[str]:

@@ -29,7 +29,8 @@ def prepare(workspace: Workspace) -> None:
     settings = data.model_dump(exclude={"holdout"})
     settings["path"] = raw_path(workspace)
     info = prepare_dataset(workspace.dataset, **settings)
-    plan.check(workspace.params, facts_of(workspace, analysed=False))
+    facts = facts_of(workspace, analysed=False)
+    plan.check(workspace.params, facts)
     # Labels need not start at 0: a class without images is only the room that its number takes.
     found = sum(count > 0 for count in info.class_counts or ())
     classes = counted(found, "class", "classes") if found else "no labels"
@@ -38,6 +39,8 @@ def prepare(workspace: Workspace) -> None:
         f"{counted(info.channels, 'channel')}, {classes}, "
         f"{counted(info.duplicates, 'exact duplicate')}"
     )
+    for doubt in feasibility.doubts(workspace.params, facts.rows, facts.class_counts):
+        print(f"WARNING: {doubt}")
 
 
 def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
@@ -116,14 +119,14 @@ def analyse(workspace: Workspace) -> None:
 
 def features(workspace: Workspace) -> None:
     """The feature extractor, and the features of the real images."""
-    from pipeline.scores import useless_features
+    from pipeline.scores import features_warning
 
     facts = facts_of(workspace, analysed=False)
     fan_out(workspace, "features", lambda: [plan.features(_fresh(workspace), facts)])
     made = workspace.store.entry(plan.features(workspace.params, facts).name)
-    useless = useless_features(made.load_json("report.json"))
-    if useless:
-        print(f"WARNING: {useless}")
+    warning = features_warning(made.load_json("report.json"))
+    if warning:
+        print(f"WARNING: {warning}")
 
 
 def _extractor_files(workspace: Workspace) -> dict[str, str]:

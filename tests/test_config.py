@@ -40,20 +40,20 @@ def with_change(path: str, value):
 # (where, what is put there, what the one line says)
 BAD = [
     ("sede", 1, "sede: no such key; did you mean `seed`?"),
-    ("seed", -1, "seed: input should be greater than or equal to 0, found -1"),
-    ("seed", "a", "seed: input should be a valid integer, found 'a'"),
-    ("seed", 1.5, "seed: input should be a valid integer, found 1.5"),
-    ("seed", True, "seed: input should be a valid integer, found True"),
+    ("seed", -1, "seed: must be 0 or more, found -1"),
+    ("seed", "a", "seed: expected a whole number, found 'a'"),
+    ("seed", 1.5, "seed: expected a whole number, found 1.5"),
+    ("seed", True, "seed: expected a whole number, found true"),
     ("data.source", "digit", "data.source: 'digit' is none of them; did you mean `digits`?"),
     ("data.pth", "x", "data.pth: no such key; did you mean `path`?"),
     ("data.channels", 2, "data.channels: 2 is none of them"),
-    ("data.resolution", 0, "data.resolution: input should be greater than 0, found 0"),
-    ("data.limit", "ten", "data.limit: input should be a valid integer, found 'ten'"),
-    ("data", [1], "data: input should be a valid dictionary"),
+    ("data.resolution", 0, "data.resolution: must be above 0, found 0"),
+    ("data.limit", "ten", "data.limit: expected a whole number or null, found 'ten'"),
+    ("data", [1], "data: expected keys, found [1]; its keys are source"),
     ("latent.encoder", "pixel", "latent.encoder: 'pixel' is none of them; did you mean `pixels`?"),
     ("features.extractor", "clasifier", "did you mean `classifier`?"),
-    ("features.dimension", -3, "features.dimension: input should be greater than 0, found -3"),
-    ("evaluate.samples", 0, "evaluate.samples: input should be greater than 0, found 0"),
+    ("features.dimension", -3, "features.dimension: must be above 0, found -3"),
+    ("evaluate.samples", 0, "evaluate.samples: must be above 0, found 0"),
     ("recipes.one.pairing", {"method": "assignment", "within_class": False}, "needs network.class"),
     ("recipes.one.pairing", {"method": "assignment", "center": True}, "center: no such key"),
     ("evaluate.sample", 5, "evaluate.sample: no such key; did you mean `samples`?"),
@@ -62,15 +62,15 @@ BAD = [
     (
         "defaults.training.learning_rate",
         0,
-        "defaults.training.learning_rate: input should be greater than 0, found 0",
+        "defaults.training.learning_rate: must be above 0, found 0",
     ),
-    ("defaults.training.learning_rate", "1e-3x", "input should be a valid number"),
-    ("defaults.training.betas", [0.9], "defaults.training.betas: list should have at least 2"),
-    ("defaults.training.betas", [0.9, 2], "defaults.training.betas.1: input should be less than"),
+    ("defaults.training.learning_rate", "1e-3x", "expected a number"),
+    ("defaults.training.betas", [0.9], "defaults.training.betas: has too few values (at least 2)"),
+    ("defaults.training.betas", [0.9, 2], "defaults.training.betas.1: must be below 1"),
     (
         "defaults.network.multipliers",
         [],
-        "defaults.network.multipliers: list should have at least 1",
+        "defaults.network.multipliers: has too few values (at least 1)",
     ),
     ("defaults.network.kind", "unett", "defaults.network.kind: 'unett' is none of them; did you"),
     ("recipes", {}, "recipes: at least one recipe is needed"),
@@ -78,7 +78,7 @@ BAD = [
     ("recipes", ["ddpm"], "recipes: at least one recipe is needed"),
     ("recipes.One", {}, "recipes.One: a recipe's name is lower-case letters"),
     ("recipes.3", {}, "recipes.3: a recipe's name is lower-case letters"),
-    ("recipes.one", "ddpm", "recipes.one: expected blocks such as `schedule`, found 'ddpm'"),
+    ("recipes.one", "ddpm", "recipes.one: expected keys such as `schedule`, found 'ddpm'"),
     ("recipes.one.schedul", {}, "recipes.one.schedul: no such key; did you mean `schedule`?"),
     (
         "recipes.one.schedule.kind",
@@ -91,8 +91,8 @@ BAD = [
         3,
         "recipes.one.schedule.stats: no such key; did you mean `states`?",
     ),
-    ("recipes.one.schedule.states", 0, "recipes.one.schedule.states: input should be greater"),
-    ("recipes.one.schedule.states", 1001, "recipes.one.schedule.states: input should be less"),
+    ("recipes.one.schedule.states", 0, "recipes.one.schedule.states: must be 1 or more"),
+    ("recipes.one.schedule.states", 1001, "recipes.one.schedule.states: must be 1,000 or less"),
     (
         "recipes.two.schedule.log_snr_min",
         9.0,
@@ -148,7 +148,7 @@ BAD = [
     (
         "recipes.one.sampling",
         {"kind": "heun", "s_churn": -1},
-        "recipes.one.sampling.s_churn: input should be greater than or equal to 0",
+        "recipes.one.sampling.s_churn: must be 0 or more",
     ),
     (
         "recipes.one.sampling",
@@ -186,7 +186,7 @@ def test_a_shift_is_a_number_or_for_images_in_the_unit_range():
         config.resolve(params | {"latent": {"encoder": "autoencoder"}})
     # EDM's noise levels have a scale of their own: sigma_data.
     for schedule in ({"kind": "edm"}, {"kind": "fitted"}):
-        with pytest.raises(UserError, match=r"one\.schedule\.shift: input should be a valid"):
+        with pytest.raises(UserError, match=r"one\.schedule\.shift: expected a number"):
             config.resolve(with_change("recipes.one.schedule", schedule | {"shift": "unit-range"}))
     with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift"):
         config.resolve(with_change("recipes.one.schedule.shift", "unit-rnge"))
@@ -256,7 +256,7 @@ def test_a_block_of_another_form_replaces_the_default_block():
         ),
         (
             "seed: 1\nrecipes: {}",
-            "data, latent, features, evaluate, defaults missing; `data: {}` is",
+            "6 mistakes:\n  data: missing; `data: {}` is enough\n  latent: missing",
         ),
         ("- 1", "expected keys such as"),
         ("", "expected keys such as"),
@@ -317,7 +317,7 @@ REFUSED_LATE = [
     (
         "defaults.training.betas",
         [1, 1],
-        "defaults.training.betas.0: input should be less than 1, found 1",
+        "defaults.training.betas.0: must be below 1, found 1",
     ),
     (
         "evaluate",
@@ -397,14 +397,12 @@ REFUSED_LATE = [
     (
         "recipes.two.schedule",
         {"kind": "elbo", "log_snr_max": 1.7e308},
-        "recipes.two.schedule.log_snr_max: input should be less than or equal to 60, found "
-        "1.7e+308",
+        "recipes.two.schedule.log_snr_max: must be 60 or less, found 1.7e+308",
     ),
     (
         "recipes.one.pairing",
         {"method": "assignment", "sweeps": 10**30},
-        "recipes.one.pairing.sweeps: input should be less than or equal to 1000, found "
-        "1000000000000000000000000000000",
+        "recipes.one.pairing.sweeps: must be 1,000 or less, found 1000000000000000000000000000000",
     ),
     (
         "evaluate",
@@ -414,23 +412,22 @@ REFUSED_LATE = [
     (
         "defaults.training.images",
         2**53,
-        "defaults.training.images: input should be less than or equal to 1000000000000, found "
-        "9007199254740992",
+        "defaults.training.images: must be 1,000,000,000,000 or less, found 9007199254740992",
     ),
     (
         "defaults.training.images",
         6e4,
-        "defaults.training.images: input should be a valid integer, found 60000.0; write 60000",
+        "defaults.training.images: expected a whole number, found 60000.0; write 60000",
     ),
     (
         "evaluate.allow_few",
         "yes",
-        "evaluate.allow_few: input should be a valid boolean, found 'yes'; write true",
+        "evaluate.allow_few: expected true or false, found 'yes'; write true",
     ),
     (
         "evaluate.allow_few",
         "no",
-        "evaluate.allow_few: input should be a valid boolean, found 'no'; write false",
+        "evaluate.allow_few: expected true or false, found 'no'; write false",
     ),
 ]
 
@@ -563,6 +560,28 @@ def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts,
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "class_counts", "needed"),
+    [
+        (60, (30, 30), 850),  # 6 held out: 0.5^6 = 0.016
+        (70, (35, 35), None),  # 0.5^7 = 0.008
+        (74, (50, 0, 24), 1_540),
+        (10, (), None),  # 1 in four directions: 0.25^4 = 0.004
+        (10, (10,), None),
+    ],
+)
+def test_too_few_images_to_test_a_classifier_are_told_before_it_is_trained(
+    rows, class_counts, needed
+):
+    found = feasibility.doubts(config.resolve(GOOD), rows, class_counts)
+    assert len(found) == (needed is not None)
+    for line in found:
+        assert f"tested on {round(rows / 10)} of {rows} images" in line
+        assert f"use {needed:,} images or more" in line
+    other = GOOD | {"features": {"extractor": "inception"}, "evaluate": {"samples": 5000}}
+    assert feasibility.doubts(config.resolve(other), rows, class_counts) == []
+
+
 def test_the_limits_are_those_of_the_code_that_would_refuse():
     """It imports torch, and params are read without."""
     import inspect
@@ -573,12 +592,10 @@ def test_the_limits_are_those_of_the_code_that_would_refuse():
 
     parameters = inspect.signature(pairing.principal_components).parameters
     assert parameters["sample"].default == feasibility.COMPONENT_ROWS
-    held = inspect.signature(classifier.train_classifier).parameters["holdout"].default
-    assert (held, classifier.MOST_HELD_OUT) == (feasibility.HELD_OUT, feasibility.MOST_HELD_OUT)
     assert classifier._GROUPS == 8
     assert merging.MAX_EXPERTS == config.MOST_SEARCHED
     assert {k: v[2] for k, v in features._TORCH_FIDELITY.items()} == config.FEATURES
-    with pytest.raises(UserError, match=f"less than or equal to {MAX_RESOLUTION}"):
+    with pytest.raises(UserError, match=f"must be {MAX_RESOLUTION:,} or less"):
         config.resolve(with_change("data.resolution", MAX_RESOLUTION + 1))
 
 

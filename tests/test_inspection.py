@@ -135,6 +135,20 @@ def test_what_the_source_cannot_give_is_refused_in_a_fresh_clone(tmp_path):
         planning.outlook(Workspace(tmp_path))
 
 
+def test_a_test_that_cannot_be_passed_is_told_in_a_fresh_clone(tmp_path, capsys):
+    few = PARAMS.replace("limit: 80", "limit: 15").replace(
+        "dimension: 8,", "dimension: 8, batch: 8,"
+    )
+    (tmp_path / "params.yaml").write_text(
+        few.replace("samples: 16,", "samples: 12,").replace("batch: 16, mile", "batch: 8, mile")
+    )
+    planning.show_plan(Workspace(tmp_path), None, everything=False, as_json=False)
+    told = "WARNING: features.extractor: its classifier is tested on 2 of 15 images"
+    assert told in capsys.readouterr().out
+    steps.prepare(Workspace(tmp_path))
+    assert told in capsys.readouterr().out
+
+
 def test_all_cached_costs_nothing(trained):
     rows, totals = plan_rows(trained)
     assert [row.status for row in rows] == ["cached"] * 5

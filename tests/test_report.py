@@ -516,3 +516,8 @@ def test_features_that_learnt_nothing_give_no_scores_and_a_warning(tmp_path, cap
     report.print_table(metrics, summary | {"groups": {}})
     told = capsys.readouterr().out
     assert "WARNING: features.extractor" in told and "floor" not in told
+    untold = report_of | {"learnt": None, "needed": 85}
+    report.print_table(
+        metrics, summary | {"groups": {}, "reference": summary["reference"] | untold}
+    )
+    assert "too few held-out images" in capsys.readouterr().out

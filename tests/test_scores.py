@@ -7,7 +7,7 @@ import pytest
 from pipeline import scores
 from pipeline.errors import UserError
 from pipeline.fidelity import frechet_distance, half_split_bias, kernel_distance, moments
-from pipeline.scores import score, useless_features
+from pipeline.scores import features_warning, score, useless_features
 
 CLASSES = 4
 DIMENSION = 6
@@ -148,12 +148,25 @@ class TestUseless:
         assert "features.extractor" in reason and "features.images" in reason
         result = scored(real[0], real[0], useless=reason)
         for key in ("fid", "kid", "precision", "recall", "coverage", "floor", "per_class"):
-            assert result[key] is None and result["left_out"][key] == reason
+            assert result[key] is None
+        assert result["left_out"] == {"scores": reason}  # once, not for each of them
         assert (result["samples"], result["reference_samples"]) == (800, 800)
 
     def test_other_extractors_are_not_judged(self):
-        assert useless_features(GUESSES | {"learnt": True}) is None
-        assert useless_features({"extractor": "inception"}) is None
+        for report in (GUESSES | {"learnt": True}, {"extractor": "inception"}):
+            assert useless_features(report) is None and features_warning(report) is None
+
+    def test_too_few_to_tell_leaves_the_scores_and_warns(self):
+        found = {"task": "labels", "accuracy": 1.0, "chance": 0.5, "holdout": 6, "needed": 85}
+        assert useless_features(found | {"learnt": None}) is None
+        assert features_warning(found | {"learnt": None}) == (
+            "features.extractor: this classifier of labels was tested on too few held-out images "
+            "to tell it from guessing (accuracy 1.000, chance 0.500, 6 images), so the scores may "
+            "mean nothing; use 850 images or more, 85 of them held out for the test, or another "
+            "features.extractor"
+        )
+        useless = GUESSES | {"learnt": False}
+        assert features_warning(useless) == useless_features(useless) is not None
 
 
 class TestPerClass:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binom
 from torch import Tensor, nn
 
+from pipeline.chance import HELD_OUT, MOST_HELD_OUT, answers_needed, better_than_chance
 from pipeline.errors import UserError
 from pipeline.run import Progress, Run
 
@@ -20,9 +20,7 @@ from pipeline.run import Progress, Run
 _STEM_SIZE = 16
 _LAST_SIZE = 2
 _GROUPS = 8
-MOST_HELD_OUT = 10_000
 _EVALUATION_BATCH = 500
-CHANCE = 0.01  # probability of an accuracy by guessing, above which nothing was learnt
 
 
 class Classifier(nn.Module):
@@ -119,7 +117,7 @@ def train_classifier(
     batch: int,
     learning_rate: float,
     seed: int,
-    holdout: float = 0.1,
+    holdout: float = HELD_OUT,
     channels: int = 32,
     dimension: int = 64,
     device: str | torch.device = "cpu",
@@ -142,8 +140,9 @@ def train_classifier(
 
     Returns the classifier on the CPU and a report: task (labels or rotations), classes, images
     (seen), holdout (images; each in all 4 directions for rotations), accuracy (held out), chance
-    (the accuracy of always answering the most frequent class), learnt (whether guessing so would be
-    as accurate with a probability of less than `CHANCE`), loss (of the last tenth).
+    (the accuracy of always answering the most frequent class), learnt (whether it is better than
+    that, None where too few images were held out to tell), needed (images held out that always
+    tell, None if there are not so many), loss (of the last tenth).
 
     Raises:
         Interrupted: `stop()` is true; the checkpoint is written.
@@ -220,16 +219,18 @@ def train_classifier(
         held_images, _ = _rotated(np.concatenate([held_images] * 4), held_labels)
     else:
         held_labels = labels[held_rows]
-    accuracy = _accuracy(model, held_images, held_labels, device)
+    right = _right(model, held_images, held_labels, device)
     chance = 0.25 if rotate else float(np.bincount(labels).max() / len(labels))
+    needed = answers_needed(chance)
     report = {
         "task": "rotations" if rotate else "labels",
         "classes": classes,
         "images": steps * batch,
         "holdout": held,
-        "accuracy": accuracy,
+        "accuracy": right / len(held_labels),
         "chance": chance,
-        "learnt": better_than_chance(accuracy, len(held_labels), chance),
+        "learnt": better_than_chance(right, len(held_labels), chance),
+        "needed": -(-needed // 4) if rotate and needed else needed,
         "loss": run.curve[-1][1],
     }
     return model.to("cpu"), report
@@ -247,20 +248,14 @@ def _batches(
         yield chosen, random.integers(4, size=batch) if rotate else None
 
 
-def better_than_chance(accuracy: float, images: int, chance: float) -> bool:
-    """Whether guessing, right with probability `chance`, would hardly be as accurate."""
-    right = round(accuracy * images)
-    return bool(binom.sf(right - 1, images, chance) < CHANCE)
-
-
 @torch.inference_mode()
-def _accuracy(model: Classifier, images: np.ndarray, labels: np.ndarray, device: Any) -> float:
+def _right(model: Classifier, images: np.ndarray, labels: np.ndarray, device: Any) -> int:
     right = 0
     for start in range(0, len(images), _EVALUATION_BATCH):
         part = slice(start, start + _EVALUATION_BATCH)
         guess = model(torch.from_numpy(images[part]).to(device)).argmax(dim=1).cpu().numpy()
-        right += np.count_nonzero(guess == labels[part])
-    return float(right / len(images))
+        right += int(np.count_nonzero(guess == labels[part]))
+    return right
 
 
 def _rotated(images: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from pipeline.dataset import open_dataset
 from pipeline.files import write_json
 from pipeline.identity import file_digest
 from pipeline.plan import DatasetFacts, Job, RecipePlan
-from pipeline.scores import useless_features
+from pipeline.scores import features_warning
 from pipeline.split import Split
 from stages import drawing, steps
 from stages.numbers import MISSING
@@ -297,9 +297,9 @@ def print_table(metrics: Mapping[str, dict[str, Any]], summary: dict[str, Any]) 
     reference = summary["reference"]
     told = f"\n{samples_text(metrics)}; features: {reference['extractor']}."
     print(" ".join([told, *floor_text(reference["floor"])]))
-    useless = useless_features(reference)
-    if useless:
-        print(f"WARNING: {useless}")
+    warning = features_warning(reference)
+    if warning:
+        print(f"WARNING: {warning}")
 
 
 def floor_text(floor: dict[str, Any] | None) -> list[str]:
