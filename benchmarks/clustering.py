@@ -22,9 +22,10 @@ import numpy as np
 from common import machine, print_table, write_results
 from pairing import DIM, make_rows
 
-from pipeline import clustering, noise, schedule
+from pipeline.levels import optimal_denoiser, partition, schedule
+from pipeline.noise import philox
 
-KEY = noise.derive_key("benchmark", "clustering")
+KEY = philox.derive_key("benchmark", "clustering")
 ETAS = (1 / 256, 2 / 256, 4 / 256, 8 / 256)
 ALPHAS = (0.8, 0.9, 0.95)
 
@@ -43,13 +44,13 @@ def two_anchors(x, log_snr, draws):
     rows, curves = [], None
     for count in (len(x), len(x) // 2, len(x) // 10):
         start = time.perf_counter()
-        made = clustering.measure_curves(
+        made = optimal_denoiser.measure_curves(
             lambda i: x[i], count, log_snr, key=KEY, draws=draws, etas=ETAS
         )
         seconds = time.perf_counter() - start
         curves = curves or made
-        table = clustering.sensitivity(made, (clustering.ALPHA,), (draws,))
-        row = next(row for row in table if row["eta"] == clustering.ETA)
+        table = optimal_denoiser.sensitivity(made, (optimal_denoiser.ALPHA,), (draws,))
+        row = next(row for row in table if row["eta"] == optimal_denoiser.ETA)
         rows.append({"part": "two anchors", "n": count, "seconds": seconds, **row})
     print_table(rows, ["part", "n", "draws", "seconds", "time_1", "time_2", "log_snr_1"])
     return rows, curves
@@ -62,7 +63,7 @@ def naive_seconds(x, log_snr, draws):
     for k in range(draws):
         level = log_snr[(2 * k + 1) * len(log_snr) // (2 * draws)]
         alpha2 = 1 / (1 + math.exp(-level))
-        eps = noise.normal(KEY, 9, np.array([k]), (DIM,))[0]
+        eps = philox.normal(KEY, 9, np.array([k]), (DIM,))[0]
         sample = math.sqrt(alpha2) * y[k] + math.sqrt(1 - alpha2) * eps
         start = time.perf_counter()
         score = np.empty(len(y))
@@ -72,26 +73,26 @@ def naive_seconds(x, log_snr, draws):
         weight = np.exp(score - score.max())
         expected = weight @ y / weight.sum()
         taken.append(time.perf_counter() - start)
-        found = clustering.optimal_denoiser(lambda i: x[i], len(x), sample[None], level)[0]
+        found = optimal_denoiser.optimal_denoiser(lambda i: x[i], len(x), sample[None], level)[0]
         assert np.abs(found - expected).max() < 1e-3
     return float(np.median(taken))
 
 
 def matrix(x, log_snr, nodes, draws):
     start = time.perf_counter()
-    similarity = clustering.similarity_matrix(
+    similarity = optimal_denoiser.similarity_matrix(
         lambda i: x[i], len(x), log_snr, key=KEY, nodes=nodes, draws=draws
     )
     seconds = time.perf_counter() - start
     rows = [{"part": "matrix", "n": len(x), "draws": draws, "nodes": nodes, "seconds": seconds}]
     for intervals in (2, 3, 4, 5):
-        found = clustering.affinity_bounds(log_snr, similarity, intervals)
+        found = partition.affinity_bounds(log_snr, similarity, intervals)
         rows.append(bounds_row("matrix bounds", found, intervals=intervals, method="each node"))
     # What the authors' code maximises, for comparison.
-    each_interval = clustering.affinity_values(similarity)
+    each_interval = partition.affinity_values(similarity)
     edge = np.arange(nodes + 1)
     each_interval /= np.maximum(edge - edge[:, None], 1)
-    time_of = (clustering.best_cuts(each_interval, 4) / nodes).round(3).tolist()
+    time_of = (partition.best_cuts(each_interval, 4) / nodes).round(3).tolist()
     rows.append(
         {"part": "matrix bounds", "intervals": 4, "method": "each interval", "time": time_of}
     )
@@ -113,13 +114,13 @@ def main() -> None:
     measured, curves = two_anchors(x, log_snr, options.draws)
     runs = sorted({max(1, options.draws // share) for share in (1, 4, 16)}, reverse=True)
     sensitive = [
-        {"part": "sensitivity", **row} for row in clustering.sensitivity(curves, ALPHAS, runs)
+        {"part": "sensitivity", **row} for row in optimal_denoiser.sensitivity(curves, ALPHAS, runs)
     ]
     print_table(
         sensitive,
         ["eta", "alpha", "draws", "repeats", "usable", "time_1", "std_1", "time_2", "std_2"],
     )
-    binned = curves.binned(clustering.ETA, 25)
+    binned = curves.binned(optimal_denoiser.ETA, 25)
     curve = [
         {
             "part": "curve",
@@ -132,8 +133,8 @@ def main() -> None:
     controls = [
         bounds_row("control", make(log_snr, 3), method=name, intervals=3)
         for name, make in (
-            ("uniform", clustering.uniform_bounds),
-            ("snr", clustering.snr_bounds),
+            ("uniform", partition.uniform_bounds),
+            ("snr", partition.snr_bounds),
         )
     ]
     print_table(

@@ -102,7 +102,7 @@ def tspace(workspace: Path, *arguments: str) -> None:
 def read(name: str, folder: Path) -> Experiment:
     """The results of a finished workspace."""
     from pipeline import plan
-    from stages import steps
+    from stages import facts
     from stages.report.costs import together
     from stages.workspace import Workspace
 
@@ -110,7 +110,7 @@ def read(name: str, folder: Path) -> Experiment:
     spent = json.loads((folder / "results" / "costs.json").read_text())["recipes"]
     params = yaml.safe_load((folder / "params.yaml").read_text())
     recipes = {}
-    for key, planned in plan.experts(workspace.params, steps.facts_of(workspace)).items():
+    for key, planned in plan.experts(workspace.params, facts.facts_of(workspace)).items():
         metrics = json.loads((folder / "results" / "recipes" / key / "metrics.json").read_text())
         found = together({key: metrics}, spent)[key]
         for images, point in found["milestones"].items():

@@ -20,9 +20,8 @@ from typing import Any
 
 from common import machine, print_table, write_results
 
-from pipeline import fingerprint as module
-from pipeline.fingerprint import fingerprint
-from pipeline.raw import walk
+from pipeline.data.fingerprint import SETTLED_NS, fingerprint
+from pipeline.data.raw import walk
 
 CLASSES = 1000
 
@@ -46,7 +45,7 @@ def measure(files: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root, table = Path(folder) / "images", Path(folder) / "table"
         write(root, files)
-        time.sleep(1.5 * module.SETTLED_NS / 1e9)
+        time.sleep(1.5 * SETTLED_NS / 1e9)
 
         def look() -> Any:
             return fingerprint(root, walk(root), table)

@@ -16,7 +16,7 @@ import experiment
 import fashion
 from experiment import images_to_reach, summarise, wall_curve
 
-from pipeline.store import Store
+from pipeline.store.entry import Store
 
 LATENT_IMAGES, PIXEL_IMAGES = 32_000, 6_000
 ROUNDED = 1_000  # the long run's images
@@ -90,11 +90,11 @@ def seconds(done: experiment.Experiment) -> dict[int, float]:
 
 def reconstruction(folder: Path) -> dict[str, Any]:
     """Scores of decoded images of the dataset."""
-    from stages import steps
+    from stages import facts, sample
     from stages.workspace import Workspace
 
     workspace = Workspace(folder)
-    return steps.reconstruction(workspace, steps.facts_of(workspace))["scores"]
+    return sample.reconstruction(workspace, facts.facts_of(workspace))["scores"]
 
 
 if __name__ == "__main__":

@@ -30,12 +30,13 @@ from common import machine, print_table, time_alternating, write_results
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
-from pipeline import config, noise, pairing
 from pipeline.networks.build import build_network
+from pipeline.noise import assignment, diagnostics, pairing, philox
+from pipeline.params.load import load
 
 SHAPE = (3, 32, 32)
 DIM = math.prod(SHAPE)
-KEY = noise.derive_key("benchmark", "pairing")
+KEY = philox.derive_key("benchmark", "pairing")
 
 
 def spectrum() -> np.ndarray:
@@ -61,8 +62,8 @@ def make_rows(count: int, contrast: float = 0.45) -> np.ndarray:
     x = np.empty((count, DIM), np.float32)
     for start in range(0, count, 4096):
         index = np.arange(start, min(start + 4096, count))
-        level = noise.normal(KEY, 1, index, (1,))
-        drawn = noise.normal(KEY, 2, index, (DIM,)) * deviations
+        level = philox.normal(KEY, 1, index, (1,))
+        drawn = philox.normal(KEY, 2, index, (DIM,)) * deviations
         drawn *= np.exp(contrast * level - contrast**2)
         placed = np.empty_like(drawn)
         placed[:, order] = drawn
@@ -106,7 +107,7 @@ def pot_solve(cost):
 
 
 METHODS = {
-    "ours": (pairing.integer_cost, lambda cost: pairing.solve(cost, 10)),
+    "ours": (assignment.integer_cost, lambda cost: assignment.solve(cost, 10)),
     "paper": (paper_cost, scipy_solve),
     "scipy L2^2": (squared_distances, scipy_solve),
     "scipy -xe": (lambda x, eps: -(x @ eps.T), scipy_solve),
@@ -157,7 +158,7 @@ def batches(x_all, sizes):
     rows = []
     for n in sizes:
         x = x_all[:n]
-        eps = noise.normal(KEY, 3, np.arange(n), (DIM,))
+        eps = philox.normal(KEY, 3, np.arange(n), (DIM,))
         rows += compare(x, eps, METHODS, max(1, min(15, 6000 // n)), warm_up=n <= 1024)
         if n <= 1024:
             rows += compare(x, eps, AS_WRITTEN, 1, warm_up=False)
@@ -172,7 +173,7 @@ def slot_quality(x, paired):
     total = {"cost": 0.0, "square": 0.0}
     for start in range(0, len(x), 2048):
         index = np.arange(start, min(start + 2048, len(x)))
-        eps = noise.normal(KEY, 0, paired[index].astype(np.int64), (DIM,))
+        eps = philox.normal(KEY, 0, paired[index].astype(np.int64), (DIM,))
         total["cost"] += ((x[index] - eps) ** 2).sum(dtype=np.float64)
         total["square"] += (x[index] ** 2).sum(dtype=np.float64)
     return 100 * (1 - total["cost"] / (total["square"] + len(x) * DIM))
@@ -187,7 +188,7 @@ def slots(x, workers, block, sweeps):
         ("exact, n = 4096", 4096, {"block": 4096, "sweeps": 1, "cost_bits": 32}),
     ]:
         start = time.perf_counter()
-        paired = pairing.pair_slot(
+        paired = assignment.pair_slot(
             "assignment", lambda i: x[i], number, key=KEY, slot=0, workers=workers, **settings
         )
         seconds = time.perf_counter() - start
@@ -220,7 +221,7 @@ def marginals(x, workers):
     """Two disjoint halves of the rows, paired with the same noises."""
     half = len(x) // 2
     halves = x[:half], x[half : 2 * half]
-    components = pairing.principal_components(lambda i: x[i], len(x), 64, key=KEY)
+    components = assignment.principal_components(lambda i: x[i], len(x), 64, key=KEY)
     rows = []
     for name, method, settings in [
         ("independent", "independent", {}),
@@ -232,12 +233,12 @@ def marginals(x, workers):
         ("the same, 16 components", "assignment", {"block": 256, "sweeps": 16, "components": 16}),
     ]:
         if "components" in settings:
-            top = pairing.Components(components.basis[:16], components.variances[:16])
+            top = assignment.Components(components.basis[:16], components.variances[:16])
             settings = settings | {"components": top}
         ids = [
-            pairing.noise_ids(
+            assignment.noise_ids(
                 method,
-                pairing.pair_slot(
+                assignment.pair_slot(
                     method, lambda i, h=h: h[i], half, key=KEY, slot=4, workers=workers, **settings
                 ),
                 np.arange(half),
@@ -245,8 +246,8 @@ def marginals(x, workers):
             ).astype(np.int64)
             for h in halves
         ]
-        eps = noise.normal(KEY, 4, ids[0], (DIM,))
-        found = pairing.diagnose(halves[0], eps, components)
+        eps = philox.normal(KEY, 4, ids[0], (DIM,))
+        found = diagnostics.diagnose(halves[0], eps, components)
         row = {
             "part": "marginal",
             "method": name,
@@ -257,11 +258,11 @@ def marginals(x, workers):
             "pc3_correlation": found["component_correlation"][2],
             "distance_cut_percent": found["distance_cut_percent"],
             "alignment_percent": found["alignment_percent"],
-            "determinism": pairing.determinism(ids[0], halves[0], ids[1], halves[1]),
+            "determinism": diagnostics.determinism(ids[0], halves[0], ids[1], halves[1]),
         }
         if method == "knn-l2":
             square = (halves[0] ** 2).sum(axis=1, dtype=np.float64).mean()
-            expected = pairing.knn_bias(settings["candidates"], DIM, square)
+            expected = diagnostics.knn_bias(settings["candidates"], DIM, square)
             row["noise_std_predicted"] = expected["noise_std"]
         rows.append(row)
     print_table(rows, list(rows[1])[1:])
@@ -277,7 +278,7 @@ def noise_times():
         ids = torch.arange(n)
         times = time_alternating(
             {
-                "noise": lambda ids=ids, shape=shape: noise.normal(KEY, 5, ids, shape),
+                "noise": lambda ids=ids, shape=shape: philox.normal(KEY, 5, ids, shape),
                 "torch.randn": lambda n=n, shape=shape: torch.randn(n, *shape),
             },
             repeats=50,
@@ -295,7 +296,7 @@ SMALL = {"kind": "unet", "channels": 32, "multipliers": (1, 2, 2), "blocks": 1}
 def cifar_network() -> dict:
     """The network of the preset for such rows."""
     preset = Path(__file__).parent.parent / "presets" / "cifar10.yaml"
-    return config.load(preset).recipes["ddpm"].network.model_dump()
+    return load(preset).recipes["ddpm"].network.model_dump()
 
 
 def measure_step(settings, batch):

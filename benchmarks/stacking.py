@@ -16,7 +16,7 @@ from common import machine, print_table, time_alternating, write_results
 from torch.nn import functional
 
 from pipeline.networks.build import build_network
-from pipeline.optim import make_optimizer
+from pipeline.training.optim import make_optimizer
 
 SHAPE, BATCH = (2, 8, 8), 32
 SETTINGS = {"kind": "unet", "multipliers": (1, 2), "blocks": 1}

@@ -106,7 +106,8 @@ def count_step_flops(step: Callable[[], Any]) -> int:
 
 def our_spec(setting: dict[str, Any], threads: int) -> dict[str, Any]:
     """The spec of a recipe that names nothing but the network, the batch and the threads."""
-    from pipeline import config, plan
+    from pipeline import plan
+    from pipeline.params.load import resolve
 
     raw = {
         "defaults": {
@@ -117,16 +118,16 @@ def our_spec(setting: dict[str, Any], threads: int) -> dict[str, Any]:
     }
     channels, side, _ = setting["shape"]
     facts = plan.DatasetFacts("0" * 64, ROWS, side, channels, 0, (127.5,) * channels, 73.9)
-    return plan.experts(config.resolve(raw), facts)["throughput"].experts[0].job.spec
+    return plan.experts(resolve(raw), facts)["throughput"].experts[0].job.spec
 
 
 def ours(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
     import torch
 
-    from pipeline import training
-    from pipeline.latents import Latents, write_shard
+    from pipeline.data.latents import Latents, write_shard
     from pipeline.networks.build import network_of
-    from pipeline.run import Interrupted
+    from pipeline.training.run import Interrupted
+    from pipeline.training.train import train
 
     spec = our_spec(setting, torch.get_num_threads())
     shape = setting["shape"]
@@ -134,7 +135,7 @@ def ours(setting: dict[str, Any], stop: Stop) -> tuple[Any, Callable[[], Any]]:
         shard = Path(folder) / "rows.arrow"
         write_shard(shard, [(make_rows(shape), None)], shape, (127.5,) * shape[0], 73.9)
         try:
-            training.train(spec, Latents([shard]), Path(folder), stop=stop)
+            train(spec, Latents([shard]), Path(folder), stop=stop)
         except Interrupted:
             pass
         else:

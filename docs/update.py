@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from common import machine  # noqa: E402
 from experiment import makespan  # noqa: E402
 
-from stages.drawing import save  # noqa: E402
+from stages.pictures import save  # noqa: E402
 from stages.report.costs import together  # noqa: E402
 from stages.report.groups import units_of  # noqa: E402
 from stages.report.write import floor_text, footnote_text, samples_text, table_rows  # noqa: E402

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import noise
+from pipeline.noise import philox
 
-_KEY = noise.derive_key("rows")
+_KEY = philox.derive_key("rows")
 
 
 def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarray:
@@ -25,7 +25,7 @@ def spread(count: int, rows: int, labels: np.ndarray | None = None) -> np.ndarra
     """
     if not 0 <= count <= rows:
         raise ValueError(f"cannot choose {count} of {rows} rows")
-    order = noise.permutation(_KEY, 0, rows)
+    order = philox.permutation(_KEY, 0, rows)
     if count == rows:
         return np.arange(rows, dtype=np.int64)
     if labels is None:
@@ -47,7 +47,7 @@ def shares(counts: Sequence[int] | np.ndarray, total: int) -> np.ndarray:
     present = np.flatnonzero(counts)
     taken = np.zeros_like(counts)
     whole, rest = np.divmod(counts[present] * total, max(counts.sum(), 1))
-    order = noise.permutation(_KEY, 1, len(present))
+    order = philox.permutation(_KEY, 1, len(present))
     largest = order[np.argsort(-rest[order], kind="stable")]
     whole[largest[: total - whole.sum()]] += 1
     taken[present] = whole

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +16,9 @@ from pipeline.errors import UserError, system_message
 
 # What begins a message about a key: the library knows the key, not the file it stands in.
 KEY = re.compile(r"(seed|data|latent|features|evaluate|defaults|recipes)(\.[\w-]+)*: ")
+
+if TYPE_CHECKING:
+    from stages.workspace import Workspace
 
 
 class Commands(click.Group):
@@ -39,6 +45,11 @@ class Commands(click.Group):
         return list(self.commands)  # in the order of the pipeline
 
 
+def stage_named(name: str) -> Callable[[Workspace], object]:
+    """The function of a stage of dvc.yaml; its module is imported only now."""
+    return getattr(importlib.import_module(f"stages.{name}"), name)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pipeline.__version__, prog_name="tspace")
 def main() -> None:
@@ -51,10 +62,9 @@ def main() -> None:
 
 def _stage(name: str, text: str) -> None:
     def run() -> None:
-        from stages import steps
         from stages.workspace import Workspace
 
-        getattr(steps, name)(Workspace.here())
+        stage_named(name)(Workspace.here())
 
     main.command(name, help=text)(run)
 
@@ -90,18 +100,16 @@ def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None
     """Draw samples for scoring, or from one recipe to a file.
 
     Without options this runs the stage; --recipe and --out go together."""
-    from stages import steps
+    from stages import sample as stage
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
     if recipe is None and out is None:
-        steps.sample(workspace)
+        stage.sample(workspace)
         return
     if recipe is None or out is None:
         raise UserError("sample: --recipe and --out go together")
-    from stages.drawing import draw_from
-
-    draw_from(workspace, recipe, number, seed, out)
+    stage.draw_from(workspace, recipe, number, seed, out)
 
 
 _stage("evaluate", "Score the samples against the real images.")
@@ -148,7 +156,7 @@ def report(if_needed: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
     """Show which experts a run would train, why, and at what cost."""
-    from stages.planning import show_plan
+    from stages.tools.plan import show_plan
     from stages.workspace import Workspace
 
     show_plan(Workspace.here(), recipe, everything, as_json)
@@ -160,7 +168,7 @@ def status(watch: bool) -> None:
     """Show which jobs are done, running, failed or waiting.
 
     This includes runs that another process started."""
-    from stages.inspection import show_status
+    from stages.tools.status import show_status
     from stages.workspace import Workspace
 
     show_status(Workspace.here(), watch)
@@ -170,7 +178,7 @@ def status(watch: bool) -> None:
 @click.option("--rev", default="HEAD", show_default=True, help="The commit to compare with.")
 def verify(rev: str) -> None:
     """Check the results here against a commit's dvc.lock."""
-    from stages.verify import verify as same
+    from stages.tools.verify import verify as same
     from stages.workspace import Workspace
 
     sys.exit(0 if same(Workspace.here(), rev) else 1)
@@ -183,7 +191,7 @@ def gc(dry_run: bool, yes: bool) -> None:
     """Delete store entries that nothing needs any more.
 
     Entries that the params, dvc.lock, a branch or an experiment needs are kept."""
-    from stages.gc import gc as collect
+    from stages.tools.gc import gc as collect
     from stages.workspace import Workspace
 
     collect(Workspace.here(), dry_run, yes)
@@ -197,7 +205,7 @@ def export(recipe: str, out: Path, milestone: int | None) -> None:
     """Write a recipe's model to a self-contained folder.
 
     The folder needs neither the store nor params.yaml."""
-    from stages.export import export_recipe
+    from stages.tools.export import export_recipe
     from stages.workspace import Workspace
 
     export_recipe(Workspace.here(), recipe, out, milestone)
@@ -214,7 +222,7 @@ def doctor(profile: Path | None, node: bool) -> None:
     """Check the installation, the store and the cluster, if any.
 
     The cluster is checked with a SLURM profile."""
-    from stages.doctor import examine
+    from stages.tools.doctor import examine
     from stages.workspace import Workspace
 
     sys.exit(examine(Workspace.here(), profile, node))
@@ -239,14 +247,14 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
     """Write a preset to params.yaml, or list the presets.
 
     Without NAME, the presets are listed."""
-    from stages import presets
+    from stages.tools.preset import names, write_preset
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
     if name is None:
-        click.echo("\n".join(presets.names(workspace)))
+        click.echo("\n".join(names(workspace)))
     else:
-        presets.write_preset(workspace, name, force, scale, width)
+        write_preset(workspace, name, force, scale, width)
 
 
 @main.command(hidden=True)
@@ -255,8 +263,8 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
 @click.argument("names", nargs=-1, required=True)
 def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
     """Run planned entries of the store, one after the other (called by the Snakefile)."""
-    from pipeline.store import Store
-    from stages.jobs import run_job
+    from pipeline.store.entry import Store
+    from stages.job import run_job
     from stages.workspace import Workspace
 
     workspace, store = Workspace(root), Store(store_root)

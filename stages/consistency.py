@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from pipeline import config, plan
-from pipeline.files import write_sealed
-from stages import drawing, steps
+from pipeline import plan
+from pipeline.data.params import Pixels
+from pipeline.params.load import load
+from pipeline.store.entry import Entry, Store
+from pipeline.store.files import write_json, write_sealed
+from stages import merge, pictures
+from stages.facts import facts_of
 from stages.fanout import fan_out
+from stages.features import extractor_of
+from stages.inputs import dataset_of, latents_of, mixture_of, save_array
+from stages.reporter import Reporter
 from stages.workspace import Workspace
 
 SHOWN = 16  # samples of each recipe in the picture
@@ -42,8 +51,8 @@ def consistency(workspace: Workspace) -> None:
         for job in outputs.values()
     ]
     columns = len(samples[0])
-    drawing.save(drawing.grid(np.concatenate(samples), columns), folder / "consistency.png")
-    pixels = isinstance(workspace.params.latent, config.Pixels)
+    pictures.save(pictures.grid(np.concatenate(samples), columns), folder / "consistency.png")
+    pixels = isinstance(workspace.params.latent, Pixels)
     write_sealed(
         folder / "consistency.json",
         {
@@ -66,17 +75,101 @@ def consistency_jobs(
     workspace: Workspace,
 ) -> tuple[dict[str, plan.Job], dict[tuple[str, str], plan.Job]]:
     """The jobs of `plan.consistency`, by params.yaml as it is now."""
-    params = config.load(workspace.root / "params.yaml")
+    params = load(workspace.root / "params.yaml")
     if params.evaluate.consistency is None:
         return {}, {}
-    facts = steps.facts_of(workspace)
+    facts = facts_of(workspace)
     return plan.consistency(
         params,
         facts,
         plan.experts(params, facts),
         {
-            name: steps.milestones_of(workspace, name)[-1]["mixture"]
+            name: merge.milestones_of(workspace, name)[-1]["mixture"]
             for name in params.evaluate.consistency.recipes
         },
         plan.features(params, facts),
     )
+
+
+def run_outputs(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+
+    from pipeline.evaluation.consistency import estimates as estimated
+    from pipeline.evaluation.consistency import nearest_training
+    from pipeline.sampling.mixture import draw
+
+    torch.set_num_threads(spec["threads"])
+    extractor, _ = extractor_of(store.entry(spec["features"]), workspace)
+    mixture = mixture_of(spec, store)
+    count, seed, asked = spec["samples"], spec["seed"], [own for _, own in spec["levels"]]
+    total = len(spec["states"]) + len(asked)
+    reporter.unit = "states"
+    # Without noise in its steps: the samples are functions of their starting noise alone.
+    images, _ = draw(
+        mixture,
+        spec["states"],
+        range(count),
+        seed=seed,
+        kind="ddim",
+        guidance=spec["guidance"],
+        batch=spec["batch"],
+        class_counts=spec.get("class_counts"),
+        progress=lambda done, _: reporter.progress(done, total),
+    )
+    estimates = estimated(
+        mixture,
+        latents_of(spec, store),
+        count,
+        spec["rows"],
+        asked,
+        seed=seed,
+        batch=spec["batch"],
+    )
+    nearest, real = nearest_training(
+        images, dataset_of(workspace, spec), spec["nearest"], spec["flips"]
+    )
+    for name, values in (
+        ("images", images),
+        ("features", extractor.features(images)),
+        ("estimates", estimates),
+        ("nearest", nearest),
+        ("real-nearest", real),
+    ):
+        save_array(entry.path / f"{name}.npy", values)
+    reporter.progress(total, total)
+
+
+def run_consistency(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline.evaluation.consistency import Outputs, compare
+
+    def array(of: Entry, name: str) -> np.ndarray:
+        return np.load(of.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+
+    def outputs(of: Entry) -> Outputs:
+        levels = [level for level, _ in of.spec()["levels"]]
+        images, features, nearest, estimates = (
+            array(of, name) for name in ("images", "features", "nearest", "estimates")
+        )
+        by_level = dict(zip(levels, estimates, strict=True))
+        return Outputs(images, features, nearest, by_level)
+
+    a, b = (store.entry(name) for name in spec["outputs"])
+    reference = store.entry(spec["features"])
+    labelled = "labels.npy" in reference.files()
+    found = compare(
+        outputs(a),
+        outputs(b),
+        spec["levels"],
+        array(reference, "features"),
+        array(a, "real-nearest"),
+        real_labels=array(reference, "labels") if labelled else None,
+        seed=spec["seed"],
+        **spec["settings"],
+    )
+    write_json(entry.path / "comparison.json", found)

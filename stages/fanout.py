@@ -19,18 +19,18 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.files import ask, reached, sweep, write_json, write_sealed
-from pipeline.identity import file_digest
 from pipeline.plan import Job
-from pipeline.store import Entry, copy_entry
+from pipeline.store.entry import Entry, copy_entry
+from pipeline.store.files import reached, sweep, write_json, write_sealed
+from pipeline.store.identity import file_digest
 from stages.intact import Record
 from stages.numbers import counted, speed
+from stages.reporter import LINE_SECONDS
 from stages.workspace import Workspace
 
 POLL_SECONDS = 0.5
 FINAL = ".final"  # beside an error.txt that another try would only bring about again
 NO_RECIPE = "-"  # of jobs that recipes share: encoder, latents and the like
-LINE_SECONDS = 10.0  # between two lines of progress where lines cannot be rewritten
 
 
 def fan_out(
@@ -372,35 +372,3 @@ def snakemake_reason(log: str) -> str:
         if found := re.search(pattern, log, re.MULTILINE):
             return ": ".join(part.strip() for part in found.groups())
     return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
-
-
-class Reporter:
-    """What a job says while it runs: its log, and progress for whoever watches."""
-
-    def __init__(self, entry: Entry, unit: str = "images"):
-        self.entry, self.unit = entry, unit
-        self._logged = 0.0
-        self._started = time.monotonic()
-
-    def log(self, text: str) -> None:
-        ask(self.entry.path)
-        with open(self.entry.log, "a") as f:
-            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def progress(
-        self, done: int, total: int, rate: float | None = None, loss: float | None = None
-    ) -> None:
-        now = time.monotonic()
-        if rate is None:
-            rate = done / max(now - self._started, 1e-9)
-        state: dict[str, Any] = {"done": done, "total": total, "rate": rate, "loss": loss}
-        state |= {"unit": self.unit, "time": time.time()}
-        write_sealed(self.entry.path / "progress.json", state, synced=False)
-        if now - self._logged >= LINE_SECONDS or done >= total:
-            self._logged = now
-            seconds = int((total - done) / rate) if rate else 0
-            shown = "" if loss is None else f"  loss {loss:.5f}"
-            self.log(
-                f"{done:,}/{total:,} {self.unit}  {speed(rate, self.unit)}{shown}"
-                f"  {seconds // 60}:{seconds % 60:02d} left"
-            )

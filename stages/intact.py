@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_text
-from pipeline.identity import file_digest
+from pipeline.store.files import write_text
+from pipeline.store.identity import file_digest
 
 
 class Record:

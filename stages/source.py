@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Data
+from pipeline.data.fingerprint import Fingerprint, fingerprint
+from pipeline.data.params import Data
+from pipeline.data.raw import raw_files
 from pipeline.errors import UserError, shown
-from pipeline.files import write_text
-from pipeline.fingerprint import Fingerprint, fingerprint
-from pipeline.identity import digest
-from pipeline.raw import raw_files
+from pipeline.store.files import write_text
+from pipeline.store.identity import digest
 from stages.numbers import counted
 from stages.workspace import Workspace
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
-from pipeline.config import Params
 from pipeline.errors import UserError
-from pipeline.files import sealed
-from pipeline.store import Store
+from pipeline.params.load import load
+from pipeline.params.recipe import Params
+from pipeline.store.entry import Store
+from pipeline.store.files import sealed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workspace:
 
     @functools.cached_property
     def params(self) -> Params:
-        return config.load(self.root / "params.yaml")
+        return load(self.root / "params.yaml")
 
     @functools.cached_property
     def store(self) -> Store:

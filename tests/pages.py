@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline import plan
-from pipeline.files import write_json, write_sealed
-from pipeline.identity import digest
-from pipeline.store import Entry
+from pipeline.store.entry import Entry
+from pipeline.store.files import write_json, write_sealed
+from pipeline.store.identity import digest
 from stages.report import costs
 from stages.report.page import sections_of, write_page
 from stages.report.results import Pictures, Results, Written, read

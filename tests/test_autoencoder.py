@@ -9,12 +9,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pipeline import autoencoder
-from pipeline.autoencoder import Autoencoder, load_codec, measure, train_autoencoder
+from pipeline.data import codec
+from pipeline.data.codec import DIFFUSERS_CLASSES, load_codec, measure
 from pipeline.errors import UserError
-from pipeline.files import reached
+from pipeline.networks.autoencoder import Autoencoder
 from pipeline.rows import spread
-from pipeline.run import Interrupted
+from pipeline.store.files import reached
+from pipeline.training import autoencoder
+from pipeline.training.autoencoder import train_autoencoder
+from pipeline.training.run import Interrupted
 
 SHAPE = (1, 8, 8)
 SETTINGS = {
@@ -231,12 +234,12 @@ def tiny_model(kind, folder, **changes):
 
 
 def fetch(model, folder, images):
-    autoencoder.fetch_diffusers(
+    codec.fetch_diffusers(
         str(model), folder, lambda rows: images[rows], len(images), shape=images.shape[1:]
     )
 
 
-@pytest.mark.parametrize("kind", autoencoder.DIFFUSERS_CLASSES)
+@pytest.mark.parametrize("kind", DIFFUSERS_CLASSES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_diffusers_codec_gives_what_the_model_gives(kind, channels, digits, tmp_path):
     model = tiny_model(kind, tmp_path / "model")

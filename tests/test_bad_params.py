@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import config, feasibility, plan
+from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.params.feasibility import check_against
+from pipeline.params.load import load, resolve
 
 ROOT = Path(__file__).parent.parent
 PARSED, WRITTEN = 1_800, 200
@@ -109,7 +111,7 @@ def _planned(params, dataset) -> None:
         mean=(100.0,) * channels,
         std=(50.0,) * channels,
     )
-    feasibility.check_against(params, *dataset)
+    check_against(params, *dataset)
     plan.check(params, facts)
     plan.analyses(params, facts)
     plan.experts(params, facts)
@@ -135,11 +137,11 @@ def test_bad_params_are_refused_in_words_and_soon(tmp_path):
         began = time.process_time()
         try:
             if number < PARSED:
-                params = config.resolve(document)
+                params = resolve(document)
             else:
                 path = tmp_path / "params.yaml"
                 path.write_bytes(_text(document, draw))
-                params = config.load(path)
+                params = load(path)
             _planned(params, draw.choice(DATASETS))
         except UserError as e:
             refused += 1

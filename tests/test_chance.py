@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.chance import answers_needed, better_than_chance, more_held_out, never_told
+from pipeline.evaluation.chance import answers_needed, better_than_chance, more_held_out, never_told
 
 
 @pytest.mark.parametrize(

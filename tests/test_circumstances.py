@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import circumstances, training
 from pipeline.errors import UserError
-from pipeline.files import write_json, write_sealed
-from pipeline.store import Store
-from stages import fanout, jobs, steps
+from pipeline.store import circumstances
+from pipeline.store.entry import Store
+from pipeline.store.files import write_json, write_sealed
+from pipeline.training import draws
+from stages import fanout, features
+from stages import job as jobs
 from tests.test_inspection import PARAMS, experts_of, make, small_workspace
 from tests.workflow import run_here
 
@@ -28,15 +30,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def interrupt(monkeypatch, at: int) -> None:
     """SIGTERM when the batch that starts at image `at` is drawn, once."""
-    original = training.Draws.batch
+    original = draws.Draws.batch
 
     def batch(self, start, *rest):
         if start == at:
-            monkeypatch.setattr(training.Draws, "batch", original)
+            monkeypatch.setattr(draws.Draws, "batch", original)
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, start, *rest)
 
-    monkeypatch.setattr(training.Draws, "batch", batch)
+    monkeypatch.setattr(draws.Draws, "batch", batch)
 
 
 def test_an_interrupted_and_an_undisturbed_run_leave_the_same_bytes(tmp_path, monkeypatch):
@@ -53,7 +55,7 @@ def test_an_interrupted_and_an_undisturbed_run_leave_the_same_bytes(tmp_path, mo
                 jobs.run_job(workspace, workspace.store, entry.name)
             assert (entry.path / "error.txt").read_text().startswith("interrupted")
         assert make(workspace, [job]) == [True]
-        steps.features(workspace)
+        features.features(workspace)
         folder = workspace.root / "artefacts"
         copied = Store(folder / "copied")
         copied.adopt(entry.path, entry.name)

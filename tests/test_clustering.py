@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pipeline import clustering, noise, partition, schedule
-from pipeline.clustering import Curves
-from pipeline.config import BoundsPartition, UniformPartition
 from pipeline.errors import UserError
+from pipeline.levels import optimal_denoiser, partition, schedule
+from pipeline.levels.optimal_denoiser import Curves
+from pipeline.levels.params import BoundsPartition, UniformPartition
+from pipeline.noise import philox
 
-KEY = noise.derive_key("test clustering")
+KEY = philox.derive_key("test clustering")
 
 
 def make_rows(count, dim, seed=0):
@@ -49,7 +50,7 @@ def curves_of(s0, s1, draws_per_state=1, log_snr=None):
     states = np.repeat(np.arange(len(s0)), draws_per_state)
     log_snr = np.linspace(9.0, -9.0, len(s0)) if log_snr is None else log_snr
     s0, s1 = np.asarray(s0, dtype=float), np.asarray(s1, dtype=float)
-    return Curves(log_snr, states, (clustering.ETA,), s0[None, states], s1[None, states])
+    return Curves(log_snr, states, (optimal_denoiser.ETA,), s0[None, states], s1[None, states])
 
 
 # --- the optimal denoiser -------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def test_optimal_denoiser_equals_brute_force(count, dim):
     rows = make_rows(count, dim) if count > 1 else np.ones((1, dim), np.float32)
     levels = np.concatenate([np.linspace(12, -12, 49), [-np.inf]])
     x = noisy(rows, levels)
-    found = clustering.optimal_denoiser(source(rows), count, x, levels)
+    found = optimal_denoiser.optimal_denoiser(source(rows), count, x, levels)
     np.testing.assert_allclose(found, brute_mean(rows, x, levels), rtol=0, atol=2e-5)
 
 
@@ -74,7 +75,7 @@ def test_optimal_denoiser_tells_near_duplicates_apart():
     weights_matter = brute_mean(rows, x, levels)
     spread = np.abs(weights_matter - rows.mean(axis=0)).max(axis=1)
     assert spread.min() < 0.004 < 0.012 < spread.max()
-    found = clustering.optimal_denoiser(source(rows), len(rows), x, levels)
+    found = optimal_denoiser.optimal_denoiser(source(rows), len(rows), x, levels)
     np.testing.assert_allclose(found, weights_matter, rtol=0, atol=5e-6)
 
 
@@ -82,21 +83,21 @@ def test_optimal_denoiser_does_not_depend_on_blocks_or_order():
     rows = make_rows(120, 20)
     levels = np.linspace(8, -8, 30)
     x = noisy(rows, levels)
-    found = clustering.optimal_denoiser(source(rows), 120, x, levels)
-    small = clustering.optimal_denoiser(source(rows), 120, x, levels, memory=4000)
-    assert clustering._sizes(4000, 20, 1) == (2, 6)
+    found = optimal_denoiser.optimal_denoiser(source(rows), 120, x, levels)
+    small = optimal_denoiser.optimal_denoiser(source(rows), 120, x, levels, memory=4000)
+    assert optimal_denoiser._sizes(4000, 20, 1) == (2, 6)
     np.testing.assert_allclose(small, found, rtol=0, atol=1e-6)
     shuffled = rows[np.random.default_rng(2).permutation(120)]
-    other = clustering.optimal_denoiser(source(shuffled), 120, x, levels)
+    other = optimal_denoiser.optimal_denoiser(source(shuffled), 120, x, levels)
     np.testing.assert_allclose(other, found, rtol=0, atol=1e-6)
-    again = clustering.optimal_denoiser(source(rows), 120, x, levels)
+    again = optimal_denoiser.optimal_denoiser(source(rows), 120, x, levels)
     np.testing.assert_array_equal(again, found)
 
 
 def test_optimal_denoiser_of_many_gaussian_rows_is_the_wiener_filter():
     rows = np.random.default_rng(3).standard_normal((40_000, 1)).astype(np.float32)
     x = np.linspace(-1.5, 1.5, 7, dtype=np.float32)[:, None]
-    found = clustering.optimal_denoiser(source(rows), len(rows), x, 0.0)
+    found = optimal_denoiser.optimal_denoiser(source(rows), len(rows), x, 0.0)
     np.testing.assert_allclose(found, math.sqrt(0.5) * x, atol=0.02)
 
 
@@ -107,12 +108,12 @@ def test_curves_equal_brute_force():
     rows = make_rows(60, 24)
     log_snr = schedule.build("cosine", 200, zero_terminal=True)
     etas = (0.01, 0.1)
-    curves = clustering.measure_curves(
+    curves = optimal_denoiser.measure_curves(
         source(rows), 60, log_snr, key=KEY, draws=400, etas=etas, memory=100_000
     )
     number = np.arange(400)
-    chosen = noise.randint(noise.derive_key(KEY, "clustering", "row"), 0, number, 60)
-    eps = noise.normal(noise.derive_key(KEY, "clustering", "noise"), 0, number, (24,))
+    chosen = philox.randint(philox.derive_key(KEY, "clustering", "row"), 0, number, 60)
+    eps = philox.normal(philox.derive_key(KEY, "clustering", "noise"), 0, number, (24,))
     levels = log_snr[curves.states]
     alpha, sigma = np.sqrt(special.expit(levels))[:, None], np.sqrt(special.expit(-levels))[:, None]
     x = alpha * rows[chosen] + sigma * eps
@@ -131,18 +132,20 @@ def test_curves_do_not_depend_on_memory_and_are_pure():
     rows = make_rows(50, 8)
     log_snr = schedule.build("log-snr", 20)
     made = [
-        clustering.measure_curves(source(rows), 50, log_snr, key=key, draws=100, memory=memory)
+        optimal_denoiser.measure_curves(
+            source(rows), 50, log_snr, key=key, draws=100, memory=memory
+        )
         for key, memory in ((KEY, 1 << 29), (KEY, 3000), (KEY + 1, 1 << 29))
     ]
     np.testing.assert_allclose(made[1].s0, made[0].s0, atol=1e-12)
     np.testing.assert_allclose(made[1].s1, made[0].s1, atol=1e-12)
     assert (made[2].states != made[0].states).any()
-    longer = clustering.measure_curves(source(rows), 50, log_snr, key=KEY, draws=150)
+    longer = optimal_denoiser.measure_curves(source(rows), 50, log_snr, key=KEY, draws=150)
     np.testing.assert_array_equal(longer.s0[:, :100], made[0].s0)
 
 
 def test_draws_cover_the_axis_evenly():
-    curves = clustering.measure_curves(
+    curves = optimal_denoiser.measure_curves(
         source(make_rows(4, 2)), 4, np.linspace(5, -5, 10), key=KEY, draws=1000
     )
     for part in (curves.states, curves.states[:100], curves.states[500:600]):
@@ -154,9 +157,9 @@ def test_bounds_of_given_curves():
     s1 = [0, 0, 0, 0, 0, 0, 0.5, 1, 1, 1]
     # Running means of s0 from the left: 1 1 1 1 .9 .75; of s1 from the right: 1 1 1 .875 .7
     for alpha, cuts in ((0.89, [5, 7]), (0.91, [4, 7]), (0.87, [5, 6]), (1.0, [4, 7])):
-        found = clustering.two_anchor_bounds(curves_of(s0, s1, 3), alpha)
+        found = optimal_denoiser.two_anchor_bounds(curves_of(s0, s1, 3), alpha)
         assert found.first_states.tolist() == cuts
-    assert clustering.two_anchor_bounds(curves_of(s0, s1)).log_snr.tolist() == [0.0, -4.0]
+    assert optimal_denoiser.two_anchor_bounds(curves_of(s0, s1)).log_snr.tolist() == [0.0, -4.0]
 
 
 def test_clean_interval_ends_at_the_first_crossing():
@@ -166,7 +169,7 @@ def test_clean_interval_ends_at_the_first_crossing():
     running = s0.cumsum() / np.arange(1, 51)
     literal = np.flatnonzero(running >= 0.8).max() + 1
     assert literal == 50
-    found = clustering.two_anchor_bounds(curves_of(s0, s1), 0.8)
+    found = optimal_denoiser.two_anchor_bounds(curves_of(s0, s1), 0.8)
     assert found.first_states[0] == 12
     assert running[11] >= 0.8 > running[12]
 
@@ -175,12 +178,12 @@ def test_clean_end_of_real_curves_is_u_shaped():
     rows = make_rows(400, 64)
     log_snr = schedule.build("linear", 500)
     eta = 0.05
-    curves = clustering.measure_curves(
+    curves = optimal_denoiser.measure_curves(
         source(rows), 400, log_snr, key=KEY, draws=2000, etas=(eta,), memory=1 << 24
     )
     s0 = curves.binned(eta, 20)["s0"]
     assert s0[0] > 0.99 and s0.min() < 0.5 and s0[-1] > 0.9
-    found = clustering.two_anchor_bounds(curves, 0.9, eta)
+    found = optimal_denoiser.two_anchor_bounds(curves, 0.9, eta)
     at = found.first_states[0]
     assert curves.s0[0, curves.states < at].mean() >= 0.9
     assert curves.s0[0, curves.states <= at].mean() < 0.9
@@ -189,38 +192,40 @@ def test_clean_end_of_real_curves_is_u_shaped():
 def test_unusable_choices_name_the_way_out():
     good, bad = [1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 1, 1]
     with pytest.raises(UserError, match="cleanest end; lower alpha"):
-        clustering.two_anchor_bounds(curves_of([0.5] * 6, bad))
+        optimal_denoiser.two_anchor_bounds(curves_of([0.5] * 6, bad))
     with pytest.raises(UserError, match="noisiest end; lower alpha"):
-        clustering.two_anchor_bounds(curves_of(good, [0.5] * 6))
+        optimal_denoiser.two_anchor_bounds(curves_of(good, [0.5] * 6))
     with pytest.raises(UserError, match=r"no middle interval.*raise alpha"):
-        clustering.two_anchor_bounds(curves_of([1.0] * 6, [1.0] * 6))
+        optimal_denoiser.two_anchor_bounds(curves_of([1.0] * 6, [1.0] * 6))
     for alpha in (0, 1.5, -1, math.nan):
         with pytest.raises(UserError, match="alpha"):
-            clustering.two_anchor_bounds(curves_of(good, bad), alpha)
+            optimal_denoiser.two_anchor_bounds(curves_of(good, bad), alpha)
     with pytest.raises(ValueError, match="measured for eta"):
-        clustering.two_anchor_bounds(curves_of(good, bad), eta=0.5)
+        optimal_denoiser.two_anchor_bounds(curves_of(good, bad), eta=0.5)
 
 
 def test_identical_rows_need_one_interval():
     rows = np.full((10, 4), 0.5, np.float32)
-    curves = clustering.measure_curves(source(rows), 10, np.linspace(5, -5, 20), key=KEY, draws=50)
+    curves = optimal_denoiser.measure_curves(
+        source(rows), 10, np.linspace(5, -5, 20), key=KEY, draws=50
+    )
     assert curves.s0.min() == curves.s1.min() == 1
     with pytest.raises(UserError, match="no middle interval"):
-        clustering.two_anchor_bounds(curves)
+        optimal_denoiser.two_anchor_bounds(curves)
 
 
 def test_sensitivity():
     rows = make_rows(200, 32)
     etas = (0.01, 0.02)
-    curves = clustering.measure_curves(
+    curves = optimal_denoiser.measure_curves(
         source(rows), 200, schedule.build("linear", 300), key=KEY, draws=1200, etas=etas
     )
-    table = clustering.sensitivity(curves, (0.8, 0.95), (300, 1200))
+    table = optimal_denoiser.sensitivity(curves, (0.8, 0.95), (300, 1200))
     assert len(table) == 8
     settings = [(r["eta"], r["alpha"], r["draws"], r["repeats"]) for r in table]
     assert settings[:2] == [(0.01, 0.8, 300, 4), (0.01, 0.8, 1200, 1)]
     by = {setting[:3]: row for setting, row in zip(settings, table, strict=True)}
-    whole = clustering.two_anchor_bounds(curves, 0.8, 0.02)
+    whole = optimal_denoiser.two_anchor_bounds(curves, 0.8, 0.02)
     row = by[0.02, 0.8, 1200]
     np.testing.assert_allclose([row["log_snr_1"], row["log_snr_2"]], whole.log_snr)
     np.testing.assert_allclose([row["time_1"], row["time_2"]], whole.first_states / 300)
@@ -228,10 +233,10 @@ def test_sensitivity():
     # A stricter alpha shrinks both outer intervals, a looser eta grows them.
     assert by[0.01, 0.95, 1200]["time_1"] < by[0.01, 0.8, 1200]["time_1"] < row["time_1"]
     assert by[0.01, 0.95, 1200]["time_2"] > by[0.01, 0.8, 1200]["time_2"] > row["time_2"]
-    unusable = clustering.sensitivity(curves_of([0.5] * 4, [1.0] * 4), (0.9,), (4,))[0]
+    unusable = optimal_denoiser.sensitivity(curves_of([0.5] * 4, [1.0] * 4), (0.9,), (4,))[0]
     assert unusable["usable"] == 0 and unusable["time_1"] is None
     with pytest.raises(UserError, match="1201 draws"):
-        clustering.sensitivity(curves, (0.8,), (1201,))
+        optimal_denoiser.sensitivity(curves, (0.8,), (1201,))
 
 
 # --- any number of intervals ----------------------------------------------------------------------
@@ -241,12 +246,12 @@ def test_similarity_matrix_equals_brute_force():
     rows = make_rows(40, 12)
     log_snr = np.append(np.linspace(7, -7, 20), -np.inf)
     eta = 0.1
-    found = clustering.similarity_matrix(
+    found = optimal_denoiser.similarity_matrix(
         source(rows), 40, log_snr, key=KEY, nodes=7, draws=30, eta=eta, memory=20_000
     )
     number = np.arange(30)
-    chosen = noise.randint(noise.derive_key(KEY, "clustering", "matrix row"), 0, number, 40)
-    eps = noise.normal(noise.derive_key(KEY, "clustering", "noise"), 0, number, (12,))
+    chosen = philox.randint(philox.derive_key(KEY, "clustering", "matrix row"), 0, number, 40)
+    eps = philox.normal(philox.derive_key(KEY, "clustering", "noise"), 0, number, (12,))
     estimates = []
     for level in log_snr[[1, 4, 7, 10, 13, 16, 19]]:
         alpha, sigma = math.sqrt(special.expit(level)), math.sqrt(special.expit(-level))
@@ -268,7 +273,7 @@ def test_best_cuts_equal_exhaustive_search(intervals):
         for cuts in itertools.combinations(range(1, n), intervals - 1):
             parts = [slice(i, j) for i, j in itertools.pairwise([0, *cuts, n])]
             scores[cuts] = sum(a[p, p].mean(axis=1).sum() for p in parts)
-        found = clustering.best_cuts(clustering.affinity_values(a), intervals)
+        found = partition.best_cuts(partition.affinity_values(a), intervals)
         assert tuple(found) == max(scores, key=scores.get)
 
 
@@ -277,7 +282,7 @@ def test_cuts_fall_where_nodes_differ():
     change = np.maximum(0, np.arange(40) - 20) / 5.0
     affinity = np.exp(-np.abs(change[:, None] - change))
     for intervals in (2, 3, 4):
-        cuts = clustering.best_cuts(clustering.affinity_values(affinity), intervals)
+        cuts = partition.best_cuts(partition.affinity_values(affinity), intervals)
         assert cuts.min() > 20 and np.diff([*cuts, 40]).min() > 2
 
 
@@ -285,15 +290,15 @@ def test_affinity_bounds_find_blocks():
     affinity = np.full((10, 10), 0.1)
     for i, j in ((0, 3), (3, 8), (8, 10)):
         affinity[i:j, i:j] = 0.9
-    found = clustering.affinity_bounds(np.linspace(9, -10, 20), affinity, 3)
+    found = partition.affinity_bounds(np.linspace(9, -10, 20), affinity, 3)
     assert found.first_states.tolist() == [6, 16]
     assert found.log_snr.tolist() == [3.5, -6.5]
     # 25 states in 10 parts: edges at multiples of 2.5, rounded up.
-    assert clustering.affinity_bounds(np.arange(25.0)[::-1], affinity, 3).first_states.tolist() == [
+    assert partition.affinity_bounds(np.arange(25.0)[::-1], affinity, 3).first_states.tolist() == [
         8,
         20,
     ]
-    reverse = clustering.affinity_bounds(np.linspace(9, -10, 20), affinity[::-1, ::-1], 3)
+    reverse = partition.affinity_bounds(np.linspace(9, -10, 20), affinity[::-1, ::-1], 3)
     assert reverse.first_states.tolist() == [4, 14]
 
 
@@ -301,15 +306,15 @@ def test_interval_misuse_is_refused():
     log_snr = np.linspace(5, -5, 8)
     eye = np.eye(8)
     with pytest.raises(UserError, match="9 intervals for 8 nodes"):
-        clustering.affinity_bounds(log_snr, eye, 9)
+        partition.affinity_bounds(log_snr, eye, 9)
     with pytest.raises(UserError, match="intervals must be a whole"):
-        clustering.affinity_bounds(log_snr, eye, 0)
+        partition.affinity_bounds(log_snr, eye, 0)
     with pytest.raises(UserError, match="9 nodes for 8 states"):
-        clustering.affinity_bounds(log_snr, np.eye(9), 2)
+        partition.affinity_bounds(log_snr, np.eye(9), 2)
     for matrix in (np.ones(3), np.ones((2, 3)), np.triu(np.ones((3, 3))), np.full((3, 3), np.nan)):
         with pytest.raises(ValueError, match="affinity"):
-            clustering.affinity_bounds(log_snr, matrix, 2)
-    for bounds in (clustering.uniform_bounds, clustering.snr_bounds):
+            partition.affinity_bounds(log_snr, matrix, 2)
+    for bounds in (partition.uniform_bounds, partition.snr_bounds):
         with pytest.raises(UserError, match="9 intervals for 8 states"):
             bounds(log_snr, 9)
         with pytest.raises(ValueError, match="strictly descending"):
@@ -321,7 +326,7 @@ def test_interval_misuse_is_refused():
 
 def test_snr_bounds_are_the_published_ones():
     """arXiv 2312.09181, table 4: SNR clustering of the continuous linear schedule, (.348, .709)."""
-    found = clustering.snr_bounds(schedule.build("linear", 1000), 3)
+    found = partition.snr_bounds(schedule.build("linear", 1000), 3)
     np.testing.assert_allclose(found.first_states / 1000, [0.348, 0.709], atol=0.01)
 
 
@@ -335,8 +340,8 @@ def test_snr_bounds_equal_exhaustive_search():
         itertools.combinations(range(1, 12), 2),
         key=lambda cuts: sum(distance(i, j) for i, j in itertools.pairwise([0, *cuts, 12])),
     )
-    assert tuple(clustering.snr_bounds(log_snr, 3).first_states) == best
-    assert tuple(clustering.snr_bounds(np.append(log_snr, -np.inf), 3).first_states) == best
+    assert tuple(partition.snr_bounds(log_snr, 3).first_states) == best
+    assert tuple(partition.snr_bounds(np.append(log_snr, -np.inf), 3).first_states) == best
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
@@ -345,7 +350,7 @@ def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
     log_snr = schedule.build("cosine", 10, zero_terminal=zero_terminal)
     axis = partition.axis_of(log_snr, False)
     intervals = min(intervals, len(axis))
-    found = clustering.uniform_bounds(axis, intervals)
+    found = partition.uniform_bounds(axis, intervals)
     wanted = UniformPartition(kind="uniform", intervals=intervals)
     owned = partition.owned(partition.bounds(wanted, axis, dict), axis)
     assert [first for first, _ in owned[1:]] == found.first_states.tolist()
@@ -356,9 +361,9 @@ def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
 
 
 def test_nearest_states():
-    bounds = clustering.Bounds(np.array([2.4, -1.5]), np.array([3, 5]))
-    assert clustering.nearest_states(bounds, np.array([4.0, 2, 0, -1, -2])).tolist() == [1, 3]
-    assert clustering.nearest_states(bounds, np.array([3.0, -np.inf])).tolist() == [0, 0]
+    bounds = partition.Bounds(np.array([2.4, -1.5]), np.array([3, 5]))
+    assert optimal_denoiser.nearest_states(bounds, np.array([4.0, 2, 0, -1, -2])).tolist() == [1, 3]
+    assert optimal_denoiser.nearest_states(bounds, np.array([3.0, -np.inf])).tolist() == [0, 0]
 
 
 def test_degenerate_measurements_are_refused():
@@ -366,21 +371,21 @@ def test_degenerate_measurements_are_refused():
     log_snr = np.linspace(5, -5, 8)
 
     def measure(x=rows, count=6, states=log_snr, **settings):
-        return clustering.measure_curves(source(x), count, states, key=KEY, **settings)
+        return optimal_denoiser.measure_curves(source(x), count, states, key=KEY, **settings)
 
     broken = rows.copy()
     broken[4, 1] = np.nan
     with pytest.raises(UserError, match="not finite"):
         measure(broken, draws=2)
     with pytest.raises(UserError, match="not finite"):
-        clustering.optimal_denoiser(source(broken), 6, rows[:2], 0.0)
+        optimal_denoiser.optimal_denoiser(source(broken), 6, rows[:2], 0.0)
     with pytest.raises(UserError, match="empty"):
         measure(count=0)
     for eta in (0, -1, math.inf, math.nan):
         with pytest.raises(UserError, match="eta"):
             measure(etas=(eta,))
         with pytest.raises(UserError, match="eta"):
-            clustering.similarity_matrix(source(rows), 6, log_snr, key=KEY, nodes=2, eta=eta)
+            optimal_denoiser.similarity_matrix(source(rows), 6, log_snr, key=KEY, nodes=2, eta=eta)
     for draws in (0, 2.5, True):
         with pytest.raises(UserError, match="draws"):
             measure(draws=draws)
@@ -388,6 +393,6 @@ def test_degenerate_measurements_are_refused():
         with pytest.raises(ValueError, match="schedule"):
             measure(states=states)
     with pytest.raises(UserError, match="9 nodes for 8"):
-        clustering.similarity_matrix(source(rows), 6, log_snr, key=KEY, nodes=9)
+        optimal_denoiser.similarity_matrix(source(rows), 6, log_snr, key=KEY, nodes=9)
     with pytest.raises(ValueError, match="expected 4"):
-        clustering.optimal_denoiser(source(rows), 6, np.zeros((1, 4)), 0.0)
+        optimal_denoiser.optimal_denoiser(source(rows), 6, np.zeros((1, 4)), 0.0)

@@ -1,55 +1,62 @@
-"""The table of what each kind of job is made by names all that its runner uses."""
+"""What each kind of job is made by: held to the functions that its runner uses."""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-from pipeline.identity import code_digest
 from pipeline.plan.job import CODE, QUIET
-from stages import jobs
+from pipeline.store.identity import code_digest, reachable
+from stages import job as jobs
+from tests.runners import Runner
 
 # What a runner may use of `pipeline` that makes no number: how it is stopped.
-APART = {"pipeline.run:Interrupted"}
+APART = {"pipeline.training.run:Interrupted"}
+# What would choose rows or noises outside of `pipeline`, where no digest covers it.
+CHOOSING = {"linspace", "permutation", "spread", "some", "cut", "label_sequence", "sort", "choice"}
+CHOOSING |= {"randint", "normal", "uniform", "integers", "default_rng", "Generator", "manual_seed"}
 
 
-def used_by(runner: str) -> set[str]:
-    """`module:name` of all that a function of stages/jobs.py uses, with its helpers there."""
-    tree = ast.parse(Path(jobs.__file__).read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    shared = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    found: set[str] = set()
-    pending, seen = [runner], set()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        nodes = list(ast.walk(functions[name]))
-        imports = {
-            alias.asname or alias.name: (node.module, alias.name)
-            for node in [*shared, *nodes]
-            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "pipeline"
-            for alias in node.names
-        }
-        for node in nodes:
-            owner = getattr(getattr(node, "value", None), "id", None)
-            if isinstance(node, ast.Attribute) and owner in imports:
-                module, name = imports[owner]
-                path = Path(jobs.__file__).parent.parent / module.replace(".", "/") / f"{name}.py"
-                found.add(f"{module}.{name}:{node.attr}" if path.exists() else f"{module}:{name}")
-            elif isinstance(node, ast.Name) and node.id in functions:
-                pending.append(node.id)
-            elif isinstance(node, ast.Name) and node.id in imports:
-                found.add("{}:{}".format(*imports[node.id]))
-    return {use for use in found - APART if use.partition(":")[0] not in (*QUIET, "pipeline")}
+@pytest.fixture(params=jobs.RUNNERS)
+def kind(request):
+    return request.param
 
 
-@pytest.mark.parametrize("kind", jobs.RUNNERS)
+def runner(kind):
+    function = jobs.RUNNERS[kind]
+    return Runner(function.__module__, function.__name__)
+
+
 def test_all_that_a_runner_uses_is_in_its_digest(kind):
-    assert used_by(jobs.RUNNERS[kind].__name__) == set(CODE[kind])
+    used = {use for use in runner(kind).uses if use.partition(":")[0] not in QUIET}
+    assert used - APART == set(CODE[kind])
+
+
+def test_no_number_or_choice_that_changes_a_result_is_outside_the_digests(kind):
+    """Numbers other than -1, 0 and 1, choices of rows, and ranges of anything but a whole."""
+    found = []
+    for module, function in runner(kind).functions:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+                if node.value not in (0, 1):
+                    found.append(f"{module}:{node.lineno}: {node.value}")
+            elif isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                first = getattr(node.args[0], "func", None) if node.args else None
+                whole = getattr(first, "id", "") == "len"
+                if name in CHOOSING or (name == "arange" and not whole):
+                    found.append(f"{module}:{node.lineno}: {name}")
+    assert found == []
+
+
+def test_the_code_that_chooses_rows_is_in_the_digest_of_every_kind_that_uses_it():
+    kinds = {
+        kind
+        for kind, roots in CODE.items()
+        if any(module == "pipeline.rows" for module, _ in reachable(*roots, apart=QUIET))
+    }
+    assert kinds == set(CODE) - {"expert"}
 
 
 def test_every_kind_has_a_digest():

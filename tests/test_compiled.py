@@ -3,8 +3,8 @@ import shutil
 import pytest
 import torch
 
-from pipeline.compiled import compiled, verdict
 from pipeline.errors import UserError
+from pipeline.training.compiled import compiled, verdict
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler"

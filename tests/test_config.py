@@ -9,8 +9,12 @@ import sys
 
 import pytest
 
-from pipeline import config, feasibility
 from pipeline.errors import UserError
+from pipeline.evaluation.params import FEATURES
+from pipeline.levels.params import LinearSchedule, LogSnrSchedule
+from pipeline.params.checks import MOST_SEARCHED
+from pipeline.params.feasibility import COMPONENT_ROWS, check_against, doubts
+from pipeline.params.load import load, resolve
 
 GOOD = {
     "seed": 0,
@@ -172,7 +176,7 @@ BAD = [
 @pytest.mark.parametrize(("where", "value", "message"), BAD, ids=[f"{b[0]}={b[1]}" for b in BAD])
 def test_refused_in_one_line(where, value, message):
     with pytest.raises(UserError) as caught:
-        config.resolve(with_change(where, value))
+        resolve(with_change(where, value))
     text = str(caught.value)
     assert text.startswith("params.yaml: ")
     assert message in text
@@ -181,22 +185,22 @@ def test_refused_in_one_line(where, value, message):
 
 def test_a_shift_is_a_number_or_for_images_in_the_unit_range():
     params = with_change("recipes.one.schedule.shift", "unit-range")
-    assert config.resolve(params).recipes["one"].schedule.shift == "unit-range"
+    assert resolve(params).recipes["one"].schedule.shift == "unit-range"
     with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift: unit-range is for pixels"):
-        config.resolve(params | {"latent": {"encoder": "autoencoder"}})
+        resolve(params | {"latent": {"encoder": "autoencoder"}})
     # EDM's noise levels have a scale of their own: sigma_data.
     for schedule in ({"kind": "edm"}, {"kind": "fitted"}):
         with pytest.raises(UserError, match=r"one\.schedule\.shift: expected a number"):
-            config.resolve(with_change("recipes.one.schedule", schedule | {"shift": "unit-range"}))
+            resolve(with_change("recipes.one.schedule", schedule | {"shift": "unit-range"}))
     with pytest.raises(UserError, match=r"recipes\.one\.schedule\.shift"):
-        config.resolve(with_change("recipes.one.schedule.shift", "unit-rnge"))
+        resolve(with_change("recipes.one.schedule.shift", "unit-rnge"))
 
 
 def test_latents_have_no_range_to_clip_to():
     params = with_change("recipes.one.sampling", {"clip": True})
-    assert config.resolve(params).recipes["one"].sampling.clip
+    assert resolve(params).recipes["one"].sampling.clip
     with pytest.raises(UserError, match=r"recipes\.one\.sampling\.clip: pixels end at 0 and 255"):
-        config.resolve(params | {"latent": {"encoder": "autoencoder"}})
+        resolve(params | {"latent": {"encoder": "autoencoder"}})
 
 
 def test_all_mistakes_are_told_at_once():
@@ -204,7 +208,7 @@ def test_all_mistakes_are_told_at_once():
     params["recipes"]["one"]["schedule"]["kind"] = "liner"
     params["sede"] = 1
     with pytest.raises(UserError) as caught:
-        config.resolve(params)
+        resolve(params)
     lines = str(caught.value).splitlines()
     assert lines[0] == "params.yaml: 3 mistakes:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
@@ -216,12 +220,12 @@ def test_all_mistakes_are_told_at_once():
 
 def test_a_mistake_in_the_defaults_is_told_once_and_not_for_each_recipe():
     with pytest.raises(UserError) as caught:
-        config.resolve(with_change("defaults.training.batch", "many"))
+        resolve(with_change("defaults.training.batch", "many"))
     assert str(caught.value).count("\n") == 0
 
 
 def test_recipes_take_the_defaults_key_by_key():
-    params = config.resolve(with_change("recipes.one.training", {"batch": 20}))
+    params = resolve(with_change("recipes.one.training", {"batch": 20}))
     assert params.recipes["one"].training.batch == 20
     assert params.recipes["one"].training.images == 1000
     assert params.recipes["two"].training.batch == 10
@@ -230,9 +234,9 @@ def test_recipes_take_the_defaults_key_by_key():
 def test_a_block_of_another_form_replaces_the_default_block():
     raw = with_change("defaults.schedule", {"kind": "linear", "states": 500})
     raw["recipes"]["one"]["schedule"] = {"states": 50}
-    params = config.resolve(raw)
-    assert params.recipes["one"].schedule == config.LinearSchedule(kind="linear", states=50)
-    assert params.recipes["two"].schedule == config.LogSnrSchedule(kind="log-snr", states=8)
+    params = resolve(raw)
+    assert params.recipes["one"].schedule == LinearSchedule(kind="linear", states=50)
+    assert params.recipes["two"].schedule == LogSnrSchedule(kind="log-snr", states=8)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ def test_a_block_of_another_form_replaces_the_default_block():
 def test_unreadable_yaml_is_refused(tmp_path, text, message):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        config.load(tmp_path / "params.yaml")
+        load(tmp_path / "params.yaml")
 
 
 def test_scientific_notation_is_a_number(tmp_path):
@@ -274,7 +278,7 @@ def test_scientific_notation_is_a_number(tmp_path):
         "{seed: 0, data: {}, latent: {}, features: {}, evaluate: {}, defaults: {}, "
         "recipes: {a: {training: {learning_rate: 1e-3}}}}"
     )
-    params = config.load(tmp_path / "params.yaml")
+    params = load(tmp_path / "params.yaml")
     assert params.recipes["a"].training.learning_rate == 0.001
 
 
@@ -284,9 +288,7 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
     raw["recipes"]["two"]["network"] = {"class_conditional": True}
     raw["evaluate"] = {"samples": 65}
     with pytest.raises(UserError) as caught:
-        feasibility.check_against(
-            config.resolve(raw), rows=50, resolution=10, channels=1, classes=0
-        )
+        check_against(resolve(raw), rows=50, resolution=10, channels=1, classes=0)
     text = str(caught.value)
     for line in (
         "recipes.one.training.batch: 100 is larger than the dataset (50 images)",
@@ -440,7 +442,7 @@ def test_what_a_job_would_refuse_is_refused_at_once(where, value, line):
     if "label_dropout" in str(value):
         raw["recipes"]["one"]["sampling"] = {"guidance": 2.0}
     with pytest.raises(UserError) as caught:
-        config.resolve(raw)
+        resolve(raw)
     found = str(caught.value).removeprefix("params.yaml: ").splitlines()
     assert line in [one.strip() for one in found]
 
@@ -495,7 +497,7 @@ ALIASED = [
 @pytest.mark.parametrize(("where", "meant"), ALIASED, ids=[a[0] for a in ALIASED])
 def test_a_key_by_its_name_elsewhere_is_led_to_its_own(where, meant):
     with pytest.raises(UserError) as caught:
-        config.resolve(with_change(where, 1))
+        resolve(with_change(where, 1))
     assert str(caught.value) == f"params.yaml: {where}: no such key; {meant}"
 
 
@@ -554,7 +556,7 @@ def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts,
             here = here.setdefault(key, {})
         here[last] = value
     with pytest.raises(UserError) as caught:
-        feasibility.check_against(config.resolve(raw), *facts)
+        check_against(resolve(raw), *facts)
     assert line in [
         one.strip() for one in f"{caught.value}".replace("params.yaml: ", "").splitlines()
     ]
@@ -573,39 +575,41 @@ def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts,
 def test_too_few_images_to_test_a_classifier_are_told_before_it_is_trained(
     rows, class_counts, needed
 ):
-    found = feasibility.doubts(config.resolve(GOOD), rows, class_counts)
+    found = doubts(resolve(GOOD), rows, class_counts)
     assert len(found) == (needed is not None)
     for line in found:
         assert f"tested on {round(rows / 10)} of {rows} images" in line
         assert f"use {needed:,} images or more" in line
     other = GOOD | {"features": {"extractor": "inception"}, "evaluate": {"samples": 5000}}
-    assert feasibility.doubts(config.resolve(other), rows, class_counts) == []
+    assert doubts(resolve(other), rows, class_counts) == []
 
 
 def test_the_limits_are_those_of_the_code_that_would_refuse():
     """It imports torch, and params are read without."""
     import inspect
 
-    from pipeline import features, merging, pairing
-    from pipeline.dataset import MAX_RESOLUTION
+    from pipeline.data.dataset import MAX_RESOLUTION
+    from pipeline.evaluation import features
+    from pipeline.merging import search
     from pipeline.networks import classifier
+    from pipeline.noise import assignment
 
-    parameters = inspect.signature(pairing.principal_components).parameters
-    assert parameters["sample"].default == feasibility.COMPONENT_ROWS
+    parameters = inspect.signature(assignment.principal_components).parameters
+    assert parameters["sample"].default == COMPONENT_ROWS
     assert classifier._GROUPS == 8
-    assert merging.MAX_EXPERTS == config.MOST_SEARCHED
-    assert {k: v[2] for k, v in features._TORCH_FIDELITY.items()} == config.FEATURES
+    assert search.MAX_EXPERTS == MOST_SEARCHED
+    assert {k: v[2] for k, v in features._TORCH_FIDELITY.items()} == FEATURES
     with pytest.raises(UserError, match=f"must be {MAX_RESOLUTION:,} or less"):
-        config.resolve(with_change("data.resolution", MAX_RESOLUTION + 1))
+        resolve(with_change("data.resolution", MAX_RESOLUTION + 1))
 
 
 def test_params_are_read_without_torch():
-    modules = "from pipeline import config, feasibility, plan"
+    modules = "from pipeline.params import recipe as config, feasibility; from pipeline import plan"
     code = f"import sys; {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_missing_file_names_no_option_that_there_is_not(tmp_path):
     with pytest.raises(UserError) as caught:
-        config.load(tmp_path / "params.yaml")
+        load(tmp_path / "params.yaml")
     assert str(caught.value) == f"{tmp_path}/params.yaml: not found; run in the project's folder"

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
-from pipeline.consistency import (
+from pipeline.evaluation.consistency import (
     Outputs,
     clean_estimates,
     compare,

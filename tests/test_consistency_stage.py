@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import config, feasibility, plan
+from pipeline import plan
 from pipeline.errors import UserError
-from stages import steps
+from pipeline.params.feasibility import check_against
+from pipeline.params.load import resolve
+from stages import analyse, encode, merge, prepare, train
 from stages.consistency import consistency, consistency_jobs
-from stages.jobs import run_job
+from stages.facts import facts_of
+from stages.job import run_job
 from stages.workspace import Workspace
 from tests.test_plan import FACTS
 
@@ -31,9 +34,7 @@ DEFAULTS = {"training": {"images": 1000, "batch": 10}}
 
 def params(*recipes, **settings):
     block = {"recipes": list(recipes), **settings}
-    return config.resolve(
-        {"defaults": DEFAULTS, "recipes": RECIPES, "evaluate": {"consistency": block}}
-    )
+    return resolve({"defaults": DEFAULTS, "recipes": RECIPES, "evaluate": {"consistency": block}})
 
 
 def planned(given):
@@ -71,7 +72,7 @@ def test_unknown_settings_are_refused_and_noisy_images_need_real_ones():
     with pytest.raises(UserError, match=r"evaluate\.consistency\.sampels: no such key.*samples"):
         params("dense", sampels=3)
     with pytest.raises(UserError, match=r"evaluate\.consistency\.samples: 256 noisy .* are 200"):
-        feasibility.check_against(params("dense"), 200, 8, 1, 10)
+        check_against(params("dense"), 200, 8, 1, 10)
 
 
 def test_outputs_are_made_once_a_recipe_and_compared_once_a_pair():
@@ -95,7 +96,7 @@ def test_outputs_are_made_once_a_recipe_and_compared_once_a_pair():
 def test_the_block_changes_no_scores_and_no_samples():
     with_block, without = (
         params("dense"),
-        config.resolve({"defaults": DEFAULTS, "recipes": RECIPES}),
+        resolve({"defaults": DEFAULTS, "recipes": RECIPES}),
     )
     reference = plan.features(without, FACTS)
     names = [plan.scores(p, [], reference, "x").name for p in (with_block, without)]
@@ -158,17 +159,17 @@ def test_three_small_models_are_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TSPACE_STORE", raising=False)
     (tmp_path / "params.yaml").write_text(PARAMS)
     workspace = Workspace(tmp_path)
-    steps.prepare(workspace)
-    facts = steps.facts_of(workspace)
+    prepare.prepare(workspace)
+    facts = facts_of(workspace)
     make(workspace, plan.latents(workspace.params, facts) + plan.held_out(workspace.params, facts))
-    steps.encode(workspace)
+    encode.encode(workspace)
     make(workspace, plan.analyses(workspace.params, facts))
-    steps.analyse(workspace)
+    analyse.analyse(workspace)
     make(workspace, [plan.features(workspace.params, facts)])
     recipes = plan.experts(workspace.params, facts)
     make(workspace, [expert.job for recipe in recipes.values() for expert in recipe.experts])
-    steps.train(workspace)
-    steps.merge(workspace)
+    train.train(workspace)
+    merge.merge(workspace)
     outputs, pairs = consistency_jobs(workspace)
     make(workspace, [*outputs.values(), *pairs.values()])
     consistency(workspace)
@@ -206,7 +207,7 @@ def test_three_small_models_are_compared(tmp_path, monkeypatch, capsys):
 
 
 def images_of(workspace, rows):
-    from pipeline.dataset import open_dataset
-    from pipeline.split import Split
+    from pipeline.data.dataset import open_dataset
+    from pipeline.data.split import Split
 
     return Split(open_dataset(workspace.dataset), 20).images(0, rows)

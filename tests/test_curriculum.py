@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pipeline import curriculum
-from pipeline.curriculum import budget_shares, build, split_images, stratified
 from pipeline.errors import UserError
+from pipeline.levels import curriculum
+from pipeline.levels.curriculum import budget_shares, build, split_images, stratified
 
 PROGRESS = (0.0, 0.2, 0.5, 0.77, 1.0)
 

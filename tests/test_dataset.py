@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import dataset
-from pipeline.dataset import open_dataset, prepare
+from pipeline.data import dataset
+from pipeline.data.dataset import open_dataset, prepare
 from pipeline.errors import UserError
 from pipeline.rows import spread
 
@@ -306,7 +306,8 @@ def test_a_killed_run_leaves_nothing_at_the_name_and_the_next_cleans_up(tmp_path
     path = npz(tmp_path, np.tile(images, (3, 1, 1, 1)))
     out = tmp_path / "out" / "x.parquet"
     program = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.dataset import prepare\n"
+        "import os, signal, sys; from pathlib import Path; "
+        "from pipeline.data.dataset import prepare\n"
         "prepare(Path(sys.argv[1]), source='npz', path=Path(sys.argv[2]),"
         " progress=lambda rows: os.kill(os.getpid(), signal.SIGKILL))"
     )
@@ -462,8 +463,8 @@ def test_altered_mean_is_found_by_verify(tmp_path, images):
 MEMORY = """
 import re, sys
 from pathlib import Path
-from pipeline import dataset
-from pipeline.dataset import open_dataset, prepare
+from pipeline.data import dataset
+from pipeline.data.dataset import open_dataset, prepare
 
 def peak():
     # Unlike getrusage, not inherited from the process that started this one.

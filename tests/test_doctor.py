@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from stages import doctor
+from stages.tools import doctor
 from stages.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent

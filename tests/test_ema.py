@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.ema import EMA, PowerEMA, combine, post_hoc_coefficients, power_exponent
+from pipeline.training.ema import EMA, PowerEMA, combine, post_hoc_coefficients, power_exponent
 
 
 class Weights(torch.nn.Module):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.mixture import Mixture
-from stages import consistency, fanout, planning, source, steps
+from pipeline.sampling.mixture import Mixture
+from stages import consistency, fanout, merge, source
+from stages.cli import stage_named
 from stages.report.write import report
+from stages.tools import plan as planning
 from stages.workspace import Workspace
 from tests.workflow import ROOT, run_here
 
@@ -121,12 +123,12 @@ def workspace(tmp_path_factory):
             "report": report,
         }
         for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-            apart.get(stage, getattr(steps, stage, None))(found)
+            (apart.get(stage) or stage_named(stage))(found)
     return found
 
 
 def mixture(workspace, name):
-    return steps.milestones_of(workspace, name)[-1]["mixture"]
+    return merge.milestones_of(workspace, name)[-1]["mixture"]
 
 
 def test_every_recipe_is_scored(workspace):

@@ -16,10 +16,12 @@ from PIL import Image
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.exported import load_exported
-from stages import steps
-from stages.drawing import LABEL_PIXELS, draw_from
-from stages.export import _copy_files, export_recipe
+from pipeline.sampling.exported import load_exported
+from stages import analyse, merge, train
+from stages.facts import facts_of
+from stages.pictures import LABEL_PIXELS
+from stages.sample import draw_from
+from stages.tools.export import _copy_files, export_recipe
 from tests.test_inspection import edited, make, small_workspace
 
 PARAMS = """\
@@ -50,13 +52,13 @@ def own_store(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workspace = small_workspace(tmp_path_factory.mktemp("export") / "tspace", PARAMS)
-    facts = steps.facts_of(workspace)
+    facts = facts_of(workspace)
     assert all(make(workspace, plan.analyses(workspace.params, facts)))
-    steps.analyse(workspace)
-    recipes = plan.experts(workspace.params, steps.facts_of(workspace))
+    analyse.analyse(workspace)
+    recipes = plan.experts(workspace.params, facts_of(workspace))
     assert all(make(workspace, [e.job for recipe in recipes.values() for e in recipe.experts]))
-    steps.train(workspace)
-    steps.merge(workspace)
+    train.train(workspace)
+    merge.merge(workspace)
     return workspace
 
 
@@ -159,7 +161,7 @@ def test_an_earlier_milestone(finished, tmp_path):
     export_recipe(finished, "apart", tmp_path / "early", 32)
     early = load_exported(tmp_path / "early")
     assert early.images == 32
-    mixture = steps.milestones_of(finished, "apart")[0]["mixture"]
+    mixture = merge.milestones_of(finished, "apart")[0]["mixture"]
     assert early.mixture.description == mixture
     with pytest.raises(UserError, match=r"--milestone 33: .* one of: 32, 64"):
         export_recipe(finished, "apart", tmp_path / "none", 33)

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pipeline import features
 from pipeline.errors import UserError
-from pipeline.networks.classifier import Classifier, train_classifier
-from pipeline.run import Interrupted
+from pipeline.evaluation import features
+from pipeline.networks.classifier import Classifier
+from pipeline.training.classifier import train_classifier
+from pipeline.training.run import Interrupted
 
 TRAINING = {"images_budget": 3000, "batch": 64, "learning_rate": 4e-3, "seed": 1}
 

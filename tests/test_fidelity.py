@@ -4,7 +4,7 @@ import scipy.linalg
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.fidelity import (
+from pipeline.evaluation.fidelity import (
     FeatureStatistics,
     Moments,
     frechet_distance,
@@ -404,7 +404,7 @@ class TestKernelDistance:
         first = kernel_distance(x, y, seed=1, subsets=5, subset_size=100)
         assert kernel_distance(x, y, seed=1, subsets=5, subset_size=100) == first
         assert kernel_distance(x, y, seed=2, subsets=5, subset_size=100) != first
-        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 100 * 7)
+        monkeypatch.setattr("pipeline.evaluation.fidelity._CACHE_BYTES", 8 * 100 * 7)
         blocked = kernel_distance(x, y, seed=1, subsets=5, subset_size=100)
         assert blocked.mean == pytest.approx(first.mean, rel=1e-11)
 
@@ -449,7 +449,7 @@ class TestManifoldScores:
     def test_blocks(self, monkeypatch):
         x, y = correlated(1, 300, 6), correlated(2, 200, 6)
         whole = manifold_scores(x, y)
-        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 300 * 11)
+        monkeypatch.setattr("pipeline.evaluation.fidelity._CACHE_BYTES", 8 * 300 * 11)
         assert manifold_scores(x, y) == whole
 
     def test_same_distribution(self):
@@ -471,7 +471,7 @@ class TestManifoldScores:
     def test_copies_of_duplicates_count(self, monkeypatch):
         # Balls of radius 0: only exact copies are in them. Blocks of one row within a set and of
         # several between sets are computed by different kernels, whose rounding differs.
-        monkeypatch.setattr("pipeline.fidelity._CACHE_BYTES", 8 * 100)
+        monkeypatch.setattr("pipeline.evaluation.fidelity._CACHE_BYTES", 8 * 100)
         x = np.repeat(correlated(1, 23, 301) * 100, 5, axis=0)
         result = manifold_scores(x, x[::5].repeat(2, axis=0), neighbours=1)
         assert (result.precision, result.recall, result.coverage) == (1, 1, 1)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fingerprint as module
-from pipeline.fingerprint import Fingerprint, fingerprint
-from pipeline.raw import walk
+from pipeline.data import fingerprint as module
+from pipeline.data.fingerprint import Fingerprint, fingerprint
+from pipeline.data.raw import walk
+from pipeline.store import identity
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def settled(monkeypatch):
 def reads(monkeypatch) -> list[str]:
     """Names of the files whose contents were read."""
     found = []
-    digest = module.file_digest
+    digest = identity.file_digest
 
     def counted(path: bytes) -> str:
         found.append(os.path.basename(path).decode())

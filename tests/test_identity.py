@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from pipeline import identity
-from pipeline.identity import canonical_json, code_digest, digest
+from pipeline.store import identity
+from pipeline.store.identity import canonical_json, code_digest, digest
 
 
 def test_equal_values_have_one_text():

@@ -17,14 +17,18 @@ import torch
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.files import reached, write_sealed
 from pipeline.networks.build import flops_of
-from pipeline.run import Interrupted
-from pipeline.sampling import sampler
-from stages import forecast, inspection, planning, steps
-from stages.fanout import Reporter
-from stages.jobs import run_job
-from stages.reasons import Reasons
+from pipeline.sampling.samplers import sampler
+from pipeline.store.files import reached, write_sealed
+from pipeline.training.run import Interrupted
+from stages import encode, facts, prepare
+from stages.facts import facts_of
+from stages.job import run_job
+from stages.reporter import Reporter
+from stages.tools import forecast, status
+from stages.tools import plan as planning
+from stages.tools.reasons import Reasons
+from stages.train import train
 from stages.workspace import Workspace
 
 PARAMS = """\
@@ -52,10 +56,10 @@ def small_workspace(root: Path, params: str = PARAMS) -> Workspace:
     root.mkdir(parents=True)
     (root / "params.yaml").write_text(params)
     workspace = Workspace(root)
-    steps.prepare(workspace)
-    facts = steps.facts_of(workspace)
+    prepare.prepare(workspace)
+    facts = facts_of(workspace)
     make(workspace, plan.latents(workspace.params, facts))
-    steps.encode(workspace)
+    encode.encode(workspace)
     return workspace
 
 
@@ -66,7 +70,7 @@ def make(workspace: Workspace, jobs: list[plan.Job]) -> list[bool]:
 
 
 def experts_of(workspace: Workspace, recipe: str) -> list[plan.Job]:
-    recipes = plan.experts(workspace.params, steps.facts_of(workspace))
+    recipes = plan.experts(workspace.params, facts.facts_of(workspace))
     return [expert.job for expert in recipes[recipe].experts]
 
 
@@ -118,7 +122,7 @@ def test_a_fresh_clone_is_planned_before_anything_runs(tmp_path, capsys):
     assert "80 images of 8x8, 1 channel, 10 classes, by a look at the source" in shown
     assert list(before.waiting) == ["fitted"]
     assert sorted(str(p) for p in tmp_path.iterdir()) == [str(tmp_path / "params.yaml")]
-    steps.prepare(Workspace(tmp_path))
+    prepare.prepare(Workspace(tmp_path))
     after = planning.outlook(Workspace(tmp_path))
     assert after.unknown == "" != before.unknown
     # Of what it said before, only the names of the jobs follow from the images themselves.
@@ -145,7 +149,7 @@ def test_a_test_that_cannot_be_passed_is_told_in_a_fresh_clone(tmp_path, capsys)
     planning.show_plan(Workspace(tmp_path), None, everything=False, as_json=False)
     told = "WARNING: features.extractor: its classifier is tested on 2 of 15 images"
     assert told in capsys.readouterr().out
-    steps.prepare(Workspace(tmp_path))
+    prepare.prepare(Workspace(tmp_path))
     assert told in capsys.readouterr().out
 
 
@@ -367,16 +371,16 @@ def test_long_chains_do_not_overflow():
 
 def test_interrupted_running_and_failed(tmp_path, capsys):
     """The three live states, each brought about for real."""
-    from pipeline import training
-    from stages.jobs import _latents
+    from pipeline.training import train
+    from stages.inputs import latents_of
 
     workspace = small_workspace(tmp_path / "tspace")
     one, apart = experts_of(workspace, "one")[0], experts_of(workspace, "apart")
     entry = workspace.store.plan("expert", one.spec)
     asked = iter([False] * 4 + [True] * 9)  # asked twice a batch at most
     with pytest.raises(Interrupted):
-        training.train(
-            one.spec, _latents(one.spec, workspace.store), entry.path, stop=lambda: next(asked)
+        train.train(
+            one.spec, latents_of(one.spec, workspace.store), entry.path, stop=lambda: next(asked)
         )
     images = reached(entry.state, "checkpoint.pt")
     assert 0 < images < 96
@@ -389,7 +393,7 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
 
     bad = dataclasses.replace(apart[1], spec={**apart[1].spec, "prediction": "nonsense"})
     assert make(workspace, [bad]) == [False]
-    found = inspection.look(workspace, "experts", bad.name)
+    found = status.look(workspace, "experts", bad.name)
     assert found.status == "failed" and "nonsense" in found.error
     assert Path(found.log).exists()
 
@@ -399,7 +403,7 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
         row = by_label(workspace)["apart state 1"]
         assert (row.status, row.images_left) == ("running", 12)
         before = listing(workspace.root)
-        inspection.show_status(workspace, watch=False)
+        status.show_status(workspace, watch=False)
         text = capsys.readouterr().out
         assert listing(workspace.root) == before
     assert (
@@ -420,7 +424,7 @@ def test_a_checked_out_output_counts_as_cached(trained, tmp_path):
     """A clone that pulled has its experts in the output and an empty store."""
     import shutil
 
-    steps.train(trained)
+    train(trained)
     clone = tmp_path / "clone"
     shutil.copytree(trained.root, clone, ignore=shutil.ignore_patterns("store"))
     rows, _ = plan_rows(Workspace(clone))
@@ -452,7 +456,7 @@ def test_an_unknown_recipe_names_the_known_ones(trained):
 
 def test_neither_needs_torch_where_the_networks_are_known(trained):
     code = (
-        "import sys; from pathlib import Path; from stages import inspection as i, planning as p;"
+        "import sys; from pathlib import Path; from stages.tools import status as i, plan as p;"
         "from stages.workspace import Workspace; w = Workspace(Path(sys.argv[1]));"
         "p.show_plan(w, None, False, False); i.show_status(w, False);"
         "assert 'torch' not in sys.modules"

@@ -1,21 +1,22 @@
 """Jobs run in this process, on blocks so small that every dataset has several."""
 
-import ast
 import errno
 import json
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from pipeline import config, dataset, plan, split
-from pipeline.files import reached
-from pipeline.identity import reachable
-from stages import fanout, jobs, steps
+from pipeline import plan
+from pipeline.data import dataset, split
+from pipeline.params.load import resolve
+from pipeline.store.files import reached
+from stages import facts, fanout, inputs, train
+from stages import job as jobs
+from stages.facts import facts_of
 from stages.workspace import Workspace
 
 ROWS = 300
@@ -39,7 +40,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def test_features_of_more_images_than_a_block(workspace):
-    job = plan.features(workspace.params, steps.facts_of(workspace))
+    job = plan.features(workspace.params, facts.facts_of(workspace))
     entry = workspace.store.plan(job.kind, job.spec)
     assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
     found = np.load(entry.file("features.npy"))
@@ -56,8 +57,8 @@ def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
         recipe["network"] = {"class_conditional": conditional}
         raw = yaml.safe_load((workspace.root / "params.yaml").read_text())
         raw["recipes"] = {"knn": recipe | {"training": {"images": 100, "batch": 10}}}
-        params = config.resolve(raw)
-        facts = steps.facts_of(workspace)
+        params = resolve(raw)
+        facts = facts_of(workspace)
         for job in (
             *plan.latents(params, facts),
             *plan.experts(params, facts)["knn"].experts[0].pairings,
@@ -77,39 +78,9 @@ def test_mapped_images_are_the_datasets(workspace):
         if damaged:
             (path,) = entry.state.iterdir()
             path.write_bytes(path.read_bytes()[:-1])
-        found = jobs._mapped(opened, ROWS - 10, entry, said.append)
+        found = inputs.mapped_images(opened, ROWS - 10, entry, said.append)
         assert np.array_equal(found, opened.images(0, ROWS - 10))
     assert said == [f"{path.name}: damaged"]
-
-
-# What would choose rows or noises: no digest covers stages/jobs.py.
-CHOOSING = {"linspace", "permutation", "spread", "some", "cut", "label_sequence", "sort", "choice"}
-CHOOSING |= {"randint", "normal", "uniform", "integers", "default_rng", "Generator", "manual_seed"}
-
-
-def test_no_number_or_choice_that_changes_a_result_is_outside_the_digests():
-    """Numbers other than -1, 0 and 1, choices of rows, and ranges of anything but a whole."""
-    tree = ast.parse(Path(jobs.__file__).read_text())
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            if node.value not in (0, 1):
-                found.append(f"line {node.lineno}: {node.value}")
-        elif isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            whole = node.args and getattr(getattr(node.args[0], "func", None), "id", "") == "len"
-            if name in CHOOSING or (name == "arange" and not whole):
-                found.append(f"line {node.lineno}: {name}")
-    assert found == []
-
-
-def test_the_code_that_chooses_rows_is_in_the_digest_of_every_kind_that_uses_it():
-    kinds = {
-        kind
-        for kind, roots in plan.CODE.items()
-        if any(module == "pipeline.rows" for module, _ in reachable(*roots))
-    }
-    assert kinds == set(plan.CODE) - {"expert"}
 
 
 def test_a_classifier_of_one_class_learns_rotations(workspace):
@@ -117,7 +88,7 @@ def test_a_classifier_of_one_class_learns_rotations(workspace):
     raw = workspace.root / "raw.npz"
     np.savez(raw, images=np.load(raw)["images"], labels=np.full(ROWS, 3))
     dataset.prepare(workspace.dataset, source="npz", path=raw)
-    job = plan.features(workspace.params, steps.facts_of(workspace))
+    job = plan.features(workspace.params, facts.facts_of(workspace))
     entry = workspace.store.plan(job.kind, job.spec)
     assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
     report = json.loads(entry.file("report.json").read_text())
@@ -132,7 +103,7 @@ def test_a_classifier_of_one_class_learns_rotations(workspace):
 def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
     workspace, monkeypatch, kind, asking
 ):
-    facts = steps.facts_of(workspace)
+    facts = facts_of(workspace)
     if kind == "expert":
         job = plan.experts(workspace.params, facts)["ddpm"].experts[0].job
     else:
@@ -150,7 +121,7 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
 
         return report
 
-    monkeypatch.setattr(jobs, "_training_progress", progress)
+    monkeypatch.setattr(train, "training_progress", progress)
     with pytest.raises(SystemExit):
         jobs.run_job(workspace, workspace.store, job.name)
     assert reached(entry.state, "checkpoint.pt") > 0 and not entry.done
@@ -159,7 +130,7 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
 
 
 def test_a_failure_that_is_final_is_not_tried_again_until_its_stage_runs(workspace):
-    job = plan.features(workspace.params, steps.facts_of(workspace))
+    job = plan.features(workspace.params, facts.facts_of(workspace))
     bad = {**job.spec, "dataset": "another"}
     entry = workspace.store.plan(job.kind, bad)
     for _ in range(3):  # as Snakemake's retries would
@@ -172,7 +143,7 @@ def test_a_failure_that_is_final_is_not_tried_again_until_its_stage_runs(workspa
 
 
 def test_a_failure_of_the_machine_is_tried_again(workspace, monkeypatch):
-    job = plan.features(workspace.params, steps.facts_of(workspace))
+    job = plan.features(workspace.params, facts.facts_of(workspace))
     entry = workspace.store.plan(job.kind, job.spec)
     for number in (errno.ENOSPC, errno.EIO):
         error = OSError(number, os.strerror(number), str(entry.path / "x"))

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from pipeline import config, dataset, plan
-from pipeline.mixture import Mixture, describe, draw
+from pipeline import plan
+from pipeline.data import dataset
 from pipeline.networks.build import network_of
+from pipeline.params.load import resolve
+from pipeline.sampling.mixture import Mixture, describe, draw
 from stages.report.write import PASSED_ON
 
 # Five names, of which two occur: 90 dark images and 10 bright ones.
@@ -16,7 +18,7 @@ NETWORK = {"channels": 8, "multipliers": [1]}
 
 
 def planned(labels="dataset", conditional=True):
-    params = config.resolve(
+    params = resolve(
         {
             "evaluate": {"samples": 100, "shard": 60, "labels": labels},
             "defaults": {"training": {"images": 100, "batch": 10}},

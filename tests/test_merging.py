@@ -6,23 +6,27 @@ import pytest
 import torch
 from scipy import optimize
 
-from pipeline import merging, noise
 from pipeline.errors import UserError
-from pipeline.merging import (
-    Quadratic,
+from pipeline.merging.merge import (
+    METHODS,
     agreement,
-    candidates,
     combine_snapshots,
+    merge,
+    require_common_parent,
+)
+from pipeline.merging.search import (
+    SEPARATION,
+    Quadratic,
+    candidates,
     design_points,
     fit_quadratic,
     grid_search,
-    merge,
     minimise,
     normalised_loss,
     random_search,
-    require_common_parent,
     search,
 )
+from pipeline.noise import philox
 
 SHAPES = {
     "down.1.conv.weight": (4, 3, 3, 3),
@@ -173,7 +177,7 @@ def test_ties_by_hand():
     assert merged == [1.25, 1.5, 2.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("method", list(merging.METHODS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_networks_that_differ_are_refused(method):
     parent, experts = family(3)
     broken = {
@@ -392,7 +396,7 @@ def test_candidates_are_apart_and_in_order():
     values = quadratic.at(found)
     assert (np.diff(values) >= 0).all()
     for a, b in itertools.combinations(found, 2):
-        assert np.abs(a - b).max() > merging.SEPARATION
+        assert np.abs(a - b).max() > SEPARATION
     # The second is the best of any with a weight at a bound, unless it is too near the first.
     constrained = []
     for i in range(4):
@@ -401,7 +405,7 @@ def test_candidates_are_apart_and_in_order():
             b = quadratic.b[keep] + at * quadratic.A[i, keep]
             part = Quadratic(0.0, b, quadratic.A[np.ix_(keep, keep)])
             w = np.insert(brute_minimum(part, (0.0, 1.0), 5).x, i, at)
-            if np.abs(w - found[0]).max() > merging.SEPARATION:
+            if np.abs(w - found[0]).max() > SEPARATION:
                 constrained.append(quadratic.at(w))
     assert values[1] == pytest.approx(min(constrained), abs=1e-8)
 
@@ -476,10 +480,10 @@ def test_grid_and_random_search_agree_with_the_fit():
     coarse = grid_search(true.at, 3, (0.0, 0.5), levels=3)
     assert {w for pair in coarse.evaluations for w in pair[0]} == {0.0, 0.25, 0.5}
     assert coarse.value == min(v for _, v in coarse.evaluations) > fitted.predicted
-    key = noise.derive_key("test merging")
+    key = philox.derive_key("test merging")
     drawn = random_search(true.at, 3, (-1.0, 1.0), count=300, key=key)
     points = np.array([w for w, _ in drawn.evaluations])
-    np.testing.assert_array_equal(points, -1 + 2 * noise.uniform(key, 0, np.arange(300), (3,)))
+    np.testing.assert_array_equal(points, -1 + 2 * philox.uniform(key, 0, np.arange(300), (3,)))
     assert drawn.value == pytest.approx(true.at(points).min(), abs=1e-12)
     assert drawn.value >= fitted.predicted
     confirmed = random_search(true.at, 3, count=50, key=key, confirm=lambda w: -w[0], top=5)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline import noise
+from pipeline.noise import philox
 
 KNOWN_ANSWERS = [  # Random123, kat_vectors, philox4x32 with 10 rounds
     ((0, 0), (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -26,7 +26,7 @@ KNOWN_ANSWERS = [  # Random123, kat_vectors, philox4x32 with 10 rounds
 @pytest.mark.parametrize("key, counter, words", KNOWN_ANSWERS)
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
 def test_philox_known_answers(key, counter, words, array):
-    answer = noise.philox(key, tuple(array([c]) for c in counter))
+    answer = philox.philox(key, tuple(array([c]) for c in counter))
     assert " ".join(f"{int(w[0]):08x}" for w in answer) == words
 
 
@@ -63,7 +63,7 @@ u64, u32 = st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
 @settings(max_examples=60, deadline=None)
 @given(key=u64, slot=u32, id_=st.integers(0, 2**63 - 1), size=st.integers(1, 11))
 def test_normal_follows_its_documented_layout(key, slot, id_, size):
-    drawn = noise.normal(key, slot, np.array([id_]), (size,))
+    drawn = philox.normal(key, slot, np.array([id_]), (size,))
     expected = [reference_normal(key, slot, id_, e) for e in range(size)]
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn[0], expected, rtol=2**-23, atol=1e-12)
@@ -73,10 +73,10 @@ def test_normal_follows_its_documented_layout(key, slot, id_, size):
 @given(key=u64, slot=u32, id_=st.integers(0, 2**63 - 1))
 def test_uniform_follows_its_documented_layout(key, slot, id_):
     words = reference_words(key, (1 << 28, id_ >> 32, id_ & 0xFFFFFFFF, slot))
-    drawn = noise.uniform(key, slot, np.array([id_]), (2,))[0]
+    drawn = philox.uniform(key, slot, np.array([id_]), (2,))[0]
     for value, (high, low) in zip(drawn, (words[:2], words[2:]), strict=True):
         assert value == ((high << 20 | low >> 12) + 0.5) / 2**52
-    assert noise.uniform(key, slot, np.array([id_])) == drawn[:1]
+    assert philox.uniform(key, slot, np.array([id_])) == drawn[:1]
 
 
 EDGES = [0, 1, 2, 3, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
@@ -90,7 +90,7 @@ def test_box_muller_is_accurate_in_float64():
     v_edge, w_edge = (table.ravel() for table in np.meshgrid(EDGES, EDGES))
     v, w = np.concatenate([v, v_edge]), np.concatenate([w, w_edge])
     drawn = np.empty((len(v), 4))
-    noise._box_muller((v, w, v, w), drawn)
+    philox._box_muller((v, w, v, w), drawn)
     # (v + 1/2) / 2^32 and its complement are exact, so this is accurate near both ends.
     minus_log = np.where(v < 2**31, -np.log((v + 0.5) / 2**32), -np.log1p((v + 0.5) / 2**32 - 1))
     theta = (w % 2**30 + 0.5) / 2**30 * np.pi / 2
@@ -104,7 +104,7 @@ def test_box_muller_is_accurate_in_float64():
     )
     assert np.abs(drawn[:, :2] - expected).max() < 1e-12
     np.testing.assert_array_equal(drawn[:, :2], drawn[:, 2:])
-    log = noise._minus_log(v.copy(), np.float64, np.int64)
+    log = philox._minus_log(v.copy(), np.float64, np.int64)
     assert (np.abs(log / minus_log - 1)).max() < 1e-12
     assert 6.76 < np.abs(drawn).max() < 6.77
 
@@ -113,24 +113,24 @@ def test_box_muller_is_accurate_in_float64():
 @pytest.mark.parametrize("slot", [0, 2**32 - 1])
 def test_numpy_and_torch_agree_to_the_last_bit(shape, slot):
     ids = np.array([0, 5, 5, 2**31, 2**32 + 7, 2**62, -1])
-    drawn = noise.normal(99, slot, ids, shape)
-    public = noise.normal(99, slot, torch.from_numpy(ids), shape)
+    drawn = philox.normal(99, slot, ids, shape)
+    public = philox.normal(99, slot, torch.from_numpy(ids), shape)
     # The operations that run on an accelerator, here on the CPU.
     words = (99, 0)
-    use = (noise._NORMAL, 4, np.float32, noise._box_muller, words)
-    operations = noise._generate(*use, slot, torch.from_numpy(ids), shape)
+    use = (philox._NORMAL, 4, np.float32, philox._box_muller, words)
+    operations = philox._generate(*use, slot, torch.from_numpy(ids), shape)
     assert public.dtype == operations.dtype == torch.float32
     assert public.shape == operations.shape == drawn.shape == (7, *shape)
     np.testing.assert_array_equal(public.numpy().view(np.int32), drawn.view(np.int32))
     np.testing.assert_array_equal(operations.numpy().view(np.int32), drawn.view(np.int32))
-    use = (noise._UNIFORM, 2, np.float64, noise._open_interval, words)
+    use = (philox._UNIFORM, 2, np.float64, philox._open_interval, words)
     np.testing.assert_array_equal(
-        noise._generate(*use, slot, torch.from_numpy(ids), shape).numpy(),
-        noise.uniform(99, slot, ids, shape),
+        philox._generate(*use, slot, torch.from_numpy(ids), shape).numpy(),
+        philox.uniform(99, slot, ids, shape),
     )
     np.testing.assert_array_equal(
-        noise.randint(99, slot, torch.from_numpy(ids), 1000).numpy(),
-        noise.randint(99, slot, ids, 1000),
+        philox.randint(99, slot, torch.from_numpy(ids), 1000).numpy(),
+        philox.randint(99, slot, ids, 1000),
     )
 
 
@@ -138,12 +138,12 @@ def test_bits_are_pinned():
     """Changing any number is a new `VERSION`: stored pairings and resumed runs rely on them."""
     ids = np.arange(1000)
     parts = (
-        noise.normal(noise.derive_key(0, "a"), 1, ids, (3, 5)),
-        noise.uniform(noise.derive_key(0, "b"), 2, ids),
-        noise.permutation(noise.derive_key(0, "c"), 3, 1001),
+        philox.normal(philox.derive_key(0, "a"), 1, ids, (3, 5)),
+        philox.uniform(philox.derive_key(0, "b"), 2, ids),
+        philox.permutation(philox.derive_key(0, "c"), 3, 1001),
     )
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-    assert (noise.VERSION, digest) == (
+    assert (philox.VERSION, digest) == (
         1,
         "f156ff6be657a9278eca79de39af5bccc0a10f16bfb9f3418c597dcc643617de",
     )
@@ -152,19 +152,21 @@ def test_bits_are_pinned():
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_numbers_depend_on_their_counter_alone(monkeypatch, chunk):
     ids = np.arange(20)
-    drawn = noise.normal(1, 2, ids, (40,))
-    monkeypatch.setattr(noise, "_CHUNK_CPU", chunk)
-    np.testing.assert_array_equal(noise.normal(1, 2, ids, (40,)), drawn)
-    np.testing.assert_array_equal(noise.normal(1, 2, ids[[7, 3]], (5, 7))[1].ravel(), drawn[3, :35])
+    drawn = philox.normal(1, 2, ids, (40,))
+    monkeypatch.setattr(philox, "_CHUNK_CPU", chunk)
+    np.testing.assert_array_equal(philox.normal(1, 2, ids, (40,)), drawn)
+    np.testing.assert_array_equal(
+        philox.normal(1, 2, ids[[7, 3]], (5, 7))[1].ravel(), drawn[3, :35]
+    )
     slots = np.full(20, 2)
     slots[4] = 9
-    mixed = noise.normal(1, slots, ids, (40,))
-    np.testing.assert_array_equal(mixed[4], noise.normal(1, 9, ids[4:5], (40,))[0])
+    mixed = philox.normal(1, slots, ids, (40,))
+    np.testing.assert_array_equal(mixed[4], philox.normal(1, 9, ids[4:5], (40,))[0])
     np.testing.assert_array_equal(np.delete(mixed, 4, 0), np.delete(drawn, 4, 0))
 
 
 def test_distribution_is_standard_normal():
-    drawn = noise.normal(noise.derive_key("test"), 0, np.arange(20_000), (50,)).astype(float)
+    drawn = philox.normal(philox.derive_key("test"), 0, np.arange(20_000), (50,)).astype(float)
     n = drawn.size
     flat = drawn.ravel()
     # Standard errors of the first six moments of n normals: sqrt((E x^2k - (E x^k)^2) / n).
@@ -189,20 +191,20 @@ def test_distribution_is_standard_normal():
 
 def test_ids_elements_slots_keys_and_uses_are_independent():
     ids = np.arange(4000)
-    base = noise.normal(7, 0, ids, (16,)).ravel()
+    base = philox.normal(7, 0, ids, (16,)).ravel()
     others = [
-        noise.normal(7, 0, ids + 4000, (16,)),
-        noise.normal(7, 0, ids + 2**32, (16,)),
-        noise.normal(7, 1, ids, (16,)),
-        noise.normal(8, 0, ids, (16,)),
-        noise.normal(7 + 2**32, 0, ids, (16,)),
-        noise.normal(7, 0, ids, (32,))[:, 16:],
-        noise.uniform(7, 0, ids, (16,)) - 0.5,
+        philox.normal(7, 0, ids + 4000, (16,)),
+        philox.normal(7, 0, ids + 2**32, (16,)),
+        philox.normal(7, 1, ids, (16,)),
+        philox.normal(8, 0, ids, (16,)),
+        philox.normal(7 + 2**32, 0, ids, (16,)),
+        philox.normal(7, 0, ids, (32,))[:, 16:],
+        philox.uniform(7, 0, ids, (16,)) - 0.5,
     ]
     for other in others:
         assert abs(np.corrcoef(base, other.ravel())[0, 1]) < 4 / math.sqrt(base.size)
     # Rows against rows: the largest correlation of 4000 x 4000 ids is that of independent ones.
-    wide = noise.normal(7, 3, ids[:1000], (1024,)).astype(float)
+    wide = philox.normal(7, 3, ids[:1000], (1024,)).astype(float)
     correlation = np.corrcoef(wide) - np.eye(1000)
     assert np.abs(correlation).max() < 6.2 / math.sqrt(1024)
     assert abs(correlation.std() * math.sqrt(1024) - 1) < 0.01
@@ -210,10 +212,10 @@ def test_ids_elements_slots_keys_and_uses_are_independent():
 
 def test_uniform_and_randint_distributions():
     ids = np.arange(100_000)
-    drawn = noise.uniform(3, 0, ids)
+    drawn = philox.uniform(3, 0, ids)
     assert drawn.min() > 0 and drawn.max() < 1
     assert stats.kstest(drawn, "uniform").pvalue > 0.001
-    values = noise.randint(3, 1, ids, 10)
+    values = philox.randint(3, 1, ids, 10)
     assert values.dtype == np.int64
     assert stats.chisquare(np.bincount(values, minlength=10)).pvalue > 0.001
     assert len(np.bincount(values)) == 10
@@ -221,8 +223,8 @@ def test_uniform_and_randint_distributions():
 
 def test_permutation_is_one_and_is_uniform():
     for n in (0, 1, 2, 1001):
-        assert sorted(noise.permutation(1, 0, n)) == list(range(n))
-    orders = [tuple(noise.permutation(5, slot, 4)) for slot in range(4800)]
+        assert sorted(philox.permutation(1, 0, n)) == list(range(n))
+    orders = [tuple(philox.permutation(5, slot, 4)) for slot in range(4800)]
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 0.001
@@ -230,7 +232,7 @@ def test_permutation_is_one_and_is_uniform():
 
 def test_derive_key_is_injective_and_pinned():
     keys = [
-        noise.derive_key(*parts)
+        philox.derive_key(*parts)
         for parts in [
             (),
             (1,),
@@ -248,9 +250,9 @@ def test_derive_key_is_injective_and_pinned():
     assert all(0 <= key < 2**64 for key in keys)
     encoded = b"s" + (4).to_bytes(8, "little") + b"pair" + b"i" + (2).to_bytes(8, "little") + b"42"
     expected = int.from_bytes(hashlib.sha256(encoded).digest()[:8], "little")
-    assert noise.derive_key("pair", np.int64(42)) == expected
+    assert philox.derive_key("pair", np.int64(42)) == expected
     with pytest.raises(TypeError):
-        noise.derive_key(1.0)
+        philox.derive_key(1.0)
 
 
 @pytest.mark.parametrize(
@@ -270,9 +272,9 @@ def test_derive_key_is_injective_and_pinned():
 def test_misuse_is_refused(change):
     good = {"key": 1, "slot": 1, "ids": np.arange(3), "shape": (2,)}
     with pytest.raises(ValueError):
-        noise.normal(**good | change)
+        philox.normal(**good | change)
 
 
 def test_import_does_not_load_torch():
-    code = "import sys, pipeline.noise; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.noise.philox; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,18 +8,16 @@ import torch
 from scipy import optimize
 
 from pipeline.errors import UserError
-from pipeline.objective import (
+from pipeline.noise.process import (
     PREDICTIONS,
-    WEIGHTINGS,
-    Uncertainty,
     add_noise,
     alpha_sigma,
     broadcast,
     squared_error,
     target,
     to_x0,
-    weighting,
 )
+from pipeline.training.loss import WEIGHTINGS, Uncertainty, weighting
 from tests.mixtures import three_in_the_plane
 
 LEVELS = [-30.0, -12.0, -3.5, 0.0, 0.7, 6.0, 14.0, 30.0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.training.optim import apply, make_optimizer, rate_and_momentum
 
 
 def small_network():
@@ -175,7 +175,7 @@ def test_parameters_without_a_gradient_are_left_alone():
 def test_training_does_not_import_the_compiler():
     """2 seconds of CPU in every process that trains an expert."""
     code = (
-        "import sys, torch; from pipeline.optim import make_optimizer; "
+        "import sys, torch; from pipeline.training.optim import make_optimizer; "
         "p = torch.nn.Parameter(torch.ones(2)); o = make_optimizer([p]); p.sum().backward(); "
         "o.step(); sys.exit('torch._dynamo' in sys.modules)"
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.identity import digest
+from pipeline.store.identity import digest
 from stages import numbers
 from stages.report import figures
 from stages.report import page as page_module

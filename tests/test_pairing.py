@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from pipeline import noise, pairing
 from pipeline.errors import UserError
+from pipeline.noise import assignment, diagnostics, pairing, philox
 
-KEY = noise.derive_key("test pairing")
+KEY = philox.derive_key("test pairing")
 
 
 def make_rows(count, dim, seed=0, power=1.0):
@@ -26,8 +26,8 @@ def source(x):
 
 
 def noises(x, paired, method="assignment", slot=0, candidates=8):
-    ids = pairing.noise_ids(method, paired, np.arange(len(x)), candidates)
-    return noise.normal(KEY, slot, ids, x.shape[1:])
+    ids = assignment.noise_ids(method, paired, np.arange(len(x)), candidates)
+    return philox.normal(KEY, slot, ids, x.shape[1:])
 
 
 def alignment(x, paired, slot=0):
@@ -35,7 +35,7 @@ def alignment(x, paired, slot=0):
 
 
 def pair(x, method="assignment", **settings):
-    return pairing.pair_slot(method, source(x), len(x), **{"key": KEY, "slot": 0} | settings)
+    return assignment.pair_slot(method, source(x), len(x), **{"key": KEY, "slot": 0} | settings)
 
 
 # --- assignment -----------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_solve_equals_brute_force(n):
         before = cost.copy()
         here = np.arange(n)
         best = min(cost[here, list(p)].sum() for p in itertools.permutations(range(n)))
-        assert cost[here, pairing.solve(cost)].sum() == best
+        assert cost[here, assignment.solve(cost)].sum() == best
         np.testing.assert_array_equal(cost, before)
 
 
@@ -56,7 +56,7 @@ def test_solve_equals_brute_force(n):
 def test_one_block_is_the_exact_assignment(slot):
     x = make_rows(6, 48)
     paired = pair(x, slot=slot, block=6, cost_bits=32)
-    eps = noise.normal(KEY, slot, np.arange(6), (48,)).astype(np.float64)
+    eps = philox.normal(KEY, slot, np.arange(6), (48,)).astype(np.float64)
     distances = ((x[:, None] - eps) ** 2).sum(axis=2)
     best = min(itertools.permutations(range(6)), key=lambda p: distances[range(6), p].sum())
     assert list(paired) == list(best)
@@ -64,7 +64,7 @@ def test_one_block_is_the_exact_assignment(slot):
 
 def test_a_batch_in_memory_is_assigned_alike():
     x = make_rows(80, 100)
-    chosen = pairing.assign(x, noise.normal(KEY, 0, np.arange(80), (100,)), cost_bits=32)
+    chosen = assignment.assign(x, philox.normal(KEY, 0, np.arange(80), (100,)), cost_bits=32)
     np.testing.assert_array_equal(chosen, pair(x, block=80, cost_bits=32))
 
 
@@ -78,8 +78,8 @@ def test_integer_products_are_exact():
     x = make_rows(64, 500)
     x[0] *= 100
     x[1] = 1e6
-    for components in (None, pairing.principal_components(source(x), 64, 20, key=1)):
-        at = pairing._Coordinates(source(x), np.arange(64), KEY, 0, components, 0, None)
+    for components in (None, assignment.principal_components(source(x), 64, 20, key=1)):
+        at = assignment._Coordinates(source(x), np.arange(64), KEY, 0, components, 0, None)
         rows, drawn = at.rows(np.arange(64)), at.noises(np.arange(64))
         product = rows @ drawn.T
         assert np.abs(rows).astype(np.int64).max() < 2**15
@@ -110,14 +110,14 @@ def test_assignment_is_a_permutation_in_the_smallest_type():
 
 def test_memory_and_workers_do_not_change_the_answer(monkeypatch):
     x = make_rows(300, 120)
-    components = pairing.principal_components(source(x), 300, 30, key=1)
+    components = assignment.principal_components(source(x), 300, 30, key=1)
     for chosen in (None, components):
         for method in ("assignment", "knn-l2"):
             settings = {"block": 40, "sweeps": 4, "components": chosen}
             expected = pair(x, method, **settings)
             for change in ({"memory": 0}, {"workers": 3}, {"memory": 0, "workers": 3}):
                 np.testing.assert_array_equal(pair(x, method, **settings | change), expected)
-            monkeypatch.setattr(pairing, "_CHUNK_BYTES", 5000)
+            monkeypatch.setattr(assignment, "_CHUNK_BYTES", 5000)
             np.testing.assert_array_equal(pair(x, method, **settings), expected)
             monkeypatch.undo()
 
@@ -131,7 +131,7 @@ def test_rows_are_read_in_bounded_parts():
         largest = max(largest, len(index))
         return x[index]
 
-    pairing.pair_slot(
+    assignment.pair_slot(
         "assignment", rows, 1000, key=KEY, slot=0, block=50, sweeps=1, memory=1000 * 64
     )
     assert largest == 50
@@ -145,7 +145,9 @@ def test_classes_keep_their_own_noises_and_do_not_leak():
     across = pair(x, block=128, sweeps=2)
     assert sorted(within) == list(range(2000))
     np.testing.assert_array_equal(labels[within], labels)
-    leaks = [pairing.diagnose(x, noises(x, paired), labels=labels) for paired in (within, across)]
+    leaks = [
+        diagnostics.diagnose(x, noises(x, paired), labels=labels) for paired in (within, across)
+    ]
     chance = leaks[0]["class_chance"]
     assert chance == np.bincount(labels).max() / 2000
     assert abs(leaks[0]["class_leak"] - chance) < 4 * math.sqrt(0.25 * 0.75 / 1000)
@@ -156,7 +158,7 @@ def test_classes_keep_their_own_noises_and_do_not_leak():
 
 def test_components_alone_decide():
     x = make_rows(200, 60)
-    axes = pairing.Components(np.eye(60, dtype=np.float32)[[3, 8]], np.ones(2))
+    axes = assignment.Components(np.eye(60, dtype=np.float32)[[3, 8]], np.ones(2))
     other = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32)
     other[:, [3, 8]] = x[:, [3, 8]]
     paired = pair(x, components=axes, block=200, cost_bits=32)
@@ -172,15 +174,15 @@ def test_principal_components_equal_an_eigendecomposition():
     x = make_rows(3000, 50, power=1.5) @ np.linalg.qr(
         np.random.default_rng(2).standard_normal((50, 50))
     )[0].astype(np.float32)
-    found = pairing.principal_components(source(x), 3000, 6, key=3)
+    found = assignment.principal_components(source(x), 3000, 6, key=3)
     values, vectors = np.linalg.eigh(np.cov(x.T.astype(np.float64), bias=True))
     np.testing.assert_allclose(found.variances, values[:-7:-1], rtol=1e-4)
     np.testing.assert_allclose(np.abs(found.basis @ vectors[:, :-7:-1]), np.eye(6), atol=5e-3)
     np.testing.assert_allclose(found.basis @ found.basis.T, np.eye(6), atol=1e-5)
-    sampled = pairing.principal_components(source(x), 3000, 2, key=3, sample=1000)
+    sampled = assignment.principal_components(source(x), 3000, 2, key=3, sample=1000)
     assert np.abs(np.sum(sampled.basis * found.basis[:2], axis=1)).min() > 0.97
     with pytest.raises(UserError, match="components: 51"):
-        pairing.principal_components(source(x), 3000, 51, key=3)
+        assignment.principal_components(source(x), 3000, 51, key=3)
 
 
 # --- nearest neighbours ---------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_principal_components_equal_an_eigendecomposition():
 
 def test_knn_picks_the_nearest_candidate():
     x = make_rows(300, 256)
-    candidates = noise.normal(KEY, 0, np.arange(300 * 5), (256,)).reshape(300, 5, 256)
+    candidates = philox.normal(KEY, 0, np.arange(300 * 5), (256,)).reshape(300, 5, 256)
     distances = ((x[:, None] - candidates) ** 2).sum(axis=2)
     products = (x[:, None] * candidates).sum(axis=2)
     for method, oracle in [
@@ -219,16 +221,16 @@ def test_centred_rows_leave_the_noise_at_zero_and_others_pull_it_to_the_mean_ima
     count, dim, share = 4000, 128, 0.33  # as the mean image of Fashion-MNIST's latents
     x, mean = rows_around_a_mean(count, dim, share)
     plain = noises(x, pair(x, method), method)
-    found = pairing.diagnose(x, plain, mean=mean)
-    expected = pairing.knn_bias(8, dim, dim, share * dim)["noise_mean"]
+    found = diagnostics.diagnose(x, plain, mean=mean)
+    expected = diagnostics.knn_bias(8, dim, dim, share * dim)["noise_mean"]
     if method == "knn-dot":
-        expected = pairing.expected_maximum(8) * math.sqrt(share)
+        expected = diagnostics.expected_maximum(8) * math.sqrt(share)
     assert found["noise_mean"] == pytest.approx(expected, rel=0.06)
     assert expected > 0.6
     assert found["mean_share"] == pytest.approx(share, rel=0.02)
-    rows = pairing.centred(source(x), mean[None])
-    chosen = pairing.pair_slot(method, rows, count, key=KEY, slot=0)
-    found = pairing.diagnose(x, noises(x, chosen, method), mean=mean)
+    rows = assignment.centred(source(x), mean[None])
+    chosen = assignment.pair_slot(method, rows, count, key=KEY, slot=0)
+    found = diagnostics.diagnose(x, noises(x, chosen, method), mean=mean)
     assert abs(found["noise_mean"]) < 4 * found["noise_mean_error"]
     assert found["noise_mean_error"] == pytest.approx(1 / math.sqrt(count))
 
@@ -242,10 +244,10 @@ def test_rows_are_centred_around_their_class():
     means = np.stack([x.mean(0), x[labels == 0].mean(0), x[labels == 1].mean(0)])
     along = {}
     for name, given in (("all", None), ("class", labels)):
-        rows = pairing.centred(source(x), means, given)
-        chosen = pairing.pair_slot("knn-dot", rows, count, key=KEY, slot=0)
+        rows = assignment.centred(source(x), means, given)
+        chosen = assignment.pair_slot("knn-dot", rows, count, key=KEY, slot=0)
         eps = noises(x, chosen, "knn-dot")
-        along[name] = pairing.diagnose(x, eps, mean=means[1 + labels])["noise_mean"]
+        along[name] = diagnostics.diagnose(x, eps, mean=means[1 + labels])["noise_mean"]
     assert along["all"] > 0.5
     assert abs(along["class"]) < 4 / math.sqrt(count)
 
@@ -254,12 +256,12 @@ def test_expected_maximum():
     # Closed forms for 2 to 4, quadrature beyond.
     closed = {1: 0, 2: 1 / math.sqrt(math.pi), 3: 1.5 / math.sqrt(math.pi), 4: 1.0293753730}
     for k, value in closed.items():
-        assert abs(pairing.expected_maximum(k) - value) < 1e-6
+        assert abs(diagnostics.expected_maximum(k) - value) < 1e-6
     for k in (8, 64):
         value, _ = integrate.quad(
             lambda z, k=k: z * k * stats.norm.pdf(z) * stats.norm.cdf(z) ** (k - 1), -10, 10
         )
-        assert abs(pairing.expected_maximum(k) - value) < 1e-6
+        assert abs(diagnostics.expected_maximum(k) - value) < 1e-6
 
 
 @pytest.mark.parametrize("k", [4, 16])
@@ -267,9 +269,9 @@ def test_knn_l2_is_biased_as_the_closed_form_says(k):
     dim, count = 512, 2000
     x = np.random.default_rng(0).standard_normal((count, dim))
     x = (x * math.sqrt(0.25 * dim) / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    expected = pairing.knn_bias(k, dim, 0.25 * dim)
+    expected = diagnostics.knn_bias(k, dim, 0.25 * dim)
     eps = noises(x, pair(x, "knn-l2", candidates=k), "knn-l2", candidates=k)
-    found = pairing.diagnose(x, eps)
+    found = diagnostics.diagnose(x, eps)
     np.testing.assert_allclose(
         1 - found["noise_std"] ** 2, 1 - expected["noise_std"] ** 2, rtol=0.06
     )
@@ -278,7 +280,7 @@ def test_knn_l2_is_biased_as_the_closed_form_says(k):
     np.testing.assert_allclose(1.25 * dim - found["cost"], expected["distance_drop"], rtol=0.06)
     # Without the noise's norm in the score, all selection goes into alignment.
     eps = noises(x, pair(x, "knn-dot", candidates=k), "knn-dot", candidates=k)
-    found = pairing.diagnose(x, eps)
+    found = diagnostics.diagnose(x, eps)
     # Only that one direction has another variance, the second moment of the largest of k.
     second_moment, _ = integrate.quad(
         lambda z: z**2 * k * stats.norm.pdf(z) * stats.norm.cdf(z) ** (k - 1), -10, 10
@@ -287,7 +289,7 @@ def test_knn_l2_is_biased_as_the_closed_form_says(k):
     assert abs(found["noise_std"] ** 2 - square) < 4 * math.sqrt(2 / (count * dim))
     inner = found["alignment_percent"] / 200 * 1.25 * dim
     norm = math.sqrt(0.25 * dim)
-    np.testing.assert_allclose(inner, pairing.expected_maximum(k) * norm, rtol=0.06)
+    np.testing.assert_allclose(inner, diagnostics.expected_maximum(k) * norm, rtol=0.06)
 
 
 # --- noise at training time -----------------------------------------------------------------------
@@ -296,7 +298,7 @@ def test_knn_l2_is_biased_as_the_closed_form_says(k):
 def test_paired_noise_without_options_is_the_noise():
     ids = np.array([5, 2, 9])
     eps = pairing.paired_noise(KEY, 3, np.arange(3), ids, (2, 4))
-    np.testing.assert_array_equal(eps, noise.normal(KEY, 3, ids, (2, 4)))
+    np.testing.assert_array_equal(eps, philox.normal(KEY, 3, ids, (2, 4)))
     half = pairing.paired_noise(KEY, 3, np.arange(3), ids, (2, 4), scale=0.5)
     np.testing.assert_array_equal(half, eps * np.float32(0.5))
     with pytest.raises(ValueError):
@@ -308,14 +310,14 @@ def test_paired_noise_without_options_is_the_noise():
 def test_refresh_and_keep_leave_the_noise_standard_normal(refresh, kept):
     dim, count = 20, 20_000
     rows = np.arange(count)
-    ids = noise.permutation(1, 0, count)
+    ids = philox.permutation(1, 0, count)
     basis = None
     inside = outside = np.eye(dim)
     if kept:
         full = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0]
         basis = full[:kept].astype(np.float32)
         inside, outside = full[:kept], full[kept:]
-    stored = noise.normal(KEY, 4, ids, (dim,))
+    stored = philox.normal(KEY, 4, ids, (dim,))
     eps = pairing.paired_noise(KEY, 4, rows, ids, (dim,), refresh=refresh, basis=basis)
     assert eps.dtype == np.float32
     assert np.abs(eps.mean(axis=0)).max() < 4.5 / math.sqrt(count)
@@ -351,13 +353,13 @@ def test_paired_noise_on_torch():
 
 def test_the_leak_is_seen_where_classes_come_in_turns():
     labels = np.tile([0, 1], 1000)
-    eps = noise.normal(KEY, 0, np.arange(2000), (20,))
+    eps = philox.normal(KEY, 0, np.arange(2000), (20,))
     eps[:, 0] += 2 * labels  # every other row is one class
-    assert pairing.diagnose(eps, eps, labels=labels)["class_leak"] > 0.8
+    assert diagnostics.diagnose(eps, eps, labels=labels)["class_leak"] > 0.8
 
 
 def test_a_slot_is_diagnosed_on_rows_of_every_class(monkeypatch):
-    monkeypatch.setattr(pairing, "DIAGNOSED_ROWS", 100)
+    monkeypatch.setattr(diagnostics, "DIAGNOSED_ROWS", 100)
     labels, x = np.repeat(range(4), 250), make_rows(1000, 12)
     asked = []
 
@@ -365,7 +367,7 @@ def test_a_slot_is_diagnosed_on_rows_of_every_class(monkeypatch):
         asked.append(indices)
         return x[indices]
 
-    found = pairing.diagnose_slot(
+    found = diagnostics.diagnose_slot(
         "assignment",
         rows,
         np.arange(1000),
@@ -381,9 +383,9 @@ def test_a_slot_is_diagnosed_on_rows_of_every_class(monkeypatch):
 
 def test_diagnose_independent_and_dependent_noise():
     x = make_rows(4000, 30)
-    eps = noise.normal(KEY, 0, np.arange(4000), (30,))
-    components = pairing.principal_components(source(x), 4000, 10, key=1)
-    found = pairing.diagnose(x, eps, components)
+    eps = philox.normal(KEY, 0, np.arange(4000), (30,))
+    components = assignment.principal_components(source(x), 4000, 10, key=1)
+    found = diagnostics.diagnose(x, eps, components)
     expected = ((x.astype(np.float64) - eps) ** 2).sum(axis=1).mean()
     np.testing.assert_allclose(found["cost"], expected, rtol=1e-6)
     assert abs(found["distance_cut_percent"]) < 1
@@ -391,7 +393,7 @@ def test_diagnose_independent_and_dependent_noise():
     np.testing.assert_allclose(found["component_mean"], np.zeros(4), atol=0.07)
     np.testing.assert_allclose(found["component_correlation"], np.zeros(4), atol=0.07)
     mixed = (0.6 * x + 0.8 * eps).astype(np.float32)
-    found = pairing.diagnose(x, mixed, components)
+    found = diagnostics.diagnose(x, mixed, components)
     square = (x.astype(np.float64) ** 2).sum(axis=1).mean()
     np.testing.assert_allclose(
         found["alignment_percent"], 200 * 0.6 * square / (square + 30), rtol=0.05
@@ -409,10 +411,10 @@ def test_determinism_recovers_the_determined_share():
     # x = 2 eps + 1 * other + mean: the noise determines 4 / 5 of the variance.
     x_a = 2 * eps + random.standard_normal(eps.shape) + 7
     x_b = 2 * eps[ids] + random.standard_normal(eps.shape) + 7
-    assert abs(pairing.determinism(np.arange(5000), x_a, ids, x_b) - 0.8) < 0.02
-    assert abs(pairing.determinism(np.arange(5000), x_a, np.roll(ids, 1), x_b)) < 0.02
+    assert abs(diagnostics.determinism(np.arange(5000), x_a, ids, x_b) - 0.8) < 0.02
+    assert abs(diagnostics.determinism(np.arange(5000), x_a, np.roll(ids, 1), x_b)) < 0.02
     with pytest.raises(ValueError):
-        pairing.determinism(np.arange(5), x_a[:5], np.arange(5) + 10, x_b[:5])
+        diagnostics.determinism(np.arange(5), x_a[:5], np.arange(5) + 10, x_b[:5])
 
 
 def test_determinism_rises_with_sweeps():
@@ -420,28 +422,30 @@ def test_determinism_rises_with_sweeps():
     found = []
     for sweeps in (1, 8):
         ids = [pair(x, block=40, sweeps=sweeps).astype(np.int64) for x in (x_a, x_b)]
-        found.append(pairing.determinism(ids[0], x_a, ids[1], x_b))
+        found.append(diagnostics.determinism(ids[0], x_a, ids[1], x_b))
     assert 0.05 < found[0] < found[1] - 0.05
 
 
 def test_cluster_distance_and_slot_overlap():
-    eps = noise.normal(KEY, 0, np.arange(20 * 50), (64,)).reshape(20, 50, 64)
-    measured, independent = pairing.cluster_distance(eps)
+    eps = philox.normal(KEY, 0, np.arange(20 * 50), (64,)).reshape(20, 50, 64)
+    measured, independent = diagnostics.cluster_distance(eps)
     np.testing.assert_allclose(measured, independent, rtol=0.03)
     np.testing.assert_allclose(independent, math.sqrt(2 * 64 / 50))
     centres = 10 * np.eye(20, 64)[:, None]
     np.testing.assert_allclose(
-        pairing.cluster_distance(eps + centres)[0],
+        diagnostics.cluster_distance(eps + centres)[0],
         math.sqrt(200 + independent**2),
         rtol=0.01,
     )
     a, b = eps[:10].reshape(-1, 64), eps[10:].reshape(-1, 64)
-    assert abs(pairing.slot_overlap(a, b)) < 4 / math.sqrt(a.size)
-    assert abs(pairing.slot_overlap(a, 0.6 * a + 0.8 * b) - 0.6) < 0.03
-    axis = pairing.Components(np.eye(64, dtype=np.float32)[:2], np.ones(2))
+    assert abs(diagnostics.slot_overlap(a, b)) < 4 / math.sqrt(a.size)
+    assert abs(diagnostics.slot_overlap(a, 0.6 * a + 0.8 * b) - 0.6) < 0.03
+    axis = assignment.Components(np.eye(64, dtype=np.float32)[:2], np.ones(2))
     shared = b.copy()
     shared[:, :2] = a[:, :2]
-    assert pairing.slot_overlap(a, shared) < 0.1 < 0.9 < pairing.slot_overlap(a, shared, axis)
+    assert (
+        diagnostics.slot_overlap(a, shared) < 0.1 < 0.9 < diagnostics.slot_overlap(a, shared, axis)
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -494,7 +498,7 @@ def test_stored_choices_read_back(tmp_path):
 def test_two_bytes_a_row(tmp_path):
     count = 65_536
     path = tmp_path / "large.arrow"
-    slots = {s: noise.permutation(s, 0, count).astype(np.uint16) for s in range(4)}
+    slots = {s: philox.permutation(s, 0, count).astype(np.uint16) for s in range(4)}
     pairing.write_pairing(path, slots, **HEADER)
     assert path.stat().st_size < 4 * 2 * count + 4096
 
@@ -518,7 +522,7 @@ def test_other_files_are_refused(stored, tmp_path, monkeypatch):
     refused(table, "no pairing of tspace")
     components = tmp_path / "components.arrow"
     pairing.write_components(
-        components, pairing.Components(np.eye(2, 4, dtype=np.float32), np.ones(2)), "d1"
+        components, assignment.Components(np.eye(2, 4, dtype=np.float32), np.ones(2)), "d1"
     )
     refused(components, "holds components")
     refused(path, "data d1, now data is d2", data="d2")
@@ -526,7 +530,7 @@ def test_other_files_are_refused(stored, tmp_path, monkeypatch):
     refused(path, "now count is 9", count=9)
     refused(path, "settings", settings={"block": 64, "sweeps": 3})
     refused(path, "method", method="knn-dot")
-    monkeypatch.setattr(noise, "RNG", "another/2")
+    monkeypatch.setattr(philox, "RNG", "another/2")
     refused(path, "another/2")
 
 
@@ -569,7 +573,7 @@ def test_a_pairing_must_be_one(tmp_path):
 def test_components_read_back(tmp_path):
     path = tmp_path / "components.arrow"
     x = make_rows(200, 12)
-    components = pairing.principal_components(source(x), 200, 4, key=1)
+    components = assignment.principal_components(source(x), 200, 4, key=1)
     pairing.write_components(path, components, "d1")
     found = pairing.read_components(path, "d1")
     np.testing.assert_array_equal(found.basis, components.basis)

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from pipeline.errors import UserError, system_message
-from pipeline.store import Store
-from stages import cli, jobs, steps
+from pipeline.store.entry import Store
+from stages import cli, inputs, prepare
+from stages import job as jobs
 from stages.workspace import Workspace
 from tests.test_inspection import PARAMS, experts_of, small_workspace
 
@@ -145,7 +146,7 @@ def test_a_store_that_is_a_file_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("TSPACE_STORE", "")  # empty is unset
     monkeypatch.chdir(tmp_path)
-    steps.prepare(Workspace.here())
+    prepare.prepare(Workspace.here())
     said = CliRunner().invoke(cli.main, ["encode"])
     assert said.exit_code == 2
     assert f"{tmp_path / 'store'}" in said.stderr and "a file where a folder" in said.stderr
@@ -199,7 +200,7 @@ def test_a_mapped_array_finds_out_before_it_is_filled(tmp_path):
     """Filling a hole of a file on a full disk kills the process without a word."""
     few = pytest.raises(UserError, match="bytes free where 262,272 are needed")
     with small_disk(tmp_path / "disk", "64k") as disk, few:
-        jobs._new_array(disk / "a.npy", np.float32, (1 << 16,))
+        inputs.new_array(disk / "a.npy", np.float32, (1 << 16,))
 
 
 def test_a_disk_too_small_for_a_copy_says_how_much_is_missing(tmp_path, monkeypatch):

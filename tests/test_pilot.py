@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import noise, objective, pilot
-from pipeline.latents import Latents, write_shard
+from pipeline.data.latents import Latents, write_shard
+from pipeline.levels import pilot
 from pipeline.networks.build import network_of
+from pipeline.noise import philox, process
 
 SPEC = {
     "network": {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1},
@@ -35,9 +36,9 @@ def test_the_error_is_that_of_x0_on_the_same_noise_at_all_levels(latents):
     levels = [4.0, 0.0, -4.0]
     found = pilot.error_curve(network, SPEC, latents, levels, 7)
     z = latents.gather(np.arange(200))
-    eps = noise.normal(7, 0, torch.arange(200), (1, 4, 4))
+    eps = philox.normal(7, 0, torch.arange(200), (1, 4, 4))
     for level, error in zip(levels, found["error"], strict=True):
-        alpha, sigma = objective.alpha_sigma(level)
+        alpha, sigma = process.alpha_sigma(level)
         expected = ((alpha * (alpha * z + sigma * eps) - z) ** 2).mean()
         assert error == pytest.approx(float(expected), rel=1e-5)
 
@@ -47,11 +48,11 @@ def test_affinity_is_the_cosine_of_the_losses_gradients(latents):
     levels = [3.0, -1.0]
     found = pilot.error_curve(network, SPEC, latents, levels, 7, gradients=True)
     gradients = []
-    z, eps = latents.gather(np.arange(200)), noise.normal(7, 0, torch.arange(200), (1, 4, 4))
+    z, eps = latents.gather(np.arange(200)), philox.normal(7, 0, torch.arange(200), (1, 4, 4))
     for level in levels:
         network.zero_grad(set_to_none=True)
-        output = network(objective.add_noise(z, eps, level), torch.tensor([level]))
-        (output - objective.target("v", z, eps, level)).square().mean().backward()
+        output = network(process.add_noise(z, eps, level), torch.tensor([level]))
+        (output - process.target("v", z, eps, level)).square().mean().backward()
         parts = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
         gradients.append(torch.cat(parts).double())
     expected = torch.nn.functional.cosine_similarity(*gradients, dim=0)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipeline.errors import UserError
 from pipeline.plan import Job
-from stages import cli, fanout, steps
+from stages import cli, encode, fanout, prepare, train
 from stages.numbers import speed
 from stages.workspace import Workspace
 from tests.workflow import ROOT, Checkout
@@ -54,13 +54,13 @@ def prepared(root: Path) -> Workspace:
     shutil.copy(ROOT / "Snakefile", root)
     (root / "params.yaml").write_text(PARAMS)
     workspace = Workspace(root)
-    steps.prepare(workspace)
+    prepare.prepare(workspace)
     return workspace
 
 
 def encoded(workspace: Workspace) -> str:
     """Names and checksums of what the stage made."""
-    steps.encode(workspace)
+    encode.encode(workspace)
     return (workspace.artefacts("latents") / "manifest.json").read_text()
 
 
@@ -122,7 +122,7 @@ def test_a_slurm_profile_is_refused_before_anything_is_submitted(tmp_path, monke
     monkeypatch.setenv("SNAKEMAKE_PROFILE", "profiles/slurm")
     workspace = prepared(tmp_path / "$x")
     with pytest.raises(UserError, match="SLURM executor cannot start jobs"):
-        steps.encode(workspace)
+        encode.encode(workspace)
     assert not workspace.scratch.exists()
 
 
@@ -147,7 +147,7 @@ def test_a_failure_of_the_machinery_is_named(tmp_path, monkeypatch, settings, wh
     (tmp_path / "config.yaml").write_text(settings + "\n")
     monkeypatch.setenv("SNAKEMAKE_PROFILE", str(tmp_path))
     with pytest.raises(UserError, match=why) as failure:
-        steps.encode(workspace)
+        encode.encode(workspace)
     assert "latents: 1 job failed, 0 finished" in str(failure.value)
     assert len(str(failure.value).splitlines()) == 2
 
@@ -239,7 +239,7 @@ def test_ctrl_c_says_what_is_kept(monkeypatch):
         raise KeyboardInterrupt("experts: stopped; 2 of 5 jobs are finished and kept")
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(steps, "train", stop)
+    monkeypatch.setattr(train, "train", stop)
     done = CliRunner().invoke(cli.main, ["train"])
     assert done.exit_code == 130
     assert "tspace: experts: stopped; 2 of 5 jobs are finished and kept" in done.output

@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import config, curriculum, plan, schedule
+from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.levels import curriculum, schedule
+from pipeline.params.load import resolve
 
 FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,), class_counts=(100,) * 10)
 RAW = {
@@ -34,7 +36,7 @@ def planned(change=None, facts=FACTS):
     raw = copy.deepcopy(RAW)
     if change is not None:
         change(raw)
-    return plan.experts(config.resolve(raw), facts)
+    return plan.experts(resolve(raw), facts)
 
 
 def names(recipe):
@@ -171,7 +173,7 @@ def test_a_continuous_schedule_is_sampled_on_its_own_spacing():
 
 
 def test_planning_does_not_import_torch():
-    code = "import sys, pipeline.plan, stages.steps; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.plan, stages.facts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -183,7 +185,7 @@ SPECTRUM = {"spectrum": list(np.geomspace(20, 0.01, 64))}
 def of(recipes, params=None, analyses=True):
     """Plans of some recipes over the defaults of this file, the spectrum being measured."""
     raw = {**copy.deepcopy(RAW), "recipes": recipes, **(params or {})}
-    resolved = config.resolve(raw)
+    resolved = resolve(raw)
     found = {plan.spectrum(resolved, FACTS).name: SPECTRUM} if analyses else {}
     return plan.experts(resolved, dataclasses.replace(FACTS, analyses=found))
 
@@ -370,7 +372,7 @@ def test_a_schedule_for_images_in_the_unit_range_is_the_papers_on_them():
 
 def test_flips_are_rows_and_held_out_images_are_apart():
     raw = copy.deepcopy(RAW) | {"data": {"holdout": 100}, "latent": {"flips": True, "shard": 700}}
-    params = config.resolve(raw)
+    params = resolve(raw)
     facts = dataclasses.replace(FACTS, rows=900, held_out=100)
     shards = plan.latents(params, facts)
     assert [job.spec["rows"] for job in shards] == [[0, 700], [700, 1400], [1400, 1800]]
@@ -382,7 +384,7 @@ def test_flips_are_rows_and_held_out_images_are_apart():
 
 def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
     raw = copy.deepcopy(RAW) | {"latent": {"encoder": "autoencoder", "channels": 3}}
-    params = config.resolve(raw)
+    params = resolve(raw)
     codec = plan.encoder(params, FACTS)
     assert all(codec.name in job.needs for job in plan.latents(params, FACTS))
     spec = plan.experts(params, FACTS)["shared"].experts[0].job.spec
@@ -454,7 +456,7 @@ def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
 def test_what_cannot_be_planned_is_refused_beside_what_waits_for_measurements(recipe, line):
     recipe = {"sampling": {"steps": 4}, **recipe}
     waits = {"schedule": {"kind": "fitted"}}
-    params = config.resolve({"recipes": {"waits": waits, "a": recipe, "b": recipe}})
+    params = resolve({"recipes": {"waits": waits, "a": recipe, "b": recipe}})
     with pytest.raises(UserError) as caught:
         plan.check(params, FACTS)
     first, *told = str(caught.value).splitlines()

@@ -17,9 +17,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import config, wording
-from stages import consistency, fanout, presets, source, steps
+from pipeline.params.load import SECTIONS, load
+from pipeline.params.mistakes import forms_of
+from pipeline.params.recipe import Params, Recipe
+from stages import consistency, fanout, source
+from stages.cli import stage_named
 from stages.report.write import report
+from stages.tools import preset
 from stages.workspace import Workspace
 from tests.workflow import run_here
 
@@ -37,8 +41,8 @@ def test_there_are_presets_for_the_usual_datasets():
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_are_valid_as_they_are_and_as_a_rehearsal(name, tmp_path):
     rehearsed = tmp_path / "params.yaml"
-    rehearsed.write_text(presets.rehearsal(text(name), 1e-7, 0.04))
-    whole, part = config.load(ROOT / "presets" / f"{name}.yaml"), config.load(rehearsed)
+    rehearsed.write_text(preset.rehearsal(text(name), 1e-7, 0.04))
+    whole, part = load(ROOT / "presets" / f"{name}.yaml"), load(rehearsed)
     assert list(whole.recipes) == list(part.recipes)
     # A default that a preset does not write down would not be cut.
     assert getattr(part.latent, "images", 64) == getattr(part.features, "images", 64) == 64
@@ -75,9 +79,9 @@ defaults:
   training: {images: 10000, batch: 512, milestones: [64, 5000], warmup: 0}
   sampling: {steps: null}
 """
-    assert presets.rehearsal(before, 0.01, 0.25) == after
-    assert "images: 1000, batch: 125," in presets.rehearsal(before, 0.001, 1.0)
-    assert presets.rehearsal(before, 1.0, 1.0) == before
+    assert preset.rehearsal(before, 0.01, 0.25) == after
+    assert "images: 1000, batch: 125," in preset.rehearsal(before, 0.001, 1.0)
+    assert preset.rehearsal(before, 1.0, 1.0) == before
 
 
 def test_every_key_and_form_is_documented():
@@ -87,7 +91,7 @@ def test_every_key_and_form_is_documented():
         section: set(re.findall(r"[\w-]+", " ".join(re.findall("`([^`]+)`", body))))
         for section, body in zip(["top", *parts[1::2]], parts[::2], strict=True)
     }
-    absent = [f"{key} (a section)" for key in config.SECTIONS if key not in words["top"]]
+    absent = [f"{key} (a section)" for key in SECTIONS if key not in words["top"]]
     for section, block in _blocks():
         for name, field in block.model_fields.items():
             wanted = {name} | _literals(field.annotation)
@@ -97,14 +101,14 @@ def test_every_key_and_form_is_documented():
 
 def _blocks():
     """Every block of params.yaml, with the section of the documentation that it belongs to."""
-    yield "recipes", config.Recipe
-    for model in (config.Params, config.Recipe):
+    yield "recipes", Recipe
+    for model in (Params, Recipe):
         for key, field in model.model_fields.items():
-            for block in wording.forms_of(field.annotation):
+            for block in forms_of(field.annotation):
                 yield key, block
                 for inner, own in block.model_fields.items():
-                    if inner not in config.Recipe.model_fields:  # such a one has its own section
-                        yield from ((key, nested) for nested in wording.forms_of(own.annotation))
+                    if inner not in Recipe.model_fields:  # such a one has its own section
+                        yield from ((key, nested) for nested in forms_of(own.annotation))
 
 
 def _literals(annotation) -> set[str]:
@@ -211,7 +215,7 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
     monkeypatch.delenv("TSPACE_STORE", raising=False)
     monkeypatch.setattr(fanout, "_run", run_here)
     (tmp_path / "presets").symlink_to(ROOT / "presets")
-    presets.write_preset(Workspace(tmp_path), name, force=False, scale=1e-7, width=0.04)
+    preset.write_preset(Workspace(tmp_path), name, force=False, scale=1e-7, width=0.04)
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     for folder in ("raw", "model"):
         (tmp_path / folder).mkdir()
@@ -231,7 +235,7 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
             "consistency": consistency.consistency,
             "report": report,
         }
-        apart.get(stage, getattr(steps, stage, None))(workspace)
+        (apart.get(stage) or stage_named(stage))(workspace)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["recipes"]
     assert set(summary) == set(params["recipes"])
     for recipe, found in summary.items():

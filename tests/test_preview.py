@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset import prepare
+from pipeline.data.dataset import prepare
+from pipeline.data.preview import preview
 from pipeline.errors import UserError
-from pipeline.preview import preview
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import config, plan, scores
-from pipeline.files import write_json, write_sealed
-from pipeline.identity import file_digest
-from stages import doctor, drawing
+from pipeline import plan
+from pipeline.data.params import Autoencoder
+from pipeline.evaluation import scores
+from pipeline.store.files import write_json, write_sealed
+from pipeline.store.identity import file_digest
+from stages import pictures
 from stages.report import costs
 from stages.report import write as report
 from stages.report.charts import HeatMap
@@ -24,6 +26,7 @@ from stages.report.groups import mean, units, units_of
 from stages.report.page import sections_of, write_page
 from stages.report.results import Encoder
 from stages.report.sections import cost, latents, opening, training
+from stages.tools import doctor
 from stages.workspace import Workspace
 from tests.pages import (
     CPU,
@@ -286,7 +289,7 @@ def test_latents_say_what_the_encoder_keeps_and_loses(seeds):
         results,
         encoder=encoder,
         params=results.params.model_copy(
-            update={"latent": config.Autoencoder(encoder="autoencoder", sample=True)}
+            update={"latent": Autoencoder(encoder="autoencoder", sample=True)}
         ),
         summary=results.summary | {"reconstruction": {"fid": 8.5, "samples": 100}},
     )
@@ -325,7 +328,7 @@ def test_a_page_of_other_results_is_noticed(seeds, tmp_path):
 
 
 def test_plans_and_help_do_without_matplotlib_and_jinja():
-    modules = "stages.cli, stages.planning, stages.fanout, stages.verify, stages.inspection"
+    modules = "stages.cli, stages.tools.plan, stages.fanout, stages.tools.verify, stages.inspection"
     code = f"import sys, {modules}; sys.exit(bool({{'matplotlib', 'jinja2'}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -483,8 +486,8 @@ def test_classes_are_called_by_their_names(tmp_path):
 
 def test_a_grid_has_each_label_below_its_image():
     images = np.full((3, 1, 8, 8), 40, np.uint8)
-    plain = np.asarray(drawing.grid(images, 2).convert("L"))
-    sheet = np.asarray(drawing.grid(images, 2, labels=["one", "", "ünknown 日"]).convert("L"))
+    plain = np.asarray(pictures.grid(images, 2).convert("L"))
+    sheet = np.asarray(pictures.grid(images, 2, labels=["one", "", "ünknown 日"]).convert("L"))
     assert plain.shape == (2 * 50 + 2, 102) and sheet.shape == (2 * 62 + 2, 102)
     written_below = [(sheet[r : r + 12, c : c + 48] < 128).any() for r, c in LABELS]
     assert written_below == [True, False, True]
@@ -496,7 +499,7 @@ LABELS = [(50, 2), (50, 52), (112, 2)]  # where they are in that grid
 def test_reconstructions_stand_below_their_originals():
     above = np.full((3, 1, 8, 8), 40, np.uint8)
     below = np.full((3, 1, 8, 8), 200, np.uint8)
-    sheet = np.asarray(drawing.pairs(above, below, 2).convert("L"))
+    sheet = np.asarray(pictures.pairs(above, below, 2).convert("L"))
     cell = (sheet.shape[1] - 2) // 2
     rows = [[int(sheet[r * cell + 9, c * cell + 9]) for c in range(2)] for r in range(4)]
     assert rows == [[40, 40], [200, 200], [40, 255], [200, 255]]

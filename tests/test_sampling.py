@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.sampling import SAMPLERS, clipped, guided, sampler
-from pipeline.schedule import build, subset
+from pipeline.levels.schedule import build, subset
+from pipeline.sampling.samplers import SAMPLERS, clipped, guided, sampler
 from tests.mixtures import GaussianMixture, three_in_the_plane, two_on_a_line
 
 SOLVERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}

@@ -12,7 +12,7 @@ import torch
 from scipy import integrate, optimize, stats
 
 from pipeline.errors import UserError
-from pipeline.schedule import (
+from pipeline.levels.schedule import (
     KINDS,
     build,
     diagnose,
@@ -459,7 +459,7 @@ def test_impossible_data(given):
 
 
 def test_planning_imports_neither_torch_nor_scipy():
-    code = "import sys, pipeline.schedule as s; s.build('logistic', 8)\n"
+    code = "import sys, pipeline.levels.schedule as s; s.build('logistic', 8)\n"
     code += "print({'torch', 'scipy'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import scores
 from pipeline.errors import UserError
-from pipeline.fidelity import frechet_distance, half_split_bias, kernel_distance, moments
-from pipeline.scores import features_warning, score, useless_features
+from pipeline.evaluation import scores
+from pipeline.evaluation.fidelity import frechet_distance, half_split_bias, kernel_distance, moments
+from pipeline.evaluation.scores import features_warning, score, useless_features
 
 CLASSES = 4
 DIMENSION = 6

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import keep, sealed, write_sealed
-from pipeline.run import Run
-from pipeline.store import Store, copy_entry
+from pipeline.store.entry import Store, copy_entry
+from pipeline.store.files import keep, sealed, write_sealed
+from pipeline.training.run import Run
 from stages import fanout
 from stages.workspace import Workspace
 from tests.workflow import ROOT

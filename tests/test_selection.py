@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import merging, noise, objective, selection
-from pipeline.ema import power_exponent
-from pipeline.files import kept
-from pipeline.latents import Latents, write_shard
+from pipeline.data.latents import Latents, write_shard
+from pipeline.merging import merge, select
 from pipeline.networks.build import network_of
+from pipeline.noise import philox, process
+from pipeline.store.files import kept
+from pipeline.training.ema import power_exponent
 
 MODEL = {
     "network": {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1},
@@ -58,25 +59,25 @@ def test_each_level_is_asked_about_every_class(tmp_path, labels):
     values = np.zeros((64, 1, 4, 4), np.float32)
     write_shard(tmp_path / "a.arrow", [(values, labels)], (1, 4, 4), [0.0], 1.0)
     ranges = [[4.0, 2.0, 0.0, -2.0]]  # as many levels as classes
-    held_out = selection.HeldOut(MODEL, Latents([tmp_path / "a.arrow"]), ranges, 32, 5)
+    held_out = select.HeldOut(MODEL, Latents([tmp_path / "a.arrow"]), ranges, 32, 5)
     for level in range(4):
         assert np.bincount(labels[held_out.rows[level::4]]).tolist() == [2, 2, 2, 2]
 
 
 def test_held_out_losses_are_the_training_loss_in_each_range(networks, latents):
     parent, _ = networks
-    held_out = selection.HeldOut(MODEL, latents, RANGES, 40, 5)
+    held_out = select.HeldOut(MODEL, latents, RANGES, 40, 5)
     found = held_out.losses(parent)
     network = network_of(MODEL, seed=1)
     rows, z, eps = held_out.rows, held_out.z, held_out.eps
     assert len(set(rows)) == 40 and torch.equal(z, latents.gather(rows))
-    assert torch.equal(eps, noise.normal(5, 0, torch.from_numpy(rows), (1, 4, 4)))
+    assert torch.equal(eps, philox.normal(5, 0, torch.from_numpy(rows), (1, 4, 4)))
     for losses, states in zip(found, RANGES, strict=True):
         expected = []
         for i, level in enumerate(states):  # each row at one of them
             z_part, eps_part = z[i :: len(states)], eps[i :: len(states)]
-            output = network(objective.add_noise(z_part, eps_part, level), torch.tensor([level]))
-            wanted = objective.target("v", z_part, eps_part, level)
+            output = network(process.add_noise(z_part, eps_part, level), torch.tensor([level]))
+            wanted = process.target("v", z_part, eps_part, level)
             expected.append(float((output - wanted).square().mean().detach()))
         assert losses == pytest.approx(np.mean(expected), rel=1e-5)
 
@@ -86,25 +87,25 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     settings = {"method": "task-vector", "weights": None, "images": 64, "bounds": [0.0, 1.5]}
     settings |= {"search": "quadratic", "levels": 5, "evaluations": 5}
     state = tmp_path / "state"
-    merged, report = selection.merge_experts(spec(**settings), parent, experts, latents, state)
-    _, path = next(kept(state, selection.EVALUATIONS))
+    merged, report = select.merge_experts(spec(**settings), parent, experts, latents, state)
+    _, path = next(kept(state, select.EVALUATIONS))
     known = json.loads(path.read_text())
     assert len(known["loss"]) == report["evaluations"] >= 6 and not known["fid"]
     assert report["loss"] <= min(known["loss"].values()) + 1e-12
-    expected = merging.merge("task-vector", parent, experts, weights=report["weights"])
+    expected = merge.merge("task-vector", parent, experts, weights=report["weights"])
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
-    held_out = selection.HeldOut
+    held_out = select.HeldOut
     try:  # with all evaluations known, nothing is evaluated again
-        selection.HeldOut = lambda *a: type("No", (), {"losses": lambda self, w: [1.0, 1.0]})()
-        _, again = selection.merge_experts(spec(**settings), parent, experts, latents, state)
+        select.HeldOut = lambda *a: type("No", (), {"losses": lambda self, w: [1.0, 1.0]})()
+        _, again = select.merge_experts(spec(**settings), parent, experts, latents, state)
     finally:
-        selection.HeldOut = held_out
+        select.HeldOut = held_out
     assert again["weights"] == report["weights"]
 
     path.write_bytes(path.read_bytes()[:-9])  # the evaluation before it is there
     said: list[str] = []
-    _, again = selection.merge_experts(
+    _, again = select.merge_experts(
         spec(**settings), parent, experts, latents, state, log=said.append
     )
     assert again == report and said == [f"{path.name}: damaged"]
@@ -121,12 +122,12 @@ def test_a_second_measure_chooses_among_the_best_and_is_kept(networks, latents, 
         asked.append(weights)
         return float(len(asked) != 2)  # the second candidate it is shown
 
-    _, report = selection.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
-    chosen = merging.merge("task-vector", parent, experts, weights=report["weights"])
+    _, report = select.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
+    chosen = merge.merge("task-vector", parent, experts, weights=report["weights"])
     assert len(asked) >= 2 and all(torch.equal(chosen[k], asked[1][k]) for k in chosen)
     assert [value for _, value in report["fid"]] == [1.0, 0.0] + [1.0] * (len(asked) - 2)
     before = len(asked)
-    _, again = selection.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
+    _, again = select.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
     assert again == report and len(asked) == before
 
 
@@ -134,7 +135,7 @@ def test_a_merge_counts_from_a_parent_without_the_experts_projections(networks, 
     parent, _ = networks
     model = MODEL | {"network": MODEL["network"] | {"projections": True}}
     own = {name: p.detach() * 1.5 for name, p in network_of(model, seed=1).named_parameters()}
-    merged, _ = selection.merge_experts(
+    merged, _ = select.merge_experts(
         spec(method="task-vector", weights=[0.5]) | {"model": model},
         parent,
         [own],
@@ -162,7 +163,7 @@ def test_an_average_of_another_length_comes_from_those_kept(networks, tmp_path):
         for length in kept
     ]
     wanted = spec(method="post-hoc", length=0.07, images=images, kept=kept)
-    merged, report = selection.merge_experts(wanted, None, snapshots, None, tmp_path / "x")
+    merged, report = select.merge_experts(wanted, None, snapshots, None, tmp_path / "x")
     assert len(report["weights"]) == 8 and sum(report["weights"]) == pytest.approx(1)
     for weight in merged.values():
         assert float(weight.mean()) == pytest.approx(mean_time(0.07, 1000), rel=0.02)
@@ -173,23 +174,21 @@ def test_an_average_of_another_length_comes_from_those_kept(networks, tmp_path):
 )
 def test_methods_without_a_search_need_no_rows(networks, tmp_path, settings):
     parent, experts = networks
-    merged, report = selection.merge_experts(
-        spec(**settings), parent, experts, None, tmp_path / "x"
-    )
+    merged, report = select.merge_experts(spec(**settings), parent, experts, None, tmp_path / "x")
     options = {k: v for k, v in settings.items() if k != "method"}
-    expected = merging.merge(settings["method"], parent, experts, **options)
+    expected = merge.merge(settings["method"], parent, experts, **options)
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
-    assert report == merging.agreement(parent, experts)
+    assert report == merge.agreement(parent, experts)
 
 
 def test_snapshots_of_one_run_are_combined_and_one_alone_is_itself(networks, latents, tmp_path):
     parent, experts = networks
     wanted = spec(method="snapshots", images=64)
-    merged, report = selection.merge_experts(
+    merged, report = select.merge_experts(
         wanted, None, [*experts, parent], latents, tmp_path / "state" / "e.json"
     )
-    expected = merging.combine_snapshots([*experts, parent], report["weights"])
+    expected = merge.combine_snapshots([*experts, parent], report["weights"])
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
     assert sum(report["weights"]) == pytest.approx(1.0)
-    alone, _ = selection.merge_experts(wanted, None, [parent], latents, tmp_path / "y")
+    alone, _ = select.merge_experts(wanted, None, [parent], latents, tmp_path / "y")
     assert alone is parent

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset import open_dataset
+from pipeline.data.dataset import open_dataset
 from pipeline.errors import UserError
+from stages import prepare
 from stages import source as module
-from stages import steps
 from stages.source import changes, raw_path, source
 from stages.workspace import Workspace
 from tests.workflow import Checkout
@@ -91,7 +91,7 @@ def test_a_home_folder_is_expanded(make, tmp_path, monkeypatch):
     workspace = make("~/photos")
     assert raw_path(workspace) == tmp_path / "photos"
     assert found(workspace)["files"] == 24
-    steps.prepare(workspace)
+    prepare.prepare(workspace)
     assert open_dataset(workspace.dataset).info.rows == 24
     with pytest.raises(UserError, match=r"data\.path: ~nobody-here/x: there is no such home"):
         raw_path(make("~nobody-here/x"))
@@ -116,7 +116,7 @@ def test_labels_from_1_keep_their_numbers_and_make_no_class_0(make, tmp_path, ca
     workspace = make(str(tmp_path / "x.npz"))
     path = workspace.root / "params.yaml"
     path.write_text(path.read_text().replace("source: folder", "source: npz"))
-    steps.prepare(Workspace(workspace.root))
+    prepare.prepare(Workspace(workspace.root))
     assert "24 images of 16x16, 1 channel, 3 classes" in capsys.readouterr().out
     info = open_dataset(workspace.dataset).info
     assert dict(zip(info.classes, info.class_counts, strict=True)) == {

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import sources
-from pipeline.dataset import open_dataset, prepare
+from pipeline.data.dataset import open_dataset, prepare
+from pipeline.data.sources import base, pictures
+from pipeline.data.sources.base import Refused, Sample
+from pipeline.data.sources.open import open_source
 from pipeline.errors import UserError
 from pipeline.rows import spread
-from pipeline.sources import Refused, Sample, open_source
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +49,7 @@ def read(source: str, path: Path | None = None, split: str = "train") -> list[Sa
 
 
 def decoded(data: bytes) -> np.ndarray:
-    return sources.decode(io.BytesIO(data))
+    return pictures.decode(io.BytesIO(data))
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def test_gif_is_read_by_its_palette():
 def test_a_file_cut_in_half_is_refused(form):
     name, options = LOSSLESS.get(form, (form, {}))
     data = encoded(pixels(40, 40, 3), name, **options)
-    with pytest.raises(sources.Unusable):
+    with pytest.raises(pictures.Unusable):
         decoded(data[: len(data) // 2])
 
 
@@ -99,7 +100,7 @@ def test_no_damaged_byte_of_a_png_changes_a_pixel_unnoticed():
         try:
             assert np.array_equal(decoded(bytes(damaged)), array)
             unnoticed += 1
-        except sources.Unusable:
+        except pictures.Unusable:
             pass
     # The length and checksum of the end mark, which is empty.
     assert unnoticed == 8
@@ -109,7 +110,7 @@ def test_a_png_cut_anywhere_is_refused():
     data = encoded(pixels(12, 12, 3))
     # Of the end mark, Pillow does without the checksum.
     for size in range(len(data) - 4):
-        with pytest.raises(sources.Unusable):
+        with pytest.raises(pictures.Unusable):
             decoded(data[:size])
 
 
@@ -428,7 +429,7 @@ def test_parquet_labels_of_every_width_and_coding(tmp_path):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("images_key", "labels_key"), [("images", "labels"), ("x", "y")])
 def test_npz(tmp_path, monkeypatch, packed, images_key, labels_key):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(base, "CHUNK_BYTES", 500)
     images, labels = pixels(50, 5, 7, 3), RNG.integers(0, 9, 50)
     save = np.savez_compressed if packed else np.savez
     save(tmp_path / "x.npz", **{images_key: images, labels_key: labels[:, None]})
@@ -563,14 +564,15 @@ def test_limit_takes_the_spread_rows_of_every_source(tmp_path, make, monkeypatch
     labels = [-1 if sample.label is None else sample.label for sample in whole]
     expected = [whole[row] for row in spread(12, len(whole), np.array(labels))]
     count = 0
-    decode = sources.decode
+    decode = pictures.decode
 
     def counted(stream):
         nonlocal count
         count += 1
         return decode(stream)
 
-    monkeypatch.setattr(sources, "decode", counted)
+    for module in ("folder", "parquet"):
+        monkeypatch.setattr(f"pipeline.data.sources.{module}.decode", counted)
     found = list(open_source(limit=12, **settings).samples)
     assert [(s.source_id, s.label) for s in found] == [(s.source_id, s.label) for s in expected]
     assert all(np.array_equal(a.image, b.image) for a, b in zip(found, expected, strict=True))
@@ -812,7 +814,7 @@ def test_a_file_that_is_no_picture_is_called_what_it_is(tmp_path, fragment):
 def test_avif_without_its_plugin_is_named(tmp_path, monkeypatch):
     data = encoded(pixels(8, 8, 3), "AVIF")
     monkeypatch.setattr(Image, "ID", [form for form in Image.ID if form != "AVIF"])
-    with pytest.raises(sources.Unusable, match="is AVIF, which this Pillow cannot read"):
+    with pytest.raises(pictures.Unusable, match="is AVIF, which this Pillow cannot read"):
         decoded(data)
 
 

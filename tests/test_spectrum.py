@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import spectrum
-from pipeline.latents import Latents, write_shard
+from pipeline.data.latents import Latents, write_shard
+from pipeline.levels import spectrum
 from pipeline.rows import spread
 
 

@@ -1,9 +1,10 @@
-"""pipeline/split.py: the held-out rows, and what planning makes of them."""
+"""pipeline/data/split.py: the held-out rows, and what planning makes of them."""
 
 import numpy as np
 import pytest
 
-from pipeline import dataset, plan, split
+from pipeline import plan
+from pipeline.data import dataset, split
 
 
 @pytest.fixture

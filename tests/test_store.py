@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from pipeline import store as stores
 from pipeline.errors import UserError
-from pipeline.files import Lost, replacing, write_json, write_sealed, write_text
-from pipeline.store import Entry, Store, copy_entry
+from pipeline.store import entry as stores
+from pipeline.store.entry import Entry, Store, copy_entry
+from pipeline.store.files import Lost, replacing, write_json, write_sealed, write_text
 
 SPEC = {"states": [1.0, 2.0], "images": 10}
 

@@ -13,12 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import config, noise, pairing, plan, run, sampling, training
+from pipeline import plan
+from pipeline.data.latents import Latents, write_shard
 from pipeline.errors import UserError, system_message
-from pipeline.latents import Latents, write_shard
-from pipeline.mixture import Mixture, describe, draw
 from pipeline.networks.build import network_of
-from pipeline.run import Interrupted
+from pipeline.noise import pairing, philox
+from pipeline.params.load import resolve
+from pipeline.sampling import samplers
+from pipeline.sampling.mixture import Mixture, describe, draw
+from pipeline.training import draws, run, train
+from pipeline.training.draws import Draws
+from pipeline.training.run import Interrupted
 
 ROWS, SIZE = 50, 8
 
@@ -110,21 +115,21 @@ def test_shards_read_as_one_array_in_the_networks_scale(images, latents):
 
 
 def test_every_pass_visits_each_row_once_and_batches_do_not_matter(latents):
-    draws = training.Draws(spec(), latents)
+    draws = Draws(spec(), latents)
     slots, rows = draws.rows(0, 3 * ROWS)
     for slot in range(3):
         assert sorted(rows[slots == slot]) == list(range(ROWS))
-    again = training.Draws(spec(), latents)
+    again = Draws(spec(), latents)
     pieces = [again.rows(i, min(i + 7, 3 * ROWS))[1] for i in range(0, 3 * ROWS, 7)]
     assert np.array_equal(np.concatenate(pieces), rows)
     assert not np.array_equal(rows[:ROWS], rows[ROWS : 2 * ROWS])
 
 
 def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
-    draws = training.Draws(spec(), latents)
+    draws = Draws(spec(), latents)
     assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9)[0])).tolist() == [3, 3, 3]
     slots, rows = draws.rows(60, 64)
-    expected = noise.normal(1, slots, rows, (1, SIZE, SIZE))
+    expected = philox.normal(1, slots, rows, (1, SIZE, SIZE))
     assert np.array_equal(draws.noises(slots, rows).numpy(), expected)
 
 
@@ -139,8 +144,8 @@ def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
         }
     }
     facts = plan.DatasetFacts("d" * 64, ROWS, SIZE, 1, 0, (127.5,), (73.9,))
-    recipe = plan.experts(config.resolve(raw), facts)["edm"]
-    drawn, _ = training.Draws(recipe.experts[0].job.spec, latents).states(0, 4000)
+    recipe = plan.experts(resolve(raw), facts)["edm"]
+    drawn, _ = draws.Draws(recipe.experts[0].job.spec, latents).states(0, 4000)
     # ln sigma ~ N(-1.2, 1.2^2) at sigma_data = 0.5, so log-SNR ~ N(1.01, 2.4^2).
     assert abs(drawn.mean() - 1.014) < 0.05
     assert abs(drawn.std() - 2.4) < 0.05
@@ -148,7 +153,7 @@ def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
 
 def test_it_learns_and_keeps_snapshots_curve_and_record(latents, tmp_path):
     long = spec(images=4000, snapshots=[4000])
-    spent = training.train(long, latents, tmp_path)
+    spent = train.train(long, latents, tmp_path)
     curve = json.loads((tmp_path / "curve.json").read_text())
     assert curve[-1][0] == 4000 and curve[-1][1] < 0.8 * curve[0][1]
     record = json.loads((tmp_path / "record.json").read_text())
@@ -162,11 +167,11 @@ def test_averages_of_several_lengths_are_kept_and_survive_an_interruption(latent
     wanted = spec(training=kept)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    training.train(wanted, latents, tmp_path / "whole")
+    train.train(wanted, latents, tmp_path / "whole")
     calls = iter([False] * 8 + [True, True])
     with pytest.raises(Interrupted):
-        training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
-    training.train(wanted, latents, tmp_path / "parts")
+        train.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
+    train.train(wanted, latents, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     found = {}
     for length in kept["power_ema"]:
@@ -178,7 +183,7 @@ def test_averages_of_several_lengths_are_kept_and_survive_an_interruption(latent
     assert not same(found[0.05, 212], found[0.1, 212])
     # Beside the ordinary average, and without a part in the run.
     (tmp_path / "plain").mkdir()
-    training.train(spec(), latents, tmp_path / "plain")
+    train.train(spec(), latents, tmp_path / "plain")
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "whole"))
 
 
@@ -188,15 +193,15 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, stop
     wanted = spec()
     wanted["network"]["dropout"] = dropout
     (tmp_path / "whole").mkdir()
-    training.train(wanted, latents, tmp_path / "whole")
+    train.train(wanted, latents, tmp_path / "whole")
     folder = tmp_path / "parts"
     folder.mkdir()
     for _ in range(stops):
         calls = iter([False, True, True])
         with pytest.raises(Interrupted):
-            training.train(wanted, latents, folder, stop=lambda calls=calls: next(calls))
+            train.train(wanted, latents, folder, stop=lambda calls=calls: next(calls))
     said = []
-    training.train(wanted, latents, folder, log=said.append)
+    train.train(wanted, latents, folder, log=said.append)
     assert said[0].startswith("resumes at")
     for images in (100, 212):
         assert same(weights(folder, images), weights(tmp_path / "whole", images))
@@ -213,12 +218,12 @@ def test_a_compiled_run_survives_an_interruption(latents, tmp_path, monkeypatch)
     wanted, said = spec(training={"compile": True}), []
     for name in ("whole", "parts", "plain"):
         (tmp_path / name).mkdir()
-    training.train(wanted, latents, tmp_path / "whole", log=said.append)
+    train.train(wanted, latents, tmp_path / "whole", log=said.append)
     calls = iter([False] * 8 + [True, True])
     with pytest.raises(Interrupted):
-        training.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
-    training.train(wanted, latents, tmp_path / "parts")
-    training.train(spec(), latents, tmp_path / "plain")
+        train.train(wanted, latents, tmp_path / "parts", stop=lambda: next(calls))
+    train.train(wanted, latents, tmp_path / "parts")
+    train.train(spec(), latents, tmp_path / "plain")
     assert [line.split()[0] for line in said] == ["compiled"]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     whole, plain = weights(tmp_path / "whole"), weights(tmp_path / "plain")
@@ -232,7 +237,7 @@ def cut_twice(latents, folder):
     for batches in (8, 6):
         calls = iter([False] * (batches - 1) + [True])
         with pytest.raises(Interrupted):
-            training.train(spec(), latents, folder, stop=lambda calls=calls: next(calls))
+            train.train(spec(), latents, folder, stop=lambda calls=calls: next(calls))
     (last, _), (before, _) = _checkpoints(folder)
     assert before < 100 <= last
     return last, before
@@ -266,11 +271,11 @@ def test_a_run_goes_on_from_what_is_intact_and_ends_with_the_same_bits(
     latents, tmp_path, damage, resumed
 ):
     (tmp_path / "whole").mkdir()
-    training.train(spec(), latents, tmp_path / "whole")
+    train.train(spec(), latents, tmp_path / "whole")
     folder, said = tmp_path / "parts", []
     _, before = cut_twice(latents, folder)
     damage(folder)
-    training.train(spec(), latents, folder, log=said.append)
+    train.train(spec(), latents, folder, log=said.append)
     assert any("damaged" in line or "missing" in line for line in said)
     expected = [f"resumes at {before} images"] if resumed == "before" else []
     assert [line for line in said if line.startswith("resumes")] == expected
@@ -305,7 +310,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(latents, tmp_path, mon
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0)
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(FileExistsError):
-        training.train(spec(), latents, tmp_path)
+        train.train(spec(), latents, tmp_path)
 
 
 def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
@@ -321,7 +326,7 @@ def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
 
 def test_a_loss_that_blows_up_is_refused(latents, tmp_path):
     with pytest.raises(UserError, match="no longer finite"):
-        training.train(spec(training={"learning_rate": 1e30}), latents, tmp_path)
+        train.train(spec(training={"learning_rate": 1e30}), latents, tmp_path)
     assert not list(tmp_path.glob("weights-212*"))
 
 
@@ -332,10 +337,10 @@ def test_paired_noise_is_what_the_pairing_says(latents, tmp_path):
     settings = {"block": 50, "sweeps": 1}
     pairing.write_pairing(path, slots, method="assignment", settings=settings, key=1, data="d")
     wanted = spec(pairing={"method": "assignment", "refresh": 0.0, "scale": 1.0})
-    draws = training.Draws(wanted, latents, [pairing.read_pairing(path)])
+    draws = Draws(wanted, latents, [pairing.read_pairing(path)])
     numbers, rows = draws.rows(ROWS - 3, ROWS + 3)
     ids = np.array([slots[s][r] for s, r in zip(numbers, rows, strict=True)], np.int64)
-    expected = noise.normal(1, numbers, ids, (1, SIZE, SIZE))
+    expected = philox.normal(1, numbers, ids, (1, SIZE, SIZE))
     assert np.array_equal(draws.noises(numbers, rows).numpy(), expected)
 
 
@@ -362,7 +367,7 @@ def test_a_mixture_sends_each_state_to_its_owner(latents, tmp_path):
         folder = tmp_path / str(i)
         folder.mkdir()
         own = spec(log_snr=[state], conditioning="none", start_key=10 + i)
-        training.train(own, latents, folder)
+        train.train(own, latents, folder)
         parts.append((folder, "none", i, i))
     described = mixture_of(parts, own, states)
     mixture = Mixture(described, lambda e: tmp_path / e["entry"] / e["file"])
@@ -384,10 +389,10 @@ def test_clipped_samples_are_of_estimates_within_the_range_of_pixels(tmp_path):
     states = [4.0, 0.0, -4.0]
     mixture = Mixture(mixture_of([(tmp_path, "state", 0, 2)], spec(), states), None)
     mixture.denoise = lambda x, log_snr, labels=None: 3 * x.abs() - 2
-    start = noise.normal(noise.derive_key(0, "sampling"), 0, torch.arange(8), (1, SIZE, SIZE))
+    start = philox.normal(philox.derive_key(0, "sampling"), 0, torch.arange(8), (1, SIZE, SIZE))
     found = {}
     for clip in (None, (-127.5 / 73.9, 127.5 / 73.9)):
-        walk = sampling.sampler("ddim", clip=clip)
+        walk = samplers.sampler("ddim", clip=clip)
         found[clip is not None] = mixture.decode(walk(mixture.denoiser(), start, states))
     assert not np.array_equal(found[False], found[True])
     for clip, expected in found.items():
@@ -398,12 +403,12 @@ def test_clipped_samples_are_of_estimates_within_the_range_of_pixels(tmp_path):
 def test_the_noise_of_churn_is_none_of_the_other_steps_or_the_starts(
     latents, tmp_path, monkeypatch
 ):
-    training.train(spec(), latents, tmp_path)
+    train.train(spec(), latents, tmp_path)
     described = mixture_of([(tmp_path, "state", 0, 2)], spec(), [4.0, 0.0, -4.0])
     mixture = Mixture(described, lambda e: tmp_path / e["file"])
-    slots, normal = [], noise.normal
+    slots, normal = [], philox.normal
     monkeypatch.setattr(
-        noise, "normal", lambda k, slot, *r: slots.append(slot) or normal(k, slot, *r)
+        philox, "normal", lambda k, slot, *r: slots.append(slot) or normal(k, slot, *r)
     )
     draw(mixture, [4.0, 0.0, -4.0], range(2), seed=0, kind="heun", s_churn=1.0)
     assert sorted(slots) == [0, 1, 2, 3]
@@ -459,7 +464,7 @@ def test_a_row_with_a_variance_is_drawn_by_row_and_slot(tmp_path):
 def parent(latents, tmp_path):
     folder = tmp_path / "parent"
     folder.mkdir()
-    training.train(spec(), latents, folder)
+    train.train(spec(), latents, folder)
     return folder / "weights-212.safetensors"
 
 
@@ -468,7 +473,7 @@ CHILD = {"parent": {"entry": "p", "file": "f"}, "images": 64, "snapshots": [64],
 
 def test_a_child_starts_from_its_parent(latents, parent, tmp_path):
     still = spec(**CHILD, training={"learning_rate": 1e-12, "ema_halflife": 0})
-    training.train(still, latents, tmp_path, parent=parent)
+    train.train(still, latents, tmp_path, parent=parent)
     own, theirs = weights(tmp_path, 64), load_file(parent)
     for name, weight in own.items():
         torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=0)
@@ -478,13 +483,13 @@ def test_a_parent_of_another_width_is_refused_by_name(latents, parent, tmp_path)
     wider = spec(**CHILD)
     wider["network"] = wider["network"] | {"channels": 16}
     with pytest.raises(UserError, match=r"weights-212\.safetensors: encoder\..* does not fit"):
-        training.train(wider, latents, tmp_path, parent=parent)
+        train.train(wider, latents, tmp_path, parent=parent)
 
 
 def test_projections_that_a_parent_lacks_start_as_the_identity(latents, parent, tmp_path):
     still = spec(**CHILD, training={"learning_rate": 1e-12, "ema_halflife": 0})
     still["network"] = still["network"] | {"projections": True}
-    training.train(still, latents, tmp_path, parent=parent)
+    train.train(still, latents, tmp_path, parent=parent)
     own = weights(tmp_path, 64)
     new = {name: weight for name, weight in own.items() if ".projections." in name}
     assert len(new) == 5 and own.keys() - new.keys() == load_file(parent).keys()
@@ -499,7 +504,7 @@ def test_branched_decoders_keep_the_encoder_and_start_from_the_parents(latents, 
         "decoder_channels": [8],
         "interval_bounds": [],
     }
-    training.train(branch, latents, tmp_path, parent=parent)
+    train.train(branch, latents, tmp_path, parent=parent)
     own, theirs = weights(tmp_path, 64), load_file(parent)
     changed = 0
     for name, weight in own.items():
@@ -515,7 +520,7 @@ def test_states_outside_an_experts_own_are_drawn_as_often_as_asked(latents):
     wanted = spec(
         log_snr=axis[:2], decouple={"outside": 0.25, "consistency": 0.0, "axis": axis}, images=8000
     )
-    drawn, _ = training.Draws(wanted, latents).states(0, 8000)
+    drawn, _ = draws.Draws(wanted, latents).states(0, 8000)
     assert set(drawn) == set(axis)
     # A quarter falls anywhere, and a quarter of that on the two own states.
     assert np.isin(drawn, axis[:2]).mean() == pytest.approx(0.75 + 0.25 / 4, abs=0.02)
@@ -536,7 +541,7 @@ def test_consistency_holds_a_child_to_its_parents_answers(latents, parent, tmp_p
         folder.mkdir()
         decouple = {"outside": 0.0, "consistency": weight, "axis": [4.0, 0.0, -4.0]}
         child = spec(**CHILD, decouple=decouple, training={"ema_halflife": 0})
-        training.train(child, latents, folder, parent=parent)
+        train.train(child, latents, folder, parent=parent)
         found = answers(folder / "weights-64.safetensors")
         moved.append(float((found - answers(parent)).square().mean()))
     assert moved[1] < 0.5 * moved[0]
@@ -544,7 +549,7 @@ def test_consistency_holds_a_child_to_its_parents_answers(latents, parent, tmp_p
 
 def test_corrected_densities_keep_the_objective(latents):
     shares = {"kind": "per-interval", "bounds": [2.0], "shares": [3.0, 1.0], "correct": True}
-    draws = training.Draws(spec(curriculum=shares, images=9000), latents)
+    draws = Draws(spec(curriculum=shares, images=9000), latents)
     drawn, weight = draws.states(0, 9000)
     assert (drawn == 4.0).mean() == pytest.approx(0.75, abs=0.01)
     for state in (4.0, 0.0, -4.0):  # density times weight is uniform
@@ -553,21 +558,21 @@ def test_corrected_densities_keep_the_objective(latents):
 
 def test_a_curriculums_weights_reach_the_loss_of_its_own_states_only(latents):
     weighted = spec(curriculum={"kind": "speed", "tau": 0.5, "lam": 0.9}, images=9000)
-    draws = training.Draws(weighted, latents)
+    draws = Draws(weighted, latents)
     drawn, weight = draws.states(0, 9000)
     own = dict(zip([4.0, 0.0, -4.0], draws.curriculum.weights, strict=True))
     assert own[4.0] == pytest.approx(0.1) and own[0.0] == own[-4.0] == 1.0
     np.testing.assert_array_equal(weight, [own[v] for v in drawn])
     far = spec(**weighted | {"training": {}, "decouple": {"outside": 1.0, "axis": [9.0]}})
-    assert (training.Draws(far, latents).states(0, 100)[1] == 1.0).all()
+    assert (Draws(far, latents).states(0, 100)[1] == 1.0).all()
 
 
 @pytest.fixture
 def other_device(monkeypatch):
     """A device that is not the CPU and holds no numbers: what mixes the two fails as on a GPU."""
-    item, normal = torch.Tensor.item, noise.normal
+    item, normal = torch.Tensor.item, philox.normal
     monkeypatch.setattr(torch.Tensor, "item", lambda t: 0.0 if t.is_meta else item(t))
-    monkeypatch.setattr(sampling, "_check_clip", lambda clip: None)  # looks at the numbers
+    monkeypatch.setattr(samplers, "_check_clip", lambda clip: None)  # looks at the numbers
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
     def drawn(key, slot, ids, shape, *device):
@@ -575,7 +580,7 @@ def other_device(monkeypatch):
             return normal(key, slot, ids, shape, *device)
         return torch.empty((len(ids), *shape), device=ids.device)
 
-    monkeypatch.setattr(noise, "normal", drawn)
+    monkeypatch.setattr(philox, "normal", drawn)
     return torch.device("meta")
 
 
@@ -599,14 +604,14 @@ SHARES = {"kind": "per-interval", "bounds": [2.0], "shares": [3.0, 1.0], "correc
 def test_a_step_keeps_to_its_device(latents, tmp_path, other_device, kind, change):
     latents = Latents(latents_paths(tmp_path), other_device)
     settings = {"weighting": {"kind": kind}, "power_ema": [0.1]}
-    training.train(spec(**change, images=16, snapshots=[], training=settings), latents, tmp_path)
+    train.train(spec(**change, images=16, snapshots=[], training=settings), latents, tmp_path)
     assert (tmp_path / "record.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])
 def test_sampling_keeps_to_its_device(latents, tmp_path, other_device, kind):
     own = spec(images=16, snapshots=[16])
-    training.train(own, latents, tmp_path)
+    train.train(own, latents, tmp_path)
     described = mixture_of([(tmp_path, "state", 0, 2)], own, [4.0, 0.0, -4.0])
     file = tmp_path / "weights-16.safetensors"
     mixture = Mixture(described, lambda e: file, other_device)
@@ -621,13 +626,13 @@ def test_a_learned_weighting_survives_an_interruption(latents, tmp_path, monkeyp
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    training.train(wanted, latents, whole)
+    train.train(wanted, latents, whole)
     calls = iter(range(1000))
     with pytest.raises(Interrupted):
-        training.train(wanted, latents, parts, stop=lambda: next(calls) >= 20)
-    training.train(wanted, latents, parts)
+        train.train(wanted, latents, parts, stop=lambda: next(calls) >= 20)
+    train.train(wanted, latents, parts)
     assert same(weights(whole), weights(parts))
     plain = tmp_path / "plain"
     plain.mkdir()
-    training.train(spec(), latents, plain)
+    train.train(spec(), latents, plain)
     assert not same(weights(whole), weights(plain))

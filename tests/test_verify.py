@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from pipeline.errors import UserError
-from stages.verify import listing, listing_md5, verify
+from stages.tools.verify import listing, listing_md5, verify
 from stages.workspace import Workspace
 from tests.workflow import Checkout
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from pipeline.files import write_sealed
+from pipeline.store.files import write_sealed
 from tests.workflow import PARAMS, Checkout, environment, stages_run
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.store import Entry
-from stages.jobs import run_job
+from pipeline.store.entry import Entry
+from stages.job import run_job
 from stages.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent

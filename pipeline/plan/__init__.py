@@ -6,6 +6,8 @@ and the precision. Host, executor, worker count and log options stay out. Nothin
 here, and torch is not imported.
 """
 
+from pipeline.plan.analyses import FROM_DATA, NotMeasured, analyses, states_of
+from pipeline.plan.expert import Weights
 from pipeline.plan.inputs import (
     DatasetFacts,
     LatentFacts,
@@ -18,6 +20,7 @@ from pipeline.plan.inputs import (
     spectrum,
 )
 from pipeline.plan.job import CODE, Job, code_of
+from pipeline.plan.merges import Expert, RecipePlan
 from pipeline.plan.outputs import (
     asked_at,
     class_counts,
@@ -27,18 +30,7 @@ from pipeline.plan.outputs import (
     scores,
     shared_levels,
 )
-from pipeline.plan.recipes import (
-    FROM_DATA,
-    Expert,
-    NotMeasured,
-    RecipePlan,
-    Weights,
-    analyses,
-    check,
-    experts,
-    pairings,
-    states_of,
-)
+from pipeline.plan.recipes import check, experts, pairings
 
 __all__ = [
     "CODE",

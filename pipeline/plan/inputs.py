@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config, rows
-from pipeline.config import Params
+from pipeline import rows
+from pipeline.data.params import Pixels
 from pipeline.errors import UserError
+from pipeline.params.recipe import Params
 from pipeline.plan.job import Job, code_of
 
 
@@ -75,7 +76,7 @@ def latent_facts(params: Params, data: DatasetFacts) -> LatentFacts:
     """The rows that training sees. UserError if the images do not fit the encoder."""
     latent = params.latent
     rows = data.rows * (2 if latent.flips else 1)
-    if isinstance(latent, config.Pixels):
+    if isinstance(latent, Pixels):
         return LatentFacts(rows, data.channels, data.resolution)
     return LatentFacts(rows, latent.channels, data.resolution // latent.downsample)
 
@@ -83,7 +84,7 @@ def latent_facts(params: Params, data: DatasetFacts) -> LatentFacts:
 def encoder(params: Params, data: DatasetFacts) -> Job | None:
     """The job that trains or fetches the encoder; None for pixels."""
     latent = params.latent
-    if isinstance(latent, config.Pixels):
+    if isinstance(latent, Pixels):
         return None
     settings = latent.model_dump(mode="json", exclude={"flips", "shard", "sample"})
     spec = {

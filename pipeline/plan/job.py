@@ -6,99 +6,102 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.identity import code_digest, digest
+from pipeline.store.identity import code_digest, digest
 
-# What each kind of job is made by: the names of `pipeline` that its runner in stages/jobs.py uses.
+# What each kind of job is made by: the names of `pipeline` that its runner uses.
 # A test holds the two together.
-_LATENTS = ("pipeline.latents:Latents",)
-_DATASET = ("pipeline.dataset:open_dataset", "pipeline.split:Split")
+_LATENTS = ("pipeline.data.latents:Latents",)
+_DATASET = ("pipeline.data.dataset:open_dataset", "pipeline.data.split:Split")
 _EXTRACTOR = (
-    "pipeline.features:load_extractor",
-    "pipeline.features:module_extractor",
-    "pipeline.features:torch_fidelity_extractor",
-    "pipeline.fidelity:Moments",
+    "pipeline.evaluation.features:load_extractor",
+    "pipeline.evaluation.features:module_extractor",
+    "pipeline.evaluation.features:torch_fidelity_extractor",
+    "pipeline.evaluation.fidelity:Moments",
 )
-_MIXTURE = ("pipeline.mixture:Mixture", "pipeline.mixture:draw")
+_MIXTURE = ("pipeline.sampling.mixture:Mixture", "pipeline.sampling.mixture:draw")
 CODE = {
     "encoder": (
         *_DATASET,
-        "pipeline.autoencoder:fetch_diffusers",
-        "pipeline.autoencoder:load_codec",
-        "pipeline.autoencoder:train_autoencoder",
+        "pipeline.data.codec:fetch_diffusers",
+        "pipeline.data.codec:load_codec",
+        "pipeline.training.autoencoder:train_autoencoder",
     ),
     "latents": (
         *_DATASET,
-        "pipeline.autoencoder:load_codec",
-        "pipeline.latents:encoded",
-        "pipeline.latents:write_shard",
+        "pipeline.data.codec:load_codec",
+        "pipeline.data.latents:encoded",
+        "pipeline.data.latents:write_shard",
     ),
-    "spectrum": (*_LATENTS, "pipeline.spectrum:means", "pipeline.spectrum:spectrum"),
-    "bounds": (*_LATENTS, "pipeline.clustering:analyse"),
-    "pilot": (*_LATENTS, "pipeline.networks.build:network_of", "pipeline.pilot:error_curve"),
+    "spectrum": (*_LATENTS, "pipeline.levels.spectrum:means", "pipeline.levels.spectrum:spectrum"),
+    "bounds": (*_LATENTS, "pipeline.levels.optimal_denoiser:analyse"),
+    "pilot": (*_LATENTS, "pipeline.networks.build:network_of", "pipeline.levels.pilot:error_curve"),
     "features": (
         *_DATASET,
-        "pipeline.features:classifier_extractor",
-        "pipeline.features:module_extractor",
-        "pipeline.features:save_extractor",
-        "pipeline.features:torch_fidelity_extractor",
-        "pipeline.fidelity:moments",
-        "pipeline.networks.classifier:train_classifier",
+        "pipeline.evaluation.features:classifier_extractor",
+        "pipeline.evaluation.features:module_extractor",
+        "pipeline.evaluation.features:save_extractor",
+        "pipeline.evaluation.features:torch_fidelity_extractor",
+        "pipeline.evaluation.fidelity:moments",
+        "pipeline.training.classifier:train_classifier",
     ),
     "pairing": (
         *_LATENTS,
-        "pipeline.pairing:centred",
-        "pipeline.pairing:diagnose_slot",
-        "pipeline.pairing:pair_slot",
-        "pipeline.pairing:principal_components",
-        "pipeline.pairing:write_components",
-        "pipeline.pairing:write_pairing",
-        "pipeline.spectrum:means",
+        "pipeline.noise.assignment:centred",
+        "pipeline.noise.diagnostics:diagnose_slot",
+        "pipeline.noise.assignment:pair_slot",
+        "pipeline.noise.assignment:principal_components",
+        "pipeline.noise.pairing:write_components",
+        "pipeline.noise.pairing:write_pairing",
+        "pipeline.levels.spectrum:means",
     ),
     "expert": (
         *_LATENTS,
-        "pipeline.pairing:read_components",
-        "pipeline.pairing:read_pairing",
-        "pipeline.training:train",
+        "pipeline.noise.pairing:read_components",
+        "pipeline.noise.pairing:read_pairing",
+        "pipeline.training.train:train",
     ),
     "merged": (
         *_LATENTS,
         *_DATASET,
         *_EXTRACTOR,
-        "pipeline.autoencoder:load_codec",
-        "pipeline.scores:useless_features",
-        "pipeline.selection:SmallSampleFid",
-        "pipeline.selection:merge_experts",
+        "pipeline.data.codec:load_codec",
+        "pipeline.evaluation.scores:useless_features",
+        "pipeline.merging.select:SmallSampleFid",
+        "pipeline.merging.select:merge_experts",
     ),
-    "samples": (*_MIXTURE, "pipeline.latents:write_shard"),
+    "samples": (*_MIXTURE, "pipeline.data.latents:write_shard"),
     "reconstructions": (
         *_DATASET,
-        "pipeline.autoencoder:load_codec",
-        "pipeline.autoencoder:reconstructions",
-        "pipeline.latents:write_shard",
+        "pipeline.data.codec:load_codec",
+        "pipeline.data.codec:reconstructions",
+        "pipeline.data.latents:write_shard",
     ),
     "scores": (
         *_LATENTS,
         *_EXTRACTOR,
-        "pipeline.scores:score",
-        "pipeline.scores:useless_features",
+        "pipeline.evaluation.scores:score",
+        "pipeline.evaluation.scores:useless_features",
     ),
     "outputs": (
         *_LATENTS,
         *_DATASET,
         *_EXTRACTOR,
         *_MIXTURE,
-        "pipeline.consistency:estimates",
-        "pipeline.consistency:nearest_training",
+        "pipeline.evaluation.consistency:estimates",
+        "pipeline.evaluation.consistency:nearest_training",
     ),
-    "consistency": ("pipeline.consistency:Outputs", "pipeline.consistency:compare"),
+    "consistency": (
+        "pipeline.evaluation.consistency:Outputs",
+        "pipeline.evaluation.consistency:compare",
+    ),
 }
 # Modules that only say, keep or time what was made: no number follows from them.
 QUIET = (
-    "pipeline.circumstances",
     "pipeline.errors",
-    "pipeline.files",
-    "pipeline.identity",
-    "pipeline.store",
+    "pipeline.store.circumstances",
+    "pipeline.store.entry",
+    "pipeline.store.files",
+    "pipeline.store.identity",
 )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Params
+from pipeline.params.recipe import Params
 from pipeline.plan.inputs import DatasetFacts, as_json, encoder, images_of, latents
 from pipeline.plan.job import Job, code_of
-from pipeline.plan.recipes import RecipePlan
+from pipeline.plan.merges import RecipePlan
 
 NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
 

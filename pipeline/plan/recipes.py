@@ -2,116 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pipeline import clustering, config, curriculum, partition, schedule
-from pipeline.config import Params, Recipe
 from pipeline.errors import UserError
-from pipeline.noise import derive_key
-from pipeline.plan.inputs import (
-    DatasetFacts,
-    as_json,
-    encoder,
-    features,
-    held_out,
-    images_of,
-    latent_facts,
-    latents,
-    pixel_std,
-    spectrum,
+from pipeline.levels import curriculum, partition, schedule
+from pipeline.levels.params import IntervalDensity, OptimalDenoiserPartition, Partition, state_count
+from pipeline.merging.params import Route
+from pipeline.networks.params import MultiDecoder
+from pipeline.noise.philox import derive_key
+from pipeline.params.mistakes import refusal
+from pipeline.params.recipe import Params, Recipe
+from pipeline.plan.analyses import (
+    FROM_DATA,
+    NotMeasured,
+    bounds_jobs,
+    build_states,
+    measured_errors,
+    measured_on,
+    states_of,
 )
+from pipeline.plan.expert import Run, expert_spec, own_width_of, seed_of
+from pipeline.plan.inputs import DatasetFacts, latent_facts, latents, spectrum
 from pipeline.plan.job import Job, code_of
-from pipeline.wording import refusal
+from pipeline.plan.merges import Expert, RecipePlan, merged_job
 
-PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
-HALF_RANGE = 127.5  # in uint8 units, of images that are scaled to [-1, 1]
-FROM_DATA = (config.FittedSchedule, config.ElboSchedule)
-
-
-class NotMeasured(UserError):
-    """Planning waits for something that is measured on the data."""
-
-
-@dataclass(frozen=True)
-class Expert:
-    """An expert of a recipe: its job, the states it owns, and its snapshots."""
-
-    job: Job
-    first: int  # index of its cleanest state; 0 for a continuous schedule
-    last: int  # index of its noisiest state, inclusive
-    images: int
-    snapshots: dict[int, int]  # milestone of the recipe -> images of this expert
-    pairings: tuple[Job, ...] = ()  # the jobs that pair its images with noise
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A file of weights in the store, and the network it is for."""
-
-    job: Job
-    file: str
-    spec: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RecipePlan:
-    """A recipe resolved: its states (log-SNR, cleanest first), milestones and experts.
-
-    bounds: log-SNRs between the intervals of its partition; merged: for each milestone the job
-    that makes one network of the experts (none for a mixture that routes).
-    """
-
-    name: str
-    recipe: Recipe
-    log_snr: np.ndarray
-    continuous: bool
-    milestones: list[int]
-    sampling_states: list[float]  # those that sampling visits, cleanest first
-    bounds: list[float] = field(default_factory=list)
-    experts: list[Expert] = field(default_factory=list)
-    merged: dict[int, Job] = field(default_factory=dict)
-    parent: RecipePlan | None = None
-
-    @property
-    def trained(self) -> np.ndarray:
-        """The states that a network answers for: all but one without any signal."""
-        return self.log_snr if self.continuous else self.log_snr[np.isfinite(self.log_snr)]
-
-    def weights(self, milestone: int) -> list[Weights]:
-        """The networks that the recipe has at a milestone: one an expert, or the merged one."""
-        if milestone in self.merged:
-            job = self.merged[milestone]
-            return [Weights(job, "weights.safetensors", self.experts[0].job.spec)]
-        return [
-            Weights(e.job, f"weights-{e.snapshots[milestone]}.safetensors", e.job.spec)
-            for e in self.experts
-        ]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the experts of one recipe have in common."""
-
-    recipe: Recipe
-    log_snr: np.ndarray  # the trained states, or the two ends
-    continuous: bool
-    bounds: tuple[float, ...] = ()  # of a multi-decoder's intervals
-    density: dict[str, Any] | None = None  # a curriculum by intervals, resolved
-    parent: Weights | None = None
-
-    @functools.cached_property
-    def drawn(self) -> curriculum.Curriculum:
-        """The recipe's curriculum on all of its states."""
-        options = self.density or self.recipe.curriculum.model_dump(mode="json")
-        options = {k: v for k, v in options.items() if k not in ("kind", "correct", "partition")}
-        kind = self.recipe.curriculum.kind
-        return curriculum.build(kind, self.log_snr, self.continuous, **options)
 
 
 def experts(params: Params, data: DatasetFacts) -> dict[str, RecipePlan]:
@@ -158,7 +76,7 @@ def check(params: Params, data: DatasetFacts) -> None:
 def _without_parent(recipe: Recipe) -> Recipe:
     """The recipe with the same states and experts, of which none needs another recipe's."""
     training = recipe.training.model_copy(update={"parent": None, "train": "all"})
-    return recipe.model_copy(update={"training": training, "merge": config.Route()})
+    return recipe.model_copy(update={"training": training, "merge": Route()})
 
 
 def _plan_recipe(
@@ -171,13 +89,13 @@ def _plan_recipe(
 ) -> RecipePlan:
     training = recipe.training
     log_snr = states_of(params, data, recipe)
-    continuous = config.state_count(recipe.schedule) is None
+    continuous = state_count(recipe.schedule) is None
     milestones = sorted({*training.milestones, training.images})
     bounds = _bounds(params, data, recipe, recipe.partition, log_snr, continuous)
     visited = _sampling_states(params, data, recipe, log_snr)
     plan = RecipePlan(name, recipe, log_snr, continuous, milestones, visited, bounds, parent=parent)
     states = plan.trained
-    several = isinstance(recipe.network, config.MultiDecoder)
+    several = isinstance(recipe.network, MultiDecoder)
     # Decoders behind a frozen encoder do not meet in training: each is an expert of its own.
     branched = several and training.train == "decoders"
     joint = several and not branched
@@ -191,7 +109,7 @@ def _plan_recipe(
     else:
         intervals = partition.owned(bounds, states)
     start = None if parent is None else parent.weights(parent.milestones[-1])[0]
-    run = _Run(
+    run = Run(
         recipe,
         states,
         continuous,
@@ -204,7 +122,7 @@ def _plan_recipe(
     for number, (own, images) in enumerate(zip(intervals, budgets, strict=True)):
         images = max(images, 1)
         snapshots = {m: max(1, round(images * m / training.images)) for m in milestones}
-        spec = _expert_spec(
+        spec = expert_spec(
             params,
             data,
             run,
@@ -212,7 +130,7 @@ def _plan_recipe(
             images,
             sorted(set(snapshots.values())),
             shards,
-            _own_width(recipe, branched, number),
+            own_width_of(recipe, branched, number),
         )
         paired = tuple(pairings(params, data, recipe, images, shards))
         needs = [*shards, *(job.name for job in paired)]
@@ -241,7 +159,7 @@ def _plan_recipe(
         )
     if recipe.merge.method != "route":
         for milestone in milestones:
-            plan.merged[milestone] = _merged(params, data, plan, milestone)
+            plan.merged[milestone] = merged_job(params, data, plan, milestone)
     return plan
 
 
@@ -272,7 +190,7 @@ def pairings(
             "settings": settings,
             "slots": [start, stop],
             "classes": data.classes if by_class else 0,
-            "noise_key": derive_key(_seed(params, recipe), "noise"),
+            "noise_key": derive_key(seed_of(params, recipe), "noise"),
             "dataset": data.digest,
             "latents": list(shards),
             "code": code_of("pairing"),
@@ -283,180 +201,8 @@ def pairings(
     return jobs
 
 
-def _own_width(recipe: Recipe, branched: bool, number: int) -> dict[str, Any]:
-    """What an expert's network has for itself."""
-    if branched:
-        return {"decoder_channels": [recipe.network.decoder_channels[number]]}
-    widths = recipe.partition_channels
-    if not widths or isinstance(recipe.network, config.MultiDecoder):
-        return {}
-    return {"channels": widths[number]}
-
-
 def _interval_name(first: int, last: int) -> str:
     return f"state {first + 1}" if first == last else f"states {first + 1}-{last + 1}"
-
-
-def _expert_spec(
-    params: Params,
-    data: DatasetFacts,
-    run: _Run,
-    interval: tuple[int, int],
-    images: int,
-    snapshots: list[int],
-    shards: tuple[str, ...],
-    own_width: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    recipe, (first, last) = run.recipe, interval
-    seen = latent_facts(params, data)
-    own = [float(value) for value in run.log_snr[first : last + 1]]
-    one_state = len(own) == 1
-    apart = {"images", "milestones", "start", "experts_per_job", "parent", "budget", "train"}
-    settings = recipe.training.model_dump(mode="json", exclude=apart)
-    stream = derive_key(_seed(params, recipe), "expert", *(value.hex() for value in own))
-    start = _seed(params, recipe) if recipe.training.start == "shared-seed" else stream
-    classes = data.classes if recipe.network.class_conditional else 0
-    network = recipe.network.model_dump(mode="json", exclude={"class_conditional"})
-    network |= own_width or {}
-    if not classes:
-        del network["label_dropout"]
-    if run.bounds:
-        network["interval_bounds"] = list(run.bounds)
-    spec = {
-        "network": network,
-        # A parent's network was told its state, and its weights fit no other kind.
-        "conditioning": "none" if one_state and run.parent is None else "state",
-        "channels": seen.channels,
-        "resolution": seen.resolution,
-        "classes": classes,
-        "log_snr": own,
-        "continuous": run.continuous,
-        "prediction": recipe.prediction,
-        "curriculum": _own_curriculum(run, interval),
-        "pairing": recipe.pairing.model_dump(mode="json"),
-        "noise_key": derive_key(_seed(params, recipe), "noise"),
-        "stream_key": stream,
-        "start_key": derive_key(start, "start"),
-        "images": images,
-        "snapshots": snapshots,
-        "training": settings,
-        "latents": list(shards),
-        "code": code_of("expert"),
-    }
-    if run.parent is not None:
-        spec["parent"] = {"entry": run.parent.job.name, "file": run.parent.file}
-        if recipe.training.train != "all":
-            spec["train"] = recipe.training.train
-        if recipe.decouple != config.Decouple():
-            spec["decouple"] = {
-                **recipe.decouple.model_dump(mode="json"),
-                "axis": [float(v) for v in run.log_snr],
-            }
-    return spec
-
-
-def _own_curriculum(run: _Run, interval: tuple[int, int]) -> dict[str, Any]:
-    """The curriculum as an expert needs it.
-
-    A single-state expert has nothing to draw, so no curriculum can matter to it. A uniform one
-    depends on the own states only; any other on their place on the whole time axis.
-    """
-    first, last = interval
-    if first == last or run.recipe.curriculum.kind == "uniform":
-        return {"kind": "uniform"}
-    settings = run.density or run.recipe.curriculum.model_dump(mode="json")
-    if run.continuous:  # it has one expert, and its own states are all of the axis
-        return settings
-    run.drawn.restrict(np.arange(first, last + 1))  # refuses states that nothing falls on
-    return settings | {"axis": [float(v) for v in run.log_snr], "own": [first, last]}
-
-
-def _merged(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: int) -> Job:
-    """The job that makes one network of a recipe's experts, or of one run's snapshots."""
-    recipe = plan.recipe
-    block = recipe.merge
-    if block.method in ("snapshots", "post-hoc"):
-        [expert] = plan.experts
-        taken = [expert.snapshots[m] for m in plan.milestones if m <= milestone]
-        kinds = ["weights"]
-        if block.method == "post-hoc":
-            kinds = [f"power-{length}" for length in recipe.training.power_ema]
-        sources = [
-            {"entry": expert.job.name, "file": f"{kind}-{images}.safetensors"}
-            for images in taken
-            for kind in kinds
-        ]
-    else:
-        sources = [
-            {"entry": e.job.name, "file": f"weights-{e.snapshots[milestone]}.safetensors"}
-            for e in plan.experts
-        ]
-    settings = block.model_dump(mode="json")
-    if block.method == "post-hoc":
-        batch = recipe.training.batch  # a snapshot is taken at the end of a batch
-        ends = [min(-(-images // batch) * batch, expert.images) for images in taken]
-        settings |= {"images": ends, "kept": recipe.training.power_ema}
-    spec = {
-        "settings": settings,
-        "experts": sources,
-        "of": [e.job.spec["log_snr"] for e in plan.experts],
-        "model": {
-            key: plan.experts[0].job.spec[key]
-            for key in ("network", "conditioning", "channels", "resolution", "classes")
-        }
-        | {"prediction": recipe.prediction, "continuous": plan.continuous},
-        "noise_key": derive_key(_seed(params, recipe), "selection"),
-        "code": code_of("merged"),
-    }
-    needs = [source["entry"] for source in sources]
-    if "parent" in plan.experts[0].job.spec:
-        spec["parent"] = plan.experts[0].job.spec["parent"]
-        needs.append(spec["parent"]["entry"])
-    if block.method == "snapshots" or getattr(block, "weights", 0) is None:
-        shards = [job.name for job in held_out(params, data)]
-        spec["latents"] = shards
-        needs += shards
-        if getattr(block, "confirm", 0):
-            spec["confirm"], more = _confirmation(params, data, plan)
-            needs += more
-    label = f"{plan.name} merged at {milestone:,}"
-    return Job(
-        "merged",
-        spec,
-        label,
-        tuple(dict.fromkeys(needs)),
-        threads=recipe.training.threads,
-        recipe=plan.name,
-    )
-
-
-def _confirmation(
-    params: Params, data: DatasetFacts, plan: RecipePlan
-) -> tuple[dict[str, Any], list[str]]:
-    """What scoring samples of a candidate takes, and the entries needed for it."""
-    reference, codec = features(params, data), encoder(params, data)
-    spec = {
-        "features": reference.name,
-        **images_of(data),
-        "rows": [data.rows, data.rows + data.held_out],
-        "log_snr": as_json(plan.log_snr),
-        "states": as_json(plan.sampling_states),
-        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
-        "seed": derive_key(params.seed, "confirmation"),
-    }
-    if plan.recipe.network.class_conditional:  # as the held-out images are, whatever is scored
-        spec["class_counts"] = list(data.class_counts)
-    needs = [reference.name]
-    if codec is None:
-        first = latents(params, data)[0].spec
-        spec |= {"shift": first["shift"], "scale": first["scale"]}
-    else:
-        spec["encoder"] = codec.name
-        needs.append(codec.name)
-    if not np.isfinite(plan.log_snr[-1]):
-        spec["terminal"] = spectrum(params, data).name
-        needs.append(spec["terminal"])
-    return spec, needs
 
 
 def _density(
@@ -469,7 +215,7 @@ def _density(
 ) -> dict[str, Any] | None:
     """A curriculum given by intervals, with their bounds."""
     block = recipe.curriculum
-    if not isinstance(block, config.IntervalDensity):
+    if not isinstance(block, IntervalDensity):
         return None
     if block.partition is not None:
         bounds = _bounds(params, data, recipe, block.partition, log_snr, continuous)
@@ -480,7 +226,7 @@ def _density(
 
 
 def _shares(
-    params: Params, data: DatasetFacts, run: _Run, intervals: list[tuple[int, int]]
+    params: Params, data: DatasetFacts, run: Run, intervals: list[tuple[int, int]]
 ) -> np.ndarray:
     """Share of the recipe's images for each expert."""
     kind = run.recipe.training.budget
@@ -491,8 +237,8 @@ def _shares(
         return curriculum.budget_shares(run.drawn, parts)
     error = None
     if isinstance(run.recipe.schedule, FROM_DATA) and run.recipe.schedule.source == "pilot":
-        error = _error_curve(params, data, run.recipe)
-    found = _measured(data, spectrum(params, data))["spectrum"]
+        error = measured_errors(params, data, run.recipe)
+    found = measured_on(data, spectrum(params, data))["spectrum"]
     difficulty = np.sqrt(schedule.mmse_slope(run.log_snr, found, error))
     difficulty = np.maximum(difficulty / difficulty.mean(), LEAST_SHARE)
     return np.array([difficulty[part].sum() for part in parts])
@@ -502,19 +248,19 @@ def _bounds(
     params: Params,
     data: DatasetFacts,
     recipe: Recipe,
-    cut: config.Partition,
+    cut: Partition,
     log_snr: np.ndarray,
     continuous: bool,
 ) -> list[float]:
     axis = partition.axis_of(log_snr, continuous)
 
     def measured() -> dict[str, Any]:
-        found = _measured(data, _bounds_jobs(params, data, recipe, cut)[-1])
-        if isinstance(cut, config.OptimalDenoiserPartition):
+        found = measured_on(data, bounds_jobs(params, data, recipe, cut)[-1])
+        if isinstance(cut, OptimalDenoiserPartition):
             return found
         if cut.kind == "gradient":
             affinity = np.asarray(found["affinity"])
-            return {"bounds": clustering.affinity_bounds(axis, affinity, cut.intervals).log_snr}
+            return {"bounds": partition.affinity_bounds(axis, affinity, cut.intervals).log_snr}
         return {"bounds": partition.equal_parts(axis, found, cut.intervals)}
 
     try:
@@ -523,144 +269,12 @@ def _bounds(
         raise ValueError(f"partition: {e}") from e
 
 
-def _seed(params: Params, recipe: Recipe) -> int:
-    return params.seed if recipe.seed is None else recipe.seed
-
-
-# --- what is measured on the data before anything is planned with it
-
-
-def analyses(params: Params, data: DatasetFacts) -> list[Job]:
-    """All that is measured before the recipes can be planned: see `experts`."""
-    jobs = [spectrum(params, data)]
-    for recipe in params.recipes.values():
-        if isinstance(recipe.schedule, FROM_DATA) and recipe.schedule.source == "pilot":
-            jobs += _pilot(params, data, recipe, recipe.schedule.pilot_images, _pilot_axis(recipe))
-    # The states that partitions cut may come from the schedules' own analyses.
-    if all(job.name in data.analyses for job in jobs if job.kind in ("spectrum", "pilot")):
-        for recipe in params.recipes.values():
-            for cut in (recipe.partition, getattr(recipe.curriculum, "partition", None)):
-                if isinstance(cut, partition.MEASURED):
-                    jobs += _bounds_jobs(params, data, recipe, cut)
-    return list({job.name: job for job in jobs}.values())
-
-
-def _bounds_jobs(
-    params: Params, data: DatasetFacts, recipe: Recipe, cut: config.Partition
-) -> list[Job]:
-    """Jobs that find a partition's bounds; the last one has the result."""
-    states = states_of(params, data, recipe)
-    axis = partition.axis_of(states, config.state_count(recipe.schedule) is None)
-    if isinstance(cut, config.LearntPartition):
-        nodes = clustering.node_states(len(axis), min(cut.nodes, len(axis)))
-        levels = [float(axis[i]) for i in nodes]
-        return _pilot(params, data, recipe, cut.pilot_images, levels, cut.kind == "gradient")
-    shards = tuple(job.name for job in latents(params, data))
-    spec = {
-        "latents": list(shards),
-        "settings": cut.model_dump(mode="json", exclude={"kind", "channels"}),
-        "axis": [float(v) for v in axis],
-        "key": derive_key(params.seed, "bounds"),
-        "code": code_of("bounds"),
-    }
-    return [Job("bounds", spec, f"bounds of {cut.intervals} intervals", shards)]
-
-
-def _pilot_axis(recipe: Recipe) -> list[float]:
-    high, low = recipe.schedule.log_snr_max, recipe.schedule.log_snr_min
-    return [float(v) for v in np.linspace(high, low, PILOT_NODES)]
-
-
-def _pilot(
-    params: Params,
-    data: DatasetFacts,
-    recipe: Recipe,
-    images: int,
-    levels: list[float],
-    gradients: bool = False,
-) -> list[Job]:
-    """A short run of the recipe's network on all noise levels, and what is measured on it."""
-    shards = tuple(job.name for job in latents(params, data))
-    plain = recipe.model_copy(
-        update={
-            "curriculum": config.UniformCurriculum(),
-            "pairing": config.Independent(),
-            "partition": config.SinglePartition(),
-            "decouple": config.Decouple(),
-            "network": config.UNet(
-                **{k: getattr(recipe.network, k) for k in config.UNet.model_fields if k != "kind"}
-            ),
-        }
-    )
-    run = _Run(plain, np.array([levels[0], levels[-1]]), True)
-    spec = _expert_spec(params, data, run, (0, 1), images, [images], shards)
-    threads = recipe.training.threads
-    trained = Job("expert", spec, "pilot", shards, weight=images, threads=threads)
-    measured = {
-        "expert": trained.name,
-        "file": f"weights-{images}.safetensors",
-        "latents": list(shards),
-        "levels": levels,
-        "gradients": gradients,
-        "noise_key": derive_key(params.seed, "pilot"),
-        "threads": threads,
-        "code": code_of("pilot"),
-    }
-    return [trained, Job("pilot", measured, "pilot's errors", (trained.name, *shards))]
-
-
-def _measured(data: DatasetFacts, job: Job) -> dict[str, Any]:
-    try:
-        return data.analyses[job.name]
-    except KeyError:
-        raise NotMeasured(
-            f"{job.label}: not measured yet, or params.yaml or the code changed since; "
-            "run `dvc repro`"
-        ) from None
-
-
-def states_of(params: Params, data: DatasetFacts, recipe: Recipe) -> np.ndarray:
-    """Log-SNR of each state, strictly descending; for a continuous schedule its two ends.
-
-    UserError if the schedule is fitted to measurements that were not made yet.
-    """
-    return _build(params, data, recipe, config.state_count(recipe.schedule) or 2)
-
-
-def _build(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> np.ndarray:
-    block = recipe.schedule
-    apart = {"kind", "states", "source", "pilot_images"}
-    options = block.model_dump(exclude=apart)
-    if options["shift"] == "unit-range":
-        options["shift"] = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
-    if isinstance(block, FROM_DATA):
-        if block.source == "pilot":
-            options["error_curve"] = _error_curve(params, data, recipe)
-        else:
-            options["spectrum"] = _measured(data, spectrum(params, data))["spectrum"]
-    found = schedule.build(block.kind, states, **options)
-    ends = found[np.isfinite(found)]
-    if len(ends) and np.abs(ends[[0, -1]]).max() > config.MOST_LOG_SNR:
-        raise UserError(
-            f"schedule: log-SNRs from {ends[0]:g} to {ends[-1]:g}; float32 carries none beyond "
-            f"{config.MOST_LOG_SNR:g} on either side: use less `shift`, or nearer ends"
-        )
-    return found
-
-
-def _error_curve(params: Params, data: DatasetFacts, recipe: Recipe) -> tuple[list, list]:
-    block = recipe.schedule
-    job = _pilot(params, data, recipe, block.pilot_images, _pilot_axis(recipe))[-1]
-    found = _measured(data, job)
-    return found["log_snr"], found["error"]
-
-
 def _sampling_states(
     params: Params, data: DatasetFacts, recipe: Recipe, log_snr: np.ndarray
 ) -> list[float]:
     steps = recipe.sampling.steps
-    if config.state_count(recipe.schedule) is None:
-        return [float(v) for v in _build(params, data, recipe, steps)]
+    if state_count(recipe.schedule) is None:
+        return [float(v) for v in build_states(params, data, recipe, steps)]
     if steps is None:
         return [float(v) for v in log_snr]
     return [float(log_snr[i]) for i in schedule.subset(len(log_snr), steps)]

@@ -19,7 +19,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.files import replacing
+from pipeline.store.files import replacing
 
 WIDE, HALF, NARROW = 900, 520, 350
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from pipeline.identity import file_digest
+from pipeline.store.identity import file_digest
 from stages.workspace import Workspace
 
 PAGE, COSTS = "report.html", "costs.json"

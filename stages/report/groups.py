@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Recipe
+from pipeline.params.recipe import Recipe
 from stages.numbers import known
 
 

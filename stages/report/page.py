@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from pipeline.files import write_text
+from pipeline.store.files import write_text
 from stages import numbers
 from stages.report import figures
 from stages.report.figures import NARROW, Drawing

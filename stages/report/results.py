@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from pipeline import plan
-from pipeline.circumstances import processor
-from pipeline.config import Params
 from pipeline.errors import UserError
+from pipeline.params.recipe import Params
 from pipeline.plan import DatasetFacts, Expert, Job, RecipePlan
-from stages import steps
+from pipeline.store.circumstances import processor
+from stages import merge
 from stages.report import costs
 from stages.report.costs import Spent
 from stages.report.figures import Style
 from stages.report.groups import Unit, stem, units
-from stages.verify import git
+from stages.tools.verify import git
 from stages.workspace import Workspace
 
 Metrics = dict[str, dict[str, Any]]
@@ -280,7 +280,7 @@ def _origins(
     reference = plan.features(params, facts)
     origins = {}
     for name, recipe in recipes.items():
-        for item in steps.milestones_of(workspace, name):
+        for item in merge.milestones_of(workspace, name):
             mixture = item["mixture"]
             shards = plan.samples(params, facts, recipe, mixture, name)
             origins[name, item["images"]] = Origin(

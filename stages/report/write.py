@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import plan
-from pipeline.dataset import open_dataset
-from pipeline.files import write_json
-from pipeline.identity import file_digest
+from pipeline.data.dataset import open_dataset
+from pipeline.data.split import Split
+from pipeline.evaluation.scores import features_warning
 from pipeline.plan import DatasetFacts, Job, RecipePlan
-from pipeline.scores import features_warning
-from pipeline.split import Split
-from stages import drawing, steps
+from pipeline.store.files import write_json
+from pipeline.store.identity import file_digest
+from stages import evaluate, pictures, sample
+from stages.facts import class_names, facts_of
 from stages.numbers import MISSING
 from stages.report import costs
 from stages.report.fresh import COSTS, PAGE
@@ -39,7 +40,7 @@ from stages.report.groups import Unit, mean, units, units_of
 from stages.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.latents import Latents
+    from pipeline.data.latents import Latents
 
 SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "samples")
 # What a scores job may give besides: of one run, and not of every kind of features.
@@ -74,9 +75,9 @@ def report(workspace: Workspace) -> None:
 
     for stage in ("latents", "analyses", "pairings", "experts", "features", "samples", "scores"):
         adopt(workspace, stage)
-    facts = steps.facts_of(workspace)
+    facts = facts_of(workspace)
     recipes = plan.experts(workspace.params, facts)
-    scored = steps.score_jobs(workspace, workspace.params, facts, recipes)
+    scored = evaluate.score_jobs(workspace, workspace.params, facts, recipes)
     metrics = {
         name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
     }
@@ -86,7 +87,7 @@ def report(workspace: Workspace) -> None:
     for folder in ("metrics", "recipes", "pictures"):
         (fresh / folder).mkdir(parents=True)
     try:
-        classes = steps.class_names(workspace)
+        classes = class_names(workspace)
         samples = {}
         for name, found in metrics.items():
             own = fresh / "recipes" / name
@@ -179,7 +180,7 @@ def _reconstructions(
     workspace: Workspace, facts: DatasetFacts, folder: Path, summary: dict[str, Any]
 ) -> Path | None:
     """Draw what the encoder brings back and add its scores to the summary; None for pixels."""
-    found = steps.reconstruction(workspace, facts)
+    found = sample.reconstruction(workspace, facts)
     if found is None:
         return None
     summary["reconstruction"] = {
@@ -187,13 +188,13 @@ def _reconstructions(
     }
     path = folder / "reconstructions.png"
     originals, images = found["originals"][:GRID], found["images"][:GRID]
-    drawing.save(drawing.pairs(originals, images, PAIRED_COLUMNS), path)
+    pictures.save(pictures.pairs(originals, images, PAIRED_COLUMNS), path)
     return path
 
 
 def samples_of(workspace: Workspace, scored: Job) -> Latents:
     """The first shard of the samples of a scoring job."""
-    from pipeline.latents import Latents
+    from pipeline.data.latents import Latents
 
     return Latents([workspace.store.entry(scored.spec["samples"][0]).file("samples.arrow")])
 
@@ -201,7 +202,7 @@ def samples_of(workspace: Workspace, scored: Job) -> Latents:
 def save_grid(shard: Latents, rows: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Write a grid of samples, under each its class where the recipe was told one."""
     labels = None if shard.labels is None else [classes[i] for i in shard.labels[rows]]
-    drawing.save(drawing.grid(shard.raw(rows), GRID_COLUMNS, labels=labels), path)
+    pictures.save(pictures.grid(shard.raw(rows), GRID_COLUMNS, labels=labels), path)
 
 
 def save_real(
@@ -213,7 +214,7 @@ def save_real(
     images = np.concatenate([found for _, found in data.chosen(rows)])
     numbers = data.labels_of(rows)
     labels = None if numbers is None else [classes[number] for number in numbers]
-    drawing.save(drawing.grid(images, GRID_COLUMNS, labels=labels), path)
+    pictures.save(pictures.grid(images, GRID_COLUMNS, labels=labels), path)
 
 
 def write_curves(path: Path, metrics: dict[str, dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@
 
 The first attacks each TARGET (a kind of job, or `stage NAME`) with ACTION at the first point, in
 the state as if it was never begun, runs it again, and goes on with the second point until there are
-no more. ACTION is `kill` or an error such as `ENOSPC` at the points of `pipeline.files.fault`;
+no more. ACTION is `kill` or an error such as `ENOSPC` at the points of `store.files.fault`;
 `once kill` at the first point of each kind; or `every ENOSPC` at each call that changes a file, if
 refuse.c is preloaded. `flips` flips one bit in each kind of file. What happened is printed as JSON.
 Processes are forked from this one, which has imported all they need.
@@ -27,18 +27,31 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-if __name__ == "__main__":  # and not in the process of whoever imports the rest of this
-    os.environ["TSPACE_CHECKPOINT_SECONDS"] = "0"  # after every batch; read when torch is imported
-
-import pyarrow.compute  # noqa: F401
-import torch
 import torch._dynamo
 
-from pipeline import autoencoder, features, files, plan, scores, selection, store, training  # noqa: F401
 from pipeline.errors import UserError, system_message
-from stages import cli, consistency, fanout, jobs, steps
+from pipeline.store import files
+from stages import (
+    analyse,
+    cli,
+    consistency,
+    encode,
+    evaluate,
+    fanout,
+    features,
+    merge,
+    pair,
+    prepare,
+    sample,
+    train,
+)
+from stages import job as jobs
+from stages.cli import stage_named
 from stages.workspace import Workspace
 from tests.workflow import run_here
+
+if __name__ == "__main__":  # and not in the process of whoever imports the rest of this
+    os.environ["TSPACE_CHECKPOINT_SECONDS"] = "0"  # after every batch; read when torch is imported
 
 with contextlib.suppress(ImportError):  # where it is installed, pyarrow imports it late
     import pandas  # noqa: F401
@@ -70,8 +83,8 @@ recipes:
     sampling: {steps: 2}
 """
 STAGES = (
-    *(steps.prepare, steps.encode, steps.analyse, steps.features, steps.pair, steps.train),
-    *(steps.merge, steps.sample, steps.evaluate, consistency.consistency),
+    *(prepare.prepare, encode.encode, analyse.analyse, features.features, pair.pair, train.train),
+    *(merge.merge, sample.sample, evaluate.evaluate, consistency.consistency),
 )
 
 
@@ -157,7 +170,7 @@ def target_of(workspace: Workspace, target: str) -> tuple[Callable[[], object], 
     kind, _, name = target.partition(" ")
     if kind == "stage":
         folders = {"merge": "mixtures", "pair": "pairings", "train": "experts"}
-        return lambda: getattr(steps, name)(workspace), [workspace.artefacts(folders[name])]
+        return lambda: stage_named(name)(workspace), [workspace.artefacts(folders[name])]
     entry = workspace.store.entry(named(workspace, target))
     return lambda: jobs.run_job(workspace, workspace.store, entry.name), [entry.path]
 
@@ -218,7 +231,7 @@ def points(work: Callable[[], object], root: Path, action: str = "kill") -> list
     """The points that `work` passes, in order: where it is, and the file."""
 
     def recorded() -> object:
-        files.fault = store.fault = lambda point, path: print("point:", point, path.name)
+        files.fault = files.fault = lambda point, path: print("point:", point, path.name)
         return work()
 
     _, said = child(recorded, root)

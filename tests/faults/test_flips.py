@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
 from pipeline.errors import UserError
-from stages import fanout, steps
-from stages.jobs import RUNNERS, run_job
+from pipeline.store import files
+from stages import facts, fanout, merge, sample, train
+from stages.cli import stage_named
+from stages.job import RUNNERS, run_job
 from stages.workspace import Workspace
 from tests.faults.attack import contents, flip, named, restore, unmade, whole
 from tests.workflow import ROOT, environment, run_here
@@ -64,9 +65,9 @@ HEALED = [  # the file, and the stage that DVC runs as its output changed
 @pytest.mark.parametrize(("kind", "name", "stage"), HEALED)
 def test_damaged_artefacts_are_restored_from_the_store(workspace, kind, name, stage, capsys):
     path = file_of(workspace, "artefacts", kind, name)
-    getattr(steps, stage)(workspace)  # all of it was read once
+    stage_named(stage)(workspace)  # all of it was read once
     flip(path)
-    getattr(steps, stage)(workspace)
+    stage_named(stage)(workspace)
     assert "restored from the store" in capsys.readouterr().out
     assert contents(workspace.root / "artefacts") == contents(whole(workspace.root) / "artefacts")
 
@@ -85,7 +86,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_a_damaged_manifest_is_made_again(workspace, output):
     flip(workspace.artefacts(output) / "manifest.json")
-    getattr(steps, OUTPUTS[output])(workspace)
+    stage_named(OUTPUTS[output])(workspace)
     assert contents(workspace.root / "artefacts") == contents(whole(workspace.root) / "artefacts")
 
 
@@ -94,22 +95,22 @@ def test_without_the_store_a_damaged_artefact_is_refused(workspace):
     shutil.rmtree(workspace.store.root)
     flip(path)
     with pytest.raises(UserError, match=f"{path.name}: damaged .checksum differs.; delete"):
-        steps.train(workspace)
+        train.train(workspace)
 
 
 def test_analyses_are_read_as_their_manifest_has_them(workspace):
     path = file_of(workspace, "artefacts", "spectrum", "analysis.json")
-    before = steps.facts_of(workspace)
+    before = facts.facts_of(workspace)
     flip(path)
-    assert steps.facts_of(workspace) == before  # from the store
+    assert facts.facts_of(workspace) == before  # from the store
     shutil.rmtree(workspace.store.root)
     with pytest.raises(UserError, match=r"analysis\.json: damaged or missing; delete"):
-        steps.facts_of(workspace)
+        facts.facts_of(workspace)
 
 
 def test_a_merge_reads_the_encoder_that_its_manifest_has(workspace):
     flip(file_of(workspace, "artefacts", "encoder", "encoder.json"))
-    steps.merge(workspace)
+    merge.merge(workspace)
     assert contents(workspace.artefacts("mixtures")) == contents(
         whole(workspace.root) / "artefacts" / "mixtures"
     )
@@ -124,9 +125,9 @@ def test_a_changed_mixture_is_refused_until_it_is_merged_again(workspace, old, n
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(UserError, match=r"base\.json: damaged; delete it and run"):
-        steps.sample(workspace)
-    steps.merge(workspace)
-    steps.sample(workspace)
+        sample.sample(workspace)
+    merge.merge(workspace)
+    sample.sample(workspace)
     assert path.read_text() == text
 
 

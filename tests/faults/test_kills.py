@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.jobs import RUNNERS
+from stages.job import RUNNERS
 from tests.faults.conftest import every
 
 

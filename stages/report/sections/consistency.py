@@ -16,7 +16,7 @@ SHADES = 5  # of a cell, from no agreement to all
 def section(results: Results) -> Section | None:
     """The matrix of C between recipes with its intervals, and C by state; None without any.
 
-    Of each of `pairs`, what `pipeline.consistency.compare` returns with the names `a` and `b`,
+    Of each of `pairs`, what `evaluation.consistency.compare` returns with the names `a` and `b`,
     `overall` alone must be there.
     """
     if results.consistency is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.scores import useless_features
+from pipeline.evaluation.scores import useless_features
 from stages.numbers import count, counted
 from stages.report.results import Results
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline import pairing, plan
+from pipeline import plan
+from pipeline.noise import diagnostics
 from stages.numbers import MISSING, fixed, known, short
 from stages.report.groups import Unit
 from stages.report.results import Results
@@ -76,7 +77,7 @@ def _leaving(unit: Unit, told: dict[str, Any], results: Results) -> dict[str, An
     block, std = results.plan(unit).recipe.pairing, told["noise_std"]
     seen = plan.latent_facts(results.params, results.facts)
     dim = seen.channels * seen.resolution**2
-    diagnosed = min(seen.rows, pairing.DIAGNOSED_ROWS)
+    diagnosed = min(seen.rows, diagnostics.DIAGNOSED_ROWS)
     chance = max(ERRORS / math.sqrt(2 * diagnosed * dim), LEAST)
     variances = [v for v in told.get("component_variance", []) if known(v)]
     stretch = max(variances, key=lambda v: abs(v - 1), default=1.0)
@@ -90,7 +91,7 @@ def _leaving(unit: Unit, told: dict[str, Any], results: Results) -> dict[str, An
     expected = None
     if block.method == "knn-l2" and block.components is None:
         square = _row_square(told, dim) * (1 - block.center * told["mean_share"])
-        expected = pairing.knn_bias(block.candidates, dim, square)["noise_std"]
+        expected = diagnostics.knn_bias(block.candidates, dim, square)["noise_std"]
     refresh = getattr(block, "refresh", 0)
     return found | {
         "name": unit.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from pipeline import config
+from pipeline.networks.params import MultiDecoder
 from pipeline.plan import RecipePlan
 from stages.numbers import counted, fixed, short, si
 from stages.report import charts, costs
@@ -50,7 +50,7 @@ def section(results: Results) -> Section | None:
 
 
 def _joint(recipe: RecipePlan) -> bool:
-    return isinstance(recipe.recipe.network, config.MultiDecoder)
+    return isinstance(recipe.recipe.network, MultiDecoder)
 
 
 def _strip(unit: Unit, results: Results) -> Strip:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import schedule
+from pipeline.levels import schedule
 from stages.numbers import count, fixed, short
 from stages.report.charts import Chart, Line, Scale
 from stages.report.figures import NARROW

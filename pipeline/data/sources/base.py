@@ -1,0 +1,119 @@
+import contextlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.sources.pictures import HEAD_BYTES, MAX_PIXELS, Unusable, foreign_container
+from pipeline.errors import UserError, shown
+from pipeline.rows import spread
+
+CHUNK_BYTES = 2**22
+
+
+# fmt: on
+@dataclass(frozen=True)
+class Sample:
+    """One picture as its source has it.
+
+    image: uint8 [H, W, C], C = 1 (grey) or 3 (RGB), not yet cropped or scaled.
+    label: class number from 0, or None.
+    source_id: its name within the source; the same wherever the source is stored.
+    where: what a message calls it (file, or file and row).
+    """
+
+    image: np.ndarray
+    label: int | None
+    source_id: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One picture that cannot be used, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """`samples` can be read once. `classes` is None where the source does not name them."""
+
+    classes: tuple[str, ...] | None
+    samples: Iterator[Sample | Refused]
+
+
+def chosen(limit: int | None, labels: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """Which rows are wanted, bool [rows], or None for all. `labels`: int [rows], -1 for none."""
+    if limit is None:
+        return None
+    found = labels()
+    wanted = np.zeros(len(found), bool)
+    wanted[spread(min(limit, len(found)), len(found), found)] = True
+    return wanted
+
+
+_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
+_DAMAGED += (tarfile.TarError, pa.ArrowException)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what readers of damaged containers raise into a UserError that names the file."""
+    try:
+        yield
+    except (Unusable, *_DAMAGED) as error:
+        if kind := _foreign_kind(path):
+            raise UserError(f"{shown(path)}: is {kind[0]}; {kind[1]}") from error
+        if isinstance(error, Unusable):
+            raise UserError(f"{shown(path)}: {error}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(
+            f"{shown(path)}: cannot be read ({shown(reason)}); put a sound copy in its place"
+        ) from error
+
+
+def _foreign_kind(path: Path) -> tuple[str, str] | None:
+    try:
+        with open(path, "rb") as stream:
+            return foreign_container(stream.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
+def read_exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError("the file is cut short")
+    return data
+
+
+def only_train(split: str, source: str) -> None:
+    if split != "train":
+        raise UserError(f"data.split: {source} has no split {split!r}; use 'train'")
+
+
+def expect_end(stream: BinaryIO) -> None:
+    if stream.read(1):
+        raise ValueError("it is longer than its header says")
+
+
+def stream_rows(
+    stream: BinaryIO, rows: int, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows of one shape [H, W, C] that follow each other in a stream of bytes."""
+    size = int(np.prod(shape, dtype=object))
+    if not 0 < size <= MAX_PIXELS * 3:
+        raise Unusable(f"holds images of {shape[0]}x{shape[1]} pixels; they cannot be used")
+    step = max(1, CHUNK_BYTES // size)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        chunk = np.frombuffer(read_exactly(stream, count * size), np.uint8)
+        yield from enumerate(chunk.reshape(count, *shape), start)

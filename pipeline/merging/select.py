@@ -1,0 +1,280 @@
+"""One network of several experts, its weights chosen on images that nothing was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from pipeline.data.latents import Latents
+from pipeline.evaluation import fidelity
+from pipeline.evaluation.features import Extractor
+from pipeline.merging import merge, search
+from pipeline.networks.build import network_of, start_from
+from pipeline.noise import philox, process
+from pipeline.rows import spread
+from pipeline.sampling import mixture
+from pipeline.store.files import keep, kept
+from pipeline.training.ema import combine, post_hoc_coefficients
+
+STATES = 6  # noise levels at which a range's loss is measured
+BATCH = 256
+EVALUATIONS = "evaluations.json"
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def merge_experts(
+    spec: dict[str, Any],
+    parent: Weights | None,
+    experts: Sequence[Weights],
+    latents: Latents | None,
+    state: Path,
+    confirm: Callable[[Weights], float] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[str], None] = lambda _: None,
+) -> tuple[Weights, dict[str, Any]]:
+    """The merged weights of a job's spec, and how they were found.
+
+    parent: what the experts started from (None for snapshots of one run). latents: held-out rows,
+    for a search. state: a folder in which evaluations are kept, so that a killed search goes on.
+    confirm: a second measure, such as `SmallSampleFid`, that chooses among the best candidates.
+    Raises UserError if the networks do not fit each other.
+    """
+    settings = dict(spec["settings"])
+    method = settings.pop("method")
+    if parent is not None:  # with the parts that only the experts' networks have
+        network = network_of(spec["model"])
+        start_from(network, parent)
+        parent = {name: p.detach() for name, p in network.named_parameters()}
+    if method == "post-hoc":
+        images = [n for n in settings["images"] for _ in settings["kept"]]
+        lengths = settings["kept"] * len(settings["images"])
+        weights = post_hoc_coefficients(images, lengths, images[-1], settings["length"])
+        weights /= weights.sum()  # the fit of few snapshots misses one by about a percent
+        return combine(experts, weights), {"weights": weights.tolist()}
+    if method in ("average", "ties"):
+        merged = merge.merge(method, parent, experts, **settings)
+        return merged, merge.agreement(parent, experts)
+    if method == "snapshots" and len(experts) == 1:  # the first milestone has no choice yet
+        return experts[0], {"weights": [1.0], "evaluations": 0}
+    if method == "snapshots":
+        # In differences from the last snapshot the weights need not sum to one.
+        *earlier, last = experts
+        search = _Search(spec, last, earlier, latents, state, None, progress, log)
+        found = search.run()
+        share = 1 - sum(found["weights"])
+        report = found | {"weights": [*found["weights"], share]}
+        return merge.combine_snapshots(experts, report["weights"]), report
+    report = merge.agreement(parent, experts)
+    if settings["weights"] is None:
+        report |= _Search(spec, parent, experts, latents, state, confirm, progress, log).run()
+    else:
+        report |= {"weights": settings["weights"]}
+    return merge.merge(method, parent, experts, weights=report["weights"]), report
+
+
+class _Search:
+    """Weights of the task vectors by held-out loss, every measurement kept in a file."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        parent: Weights,
+        experts: Sequence[Weights],
+        latents: Latents,
+        state: Path,
+        confirm: Callable[[Weights], float] | None,
+        progress: Callable[[int, int], None],
+        log: Callable[[str], None],
+    ):
+        self.settings, self.key = spec["settings"], spec["noise_key"]
+        self.parent, self.experts, self.state = parent, experts, state
+        self.candidate_fid, self.progress = confirm, progress
+        ranges = [[float(v) for v in states] for states in spec["of"]]
+        images = self.settings["images"]
+        self.held_out = HeldOut(spec["model"], latents, ranges, images, self.key)
+        self.known: dict[str, dict[str, float]] = {"loss": {}, "fid": {}}
+        for _, path in kept(state, EVALUATIONS, log):
+            self.known = json.loads(path.read_text())
+            break
+        self.planned = len(search.design_points(len(experts)))
+
+    def run(self) -> dict[str, Any]:
+        """The weights with the lowest measure, as a report."""
+        reference = self.held_out.losses(self.parent)
+
+        def loss(weights: tuple[float, ...]) -> float:
+            def measured(merged: Weights) -> float:
+                return search.normalised_loss(self.held_out.losses(merged), reference)
+
+            return self._measure("loss", weights, measured)
+
+        def fid(weights: tuple[float, ...]) -> float:
+            return self._measure("fid", weights, self.candidate_fid)
+
+        settings, n = self.settings, len(self.experts)
+        bounds = tuple(settings.get("bounds", (-1.0, 1.0)))
+        kind = settings.get("search", "quadratic")
+        confirm = None if self.candidate_fid is None else fid
+        if kind == "grid":
+            found = search.grid_search(loss, n, bounds, confirm, levels=settings["levels"])
+        elif kind == "random":
+            count = settings["evaluations"]
+            found = search.random_search(loss, n, bounds, confirm, count=count, key=self.key)
+        else:
+            found = search.search(loss, n, bounds, confirm or loss)
+        report = {
+            "weights": list(found.weights),
+            "loss": loss(found.weights),
+            "loss_of_average": loss((1 / n,) * n),
+            "evaluations": len(self.known["loss"]),
+            "search": kind,
+        }
+        if confirm is not None:
+            report["fid"] = [[list(w), value] for w, value in found.confirmations]
+        return report
+
+    def _measure(
+        self, what: str, weights: tuple[float, ...], measured: Callable[[Weights], float]
+    ) -> float:
+        known, name = self.known[what], json.dumps(weights)
+        if name not in known:
+            known[name] = measured(
+                merge.merge("task-vector", self.parent, self.experts, weights=weights)
+            )
+            count, text = sum(map(len, self.known.values())), json.dumps(self.known)
+            keep(self.state, EVALUATIONS, count, lambda path: path.write_text(text))
+        done = sum(map(len, self.known.values()))
+        self.progress(done, max(self.planned, done))
+        return known[name]
+
+
+class SmallSampleFid:
+    """Frechet distance of a few samples of a network to held-out images.
+
+    A number of samples that is too small for a score still orders networks that are drawn from the
+    same noise: the bias is nearly the same for all.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        images: np.ndarray,
+        extractor: Extractor,
+        parts: Callable[[dict[str, Any]], Path],
+        folder: Path,
+        device: torch.device | str = "cpu",
+    ):
+        """spec: of the merge job, its `confirm` completed by `shift`, `scale`, `decoder` and
+        `terminal` as in `mixture.describe`. images: the held-out ones, uint8 [N, C, H, W]. parts
+        finds the files of decoder and terminal; a candidate's weights are kept in `folder`."""
+        self.spec, self.given = spec, spec["confirm"]
+        self.extractor, self.parts = extractor, parts
+        self.folder, self.device = folder, device
+        self.reference = fidelity.moments(extractor.features(images), extractor.digest)
+
+    def __call__(self, weights: Weights) -> float:
+        given, model = self.given, self.spec["model"]
+        path = self.folder / "candidate.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(weights), path)
+        network = {"entry": "candidate", "file": path.name, "sha256": ""}
+        network |= {key: model[key] for key in ("network", "conditioning")}
+        network |= {"first": 0, "last": len(given["log_snr"]) - 1}
+        described = mixture.describe(
+            model,
+            [float(v) for v in given["log_snr"]],
+            [network],
+            given["shift"],
+            given["scale"],
+            given["decoder"],
+            given["terminal"],
+        )
+        images, _ = mixture.draw(
+            mixture.Mixture(
+                described,
+                lambda part: path if part["entry"] == "candidate" else self.parts(part),
+                self.device,
+            ),
+            given["states"],
+            range(self.spec["settings"]["confirm"]),
+            seed=given["seed"],
+            class_counts=given.get("class_counts"),
+            **given["sampling"],
+        )
+        drawn = fidelity.moments(self.extractor.features(images), self.extractor.digest)
+        return fidelity.frechet_distance(self.reference, drawn, allow_few=True).value
+
+
+class HeldOut:
+    """The training loss of a network in each of several ranges of states, on fixed noisy rows.
+
+    In each range the rows are spread over its states, so an evaluation costs as many answers as
+    there are rows and ranges. All networks are asked the same questions.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        latents: Latents,
+        ranges: Sequence[Sequence[float]],
+        images: int,
+        key: int,
+    ):
+        """ranges: log-SNRs of each; images: of the held-out rows, at most."""
+        self.prediction = model["prediction"]
+        self.network = network_of(model, device=latents.device).eval().requires_grad_(False)
+        self.rows = rows = self._rows(latents, min(images, len(latents)), key)
+        self.z = latents.gather(rows)
+        ids = torch.from_numpy(rows).to(latents.device)
+        self.eps = philox.normal(key, 0, ids, latents.shape)
+        self.labels = None
+        if model["classes"]:
+            self.labels = torch.from_numpy(latents.labels[rows]).to(latents.device)
+        self.levels = [
+            [states[i] for i in _evenly(min(STATES, len(states), len(rows)), len(states))]
+            for states in ranges
+        ]
+
+    @staticmethod
+    def _rows(latents: Latents, count: int, key: int) -> np.ndarray:
+        """A fair sample, in an order in which so are every second row, every third ..."""
+        chosen = spread(count, len(latents), latents.labels)
+        chosen = chosen[philox.permutation(philox.derive_key(key, "rows"), 0, count)]
+        if latents.labels is None:
+            return chosen
+        return chosen[np.argsort(latents.labels[chosen], kind="stable")]
+
+    @torch.no_grad()
+    def losses(self, weights: Weights) -> list[float]:
+        """Mean squared error of the network's own target in each range."""
+        self.network.load_state_dict(dict(weights))
+        return [
+            float(np.mean([self._loss(v, i, len(levels)) for i, v in enumerate(levels)]))
+            for levels in self.levels
+        ]
+
+    def _loss(self, level: float, first: int, step: int) -> float:
+        """Of every `step`-th row from `first` on."""
+        total = 0.0
+        given = torch.full((1,), level, device=self.z.device)
+        rows = torch.arange(first, len(self.z), step, device=self.z.device)
+        for part in rows.split(BATCH):
+            z, eps = self.z[part], self.eps[part]
+            x = process.add_noise(z, eps, level)
+            own = None if self.labels is None else self.labels[part]
+            output = self.network(x, given, own)
+            wanted = process.target(self.prediction, z, eps, level)
+            total += float(process.squared_error(output, wanted).sum())
+        return total / len(rows)
+
+
+def _evenly(count: int, states: int) -> np.ndarray:
+    """`count` of a range's `states`, evenly spread: int64 [count], ascending."""
+    return np.arange(count, dtype=np.int64) * states // count

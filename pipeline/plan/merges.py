@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.noise.philox import derive_key
+from pipeline.params.recipe import Params, Recipe
+from pipeline.plan.expert import Weights, seed_of
+from pipeline.plan.inputs import (
+    DatasetFacts,
+    as_json,
+    encoder,
+    features,
+    held_out,
+    images_of,
+    latents,
+    spectrum,
+)
+from pipeline.plan.job import Job, code_of
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert of a recipe: its job, the states it owns, and its snapshots."""
+
+    job: Job
+    first: int  # index of its cleanest state; 0 for a continuous schedule
+    last: int  # index of its noisiest state, inclusive
+    images: int
+    snapshots: dict[int, int]  # milestone of the recipe -> images of this expert
+    pairings: tuple[Job, ...] = ()  # the jobs that pair its images with noise
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """A recipe resolved: its states (log-SNR, cleanest first), milestones and experts.
+
+    bounds: log-SNRs between the intervals of its partition; merged: for each milestone the job
+    that makes one network of the experts (none for a mixture that routes).
+    """
+
+    name: str
+    recipe: Recipe
+    log_snr: np.ndarray
+    continuous: bool
+    milestones: list[int]
+    sampling_states: list[float]  # those that sampling visits, cleanest first
+    bounds: list[float] = field(default_factory=list)
+    experts: list[Expert] = field(default_factory=list)
+    merged: dict[int, Job] = field(default_factory=dict)
+    parent: RecipePlan | None = None
+
+    @property
+    def trained(self) -> np.ndarray:
+        """The states that a network answers for: all but one without any signal."""
+        return self.log_snr if self.continuous else self.log_snr[np.isfinite(self.log_snr)]
+
+    def weights(self, milestone: int) -> list[Weights]:
+        """The networks that the recipe has at a milestone: one an expert, or the merged one."""
+        if milestone in self.merged:
+            job = self.merged[milestone]
+            return [Weights(job, "weights.safetensors", self.experts[0].job.spec)]
+        return [
+            Weights(e.job, f"weights-{e.snapshots[milestone]}.safetensors", e.job.spec)
+            for e in self.experts
+        ]
+
+
+def merged_job(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: int) -> Job:
+    """The job that makes one network of a recipe's experts, or of one run's snapshots."""
+    recipe = plan.recipe
+    block = recipe.merge
+    if block.method in ("snapshots", "post-hoc"):
+        [expert] = plan.experts
+        taken = [expert.snapshots[m] for m in plan.milestones if m <= milestone]
+        kinds = ["weights"]
+        if block.method == "post-hoc":
+            kinds = [f"power-{length}" for length in recipe.training.power_ema]
+        sources = [
+            {"entry": expert.job.name, "file": f"{kind}-{images}.safetensors"}
+            for images in taken
+            for kind in kinds
+        ]
+    else:
+        sources = [
+            {"entry": e.job.name, "file": f"weights-{e.snapshots[milestone]}.safetensors"}
+            for e in plan.experts
+        ]
+    settings = block.model_dump(mode="json")
+    if block.method == "post-hoc":
+        batch = recipe.training.batch  # a snapshot is taken at the end of a batch
+        ends = [min(-(-images // batch) * batch, expert.images) for images in taken]
+        settings |= {"images": ends, "kept": recipe.training.power_ema}
+    spec = {
+        "settings": settings,
+        "experts": sources,
+        "of": [e.job.spec["log_snr"] for e in plan.experts],
+        "model": {
+            key: plan.experts[0].job.spec[key]
+            for key in ("network", "conditioning", "channels", "resolution", "classes")
+        }
+        | {"prediction": recipe.prediction, "continuous": plan.continuous},
+        "noise_key": derive_key(seed_of(params, recipe), "selection"),
+        "code": code_of("merged"),
+    }
+    needs = [source["entry"] for source in sources]
+    if "parent" in plan.experts[0].job.spec:
+        spec["parent"] = plan.experts[0].job.spec["parent"]
+        needs.append(spec["parent"]["entry"])
+    if block.method == "snapshots" or getattr(block, "weights", 0) is None:
+        shards = [job.name for job in held_out(params, data)]
+        spec["latents"] = shards
+        needs += shards
+        if getattr(block, "confirm", 0):
+            spec["confirm"], more = _confirmation(params, data, plan)
+            needs += more
+    label = f"{plan.name} merged at {milestone:,}"
+    return Job(
+        "merged",
+        spec,
+        label,
+        tuple(dict.fromkeys(needs)),
+        threads=recipe.training.threads,
+        recipe=plan.name,
+    )
+
+
+def _confirmation(
+    params: Params, data: DatasetFacts, plan: RecipePlan
+) -> tuple[dict[str, Any], list[str]]:
+    """What scoring samples of a candidate takes, and the entries needed for it."""
+    reference, codec = features(params, data), encoder(params, data)
+    spec = {
+        "features": reference.name,
+        **images_of(data),
+        "rows": [data.rows, data.rows + data.held_out],
+        "log_snr": as_json(plan.log_snr),
+        "states": as_json(plan.sampling_states),
+        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+        "seed": derive_key(params.seed, "confirmation"),
+    }
+    if plan.recipe.network.class_conditional:  # as the held-out images are, whatever is scored
+        spec["class_counts"] = list(data.class_counts)
+    needs = [reference.name]
+    if codec is None:
+        first = latents(params, data)[0].spec
+        spec |= {"shift": first["shift"], "scale": first["scale"]}
+    else:
+        spec["encoder"] = codec.name
+        needs.append(codec.name)
+    if not np.isfinite(plan.log_snr[-1]):
+        spec["terminal"] = spectrum(params, data).name
+        needs.append(spec["terminal"])
+    return spec, needs

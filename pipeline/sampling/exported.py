@@ -1,0 +1,94 @@
+"""A model in a folder of its own: what `tspace export` writes, and needs neither store nor params.
+
+model.json         what it is: the mixture, the sampler, each file's place, size and checksum
+experts/           weights, a file once even if several experts are equal
+decoder/ ...       the files of the mixture's other members, where it has any
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError, one_line
+from pipeline.sampling.mixture import Mixture, draw, identity
+from pipeline.store.files import plain
+from pipeline.store.identity import file_digest
+
+FORMAT = 2
+MODEL = "model.json"
+DECODER = ("encoder.json", "encoder.safetensors")  # read together, from one folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A loaded model: its mixture and how it is sampled."""
+
+    recipe: str
+    images: int  # of training
+    mixture: Mixture
+    states: list[float | str]  # log-SNRs that sampling visits, cleanest first
+    sampling: dict[str, Any]  # options of `mixture.draw`
+
+    def draw(
+        self, rows: Sequence[int] | np.ndarray, *, seed: int, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Samples number `rows` of a seed, as `mixture.draw`: uint8 [N, C, H, W] and classes."""
+        return draw(self.mixture, self.states, rows, seed=seed, labels=labels, **self.sampling)
+
+
+def members(mixture: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """Every part of a mixture that is kept in the store: (name, member, its files)."""
+    for name, value in mixture.items():
+        for member in value if isinstance(value, list) else [value]:
+            if isinstance(member, dict) and "entry" in member:
+                files = DECODER if name == "decoder" else (member["file"],)
+                yield name, member, files
+
+
+def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
+    """The model that `tspace export` wrote to `folder`, every file checked.
+
+    UserError naming the file that is missing, damaged or of another version.
+    """
+    path = Path(folder) / MODEL
+    try:
+        model = json.loads(path.read_text())
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: missing; is this a folder that `tspace export` wrote?") from e
+    except ValueError as e:
+        raise UserError(f"{path}: damaged; export the recipe again") from e
+    if not isinstance(model, dict) or model.get("format") != FORMAT:
+        raise UserError(f"{path}: not a model of this version of tspace; export the recipe again")
+    try:
+        if identity(model["mixture"]) != model["mixture"]["digest"]:
+            raise ValueError("the mixture's digest does not match")
+        for known in model["files"].values():
+            if not all(map(plain, known["path"].split("/"))):
+                raise ValueError(f"{known['path']!r} is no file of this folder")
+            _check(path.parent / known["path"], known)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}: damaged ({one_line(e)}); export the recipe again") from e
+
+    def find(member: dict[str, Any]) -> Path:
+        return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]
+
+    mixture = Mixture(model["mixture"], find, device)
+    return Exported(
+        model["recipe"], model["images"], mixture, model["states"], dict(model["sampling"])
+    )
+
+
+def _check(path: Path, known: dict[str, Any]) -> None:
+    try:
+        intact = path.stat().st_size == known["bytes"] and file_digest(path) == known["sha256"]
+    except OSError as e:
+        raise UserError(f"{path}: missing or unreadable; export the recipe again") from e
+    if not intact:
+        raise UserError(f"{path}: damaged (checksum differs); export the recipe again")

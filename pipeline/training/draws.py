@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.latents import Latents
+from pipeline.levels import curriculum
+from pipeline.networks.build import flops_of
+from pipeline.noise import assignment, pairing, philox, process
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    inputs: the noisy images, [n, *shape], what the network is told of their noise (log-SNR, [n] or
+    [1], or None) and their classes ([n] or None). wanted: the target, [n, *shape]. log_snr: [n], or
+    a plain number for an expert of one state. correction: weights, [n], or None.
+    """
+
+    inputs: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+    wanted: torch.Tensor
+    log_snr: torch.Tensor | float
+    correction: torch.Tensor | None
+
+
+class Draws:
+    """The training stream of one expert: rows, noises and states by position."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        latents: Latents,
+        pairings: Sequence[pairing.Pairing] = (),
+        components: assignment.Components | None = None,
+    ):
+        self.latents = latents
+        self.pairing = spec["pairing"]
+        self.basis = None
+        if components is not None:
+            self.basis = torch.tensor(components.basis, device=latents.device)
+        self.pairings = {slot: found for found in pairings for slot in found.slots}
+        self.prediction, self.conditioned = spec["prediction"], spec["conditioning"] == "state"
+        self.noise_key = spec["noise_key"]
+        self.rows_key = philox.derive_key(spec["stream_key"], "rows")
+        self.states_key = philox.derive_key(spec["stream_key"], "states")
+        self.drop_key = philox.derive_key(spec["stream_key"], "labels")
+        self.latent_key = philox.derive_key(spec["noise_key"], "latent")
+        self.outside_key = philox.derive_key(spec["stream_key"], "outside")
+        self.outside = spec.get("decouple", {}).get("outside", 0.0)
+        self.axis = np.asarray(spec.get("decouple", {}).get("axis", ()))
+        self.fixed = len(spec["log_snr"]) == 1 and not self.outside
+        self.one_state = float(spec["log_snr"][0])
+        self.classes = spec["classes"]
+        self.label_dropout = spec["network"].get("label_dropout", 0.0)
+        self.budget = spec["images"]
+        self.corrected = spec["curriculum"].get("correct", False)
+        self.curriculum = _curriculum(spec)
+        self._slot, self._order = -1, np.empty(0, np.int64)
+
+    def batch(self, start: int, stop: int, layout: torch.memory_format) -> Batch:
+        """Images start..stop-1 of the run, noisy, in a layout of memory."""
+        device = self.latents.device
+        slots, rows = self.rows(start, stop)
+        z = self.images(slots, rows)
+        eps = self.noises(slots, rows)
+        correction = None
+        if self.fixed:  # one state: its amplitudes are plain numbers
+            log_snr: float | torch.Tensor = self.one_state
+            given = torch.full((1,), log_snr, device=device) if self.conditioned else None
+        else:
+            values, weights = self.states(start, stop)
+            log_snr = given = torch.from_numpy(values.astype(np.float32)).to(device)
+            if weights is not None:
+                correction = torch.from_numpy(weights.astype(np.float32)).to(device)
+        x = process.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
+        wanted = process.target(self.prediction, z, eps, log_snr)
+        labels = self.labels(start, stop, rows)
+        return Batch((x, given, labels), wanted, log_snr, correction)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and dataset rows (int64 [n] each) of images start..stop-1 of the run."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        slots, places = np.divmod(positions, len(self.latents))
+        rows = np.empty_like(positions)
+        for slot in np.unique(slots):
+            if slot != self._slot:
+                order = philox.permutation(self.rows_key, int(slot), len(self.latents))
+                self._slot, self._order = int(slot), order
+            mine = slots == slot
+            rows[mine] = self._order[places[mine]]
+        return slots, rows
+
+    def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.
+
+        The weight, float64 [n], is None unless the curriculum corrects for its own density or has
+        weights.
+        """
+        positions = np.arange(start, stop, dtype=np.int64)
+        u = philox.uniform(self.states_key, 0, positions)
+        strata = curriculum.stratified(stop - start, u, self.curriculum.antithetic)
+        index, log_snr = self.curriculum.draw(strata, start / self.budget)
+        weight = None
+        if self.curriculum.weights is not None:
+            weight = self.curriculum.weights[index]
+        if self.corrected:
+            weight = 1 / (len(self.curriculum) * self.curriculum.probabilities(0.0)[index])
+        if self.outside:
+            v = philox.uniform(self.outside_key, 0, positions, (2,))
+            elsewhere = self.axis[(v[:, 1] * len(self.axis)).astype(np.int64)]
+            away = v[:, 0] < self.outside
+            log_snr = np.where(away, elsewhere, log_snr)
+            weight = None if weight is None else np.where(away, 1.0, weight)
+        return log_snr, weight
+
+    def images(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """The scaled latents, float32 [n, *shape] on the device."""
+        return self.latents.sample(rows, slots, self.latent_key)
+
+    def labels(self, start: int, stop: int, rows: np.ndarray) -> torch.Tensor | None:
+        """Class of each image, `classes` where it is dropped; None for an unconditional expert."""
+        if not self.classes:
+            return None
+        labels = self.latents.labels[rows]
+        dropped = philox.uniform(self.drop_key, 0, np.arange(start, stop)) < self.label_dropout
+        return torch.from_numpy(np.where(dropped, self.classes, labels)).to(self.latents.device)
+
+    def noises(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """The noise each image is paired with, float32 [n, *shape] on the device."""
+        ids = rows
+        if self.pairings:
+            ids = np.empty_like(rows)
+            for slot in np.unique(slots):
+                mine = slots == slot
+                ids[mine] = self.pairings[int(slot)].noise_ids(int(slot), rows[mine])
+        device = self.latents.device
+        slot, row, number = (torch.from_numpy(a).to(device) for a in (slots, rows, ids))
+        return pairing.paired_noise(
+            self.noise_key,
+            slot,
+            row,
+            number,
+            self.latents.shape,
+            refresh=self.pairing.get("refresh", 0.0),
+            basis=self.basis,
+            scale=self.pairing["scale"],
+        )
+
+
+def _curriculum(spec: dict[str, Any]) -> curriculum.Curriculum:
+    settings = dict(spec["curriculum"])
+    kind = settings.pop("kind")
+    own = settings.pop("own", None)
+    settings.pop("correct", None)
+    axis = np.asarray(settings.pop("axis", spec["log_snr"]))
+    built = curriculum.build(kind, axis, spec["continuous"], **settings)
+    return built if own is None else built.restrict(np.arange(own[0], own[1] + 1))
+
+
+def flops_per_image(spec: dict[str, Any]) -> float:
+    """Mean forward FLOPs of the spec's network for an image that is trained on.
+
+    For a multi-decoder over its run, by how often each interval is drawn.
+    """
+    bounds = spec["network"].get("interval_bounds")
+    if not bounds:
+        return flops_of(spec)
+    curriculum = _curriculum(spec)
+    places = np.searchsorted(-np.asarray(bounds), -curriculum.log_snrs, side="left")
+    shares = np.bincount(places, curriculum.average(), minlength=len(bounds) + 1)
+    levels = [bounds[0], *(bound - 1e-6 for bound in bounds)]  # one in each interval
+    return float(sum(s * flops_of(spec, v) for s, v in zip(shares, levels, strict=True)))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline import plan
+from pipeline.store.entry import Entry, Store
+from pipeline.store.files import replacing, write_json
+from stages.facts import analysed_in, facts_of, fresh_params
+from stages.fanout import drop_damaged, fan_out
+from stages.inputs import device, flat_rows, latents_of
+from stages.reporter import Reporter
+from stages.workspace import Workspace
+
+
+def run_spectrum(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.levels import spectrum
+
+    latents = latents_of(spec, store)
+    means = {"means": torch.from_numpy(spectrum.means(latents, spec["classes"]))}
+    with replacing(entry.path / "means.safetensors") as path:
+        save_file(means, path)
+    found = {"spectrum": spectrum.spectrum(latents).tolist(), "rows": len(latents)}
+    write_json(entry.path / "analysis.json", found)
+
+
+def run_bounds(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline.levels import optimal_denoiser
+
+    latents = latents_of(spec, store)
+    settings = dict(spec["settings"])
+    found = optimal_denoiser.analyse(
+        flat_rows(latents),
+        len(latents),
+        np.asarray(spec["axis"]),
+        key=spec["key"],
+        most=settings.pop("rows"),
+        labels=latents.labels,
+        **settings,
+    )
+    write_json(entry.path / "analysis.json", found)
+
+
+def run_pilot(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from pipeline.levels import pilot
+    from pipeline.networks.build import network_of
+
+    torch.set_num_threads(spec["threads"])
+    trained = store.entry(spec["expert"])
+    of = trained.spec()
+    network = network_of(of, device=device()).eval()
+    network.load_state_dict(load_file(trained.file(spec["file"])))
+    reporter.unit = "levels"
+    found = pilot.error_curve(
+        network,
+        of,
+        latents_of(spec, store),
+        spec["levels"],
+        spec["noise_key"],
+        gradients=spec["gradients"],
+        progress=reporter.progress,
+    )
+    write_json(entry.path / "analysis.json", found)
+
+
+def analyse(workspace: Workspace) -> None:
+    """What schedules and partitions are fitted to."""
+    drop_damaged(workspace, "analyses")
+    facts = facts_of(workspace)
+    # Where states are fitted, the partitions of these states are the second thing to measure.
+    fan_out(
+        workspace, "analyses", lambda: plan.analyses(fresh_params(workspace), facts), ("latents",)
+    )
+    found = dataclasses.replace(facts, analyses=analysed_in(workspace))
+    if len(plan.analyses(workspace.params, found)) > len(found.analyses):
+        fan_out(
+            workspace,
+            "analyses",
+            lambda: plan.analyses(fresh_params(workspace), found),
+            ("latents",),
+        )

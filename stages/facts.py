@@ -1,0 +1,97 @@
+"""The stages of `dvc.yaml`, each: read artefacts, plan, run, write artefacts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.params.feasibility import check_against
+from pipeline.params.load import load
+from pipeline.params.recipe import Params
+from pipeline.store.identity import file_digest
+from stages.workspace import Workspace
+
+
+def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
+    """The prepared dataset, after checking that params.yaml is possible with it.
+
+    analysed: with what the stage `analyse` found, which the stages before it do without.
+    """
+    from pipeline.data.dataset import open_dataset
+
+    info = open_dataset(workspace.dataset).info
+    check_against(
+        workspace.params, info.rows, info.resolution, info.channels, len(info.classes or ())
+    )
+    files = _extractor_files(workspace)
+    found = analysed_in(workspace) if analysed else {}
+    return plan.facts(info, workspace.params.data.holdout, found, files)
+
+
+def class_names(workspace: Workspace) -> tuple[str, ...]:
+    """Names of the prepared dataset's classes, by label; empty without labels."""
+    from pipeline.data.dataset import open_dataset
+
+    return tuple(open_dataset(workspace.dataset).info.classes or ())
+
+
+def analysed_in(workspace: Workspace) -> dict[str, Any]:
+    """What the stage `analyse` found, by job name; empty before it ran."""
+    if not (workspace.artefacts("analyses") / "manifest.json").exists():
+        return {}
+    return {
+        name: read_intact(workspace, "analyses", name, "analysis.json", files)
+        for name, files in found_entries(workspace, "analyses").items()
+        if "analysis.json" in files
+    }
+
+
+def read_intact(
+    workspace: Workspace, stage: str, name: str, file: str, files: dict[str, dict[str, Any]]
+) -> Any:
+    """A JSON file of a stage's output as its manifest has it: from there, or from the store."""
+    entry = workspace.store.entry(name)
+    path = workspace.artefacts(stage) / entry.digest / file
+    known = files[file]["sha256"]
+    if path.is_file() and file_digest(path) == known:
+        return workspace.read_json(path)
+    if entry.done and entry.files().get(file, {}).get("sha256") == known:
+        return entry.load_json(file)
+    raise UserError(f"{path}: damaged or missing; delete {path.parent} and run `dvc repro`")
+
+
+def _extractor_files(workspace: Workspace) -> dict[str, str]:
+    """Checksums of the files that params.yaml names for the extractor; UserError without one."""
+    settings = workspace.params.features.model_dump()
+    named = {
+        "module": (settings.get("module") or "").rpartition(":")[0],
+        "weights": settings.get("weights"),
+    }
+    files = {}
+    for key, path in named.items():
+        if path:
+            try:
+                files[key] = file_digest(workspace.root / path)
+            except OSError as e:
+                raise UserError(f"features.{key}: {path}: cannot be read ({e.strerror})") from e
+    return files
+
+
+def found_entries(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:
+    """Files of a stage's output by entry, from its manifest and never by a glob."""
+    return {item["name"]: item["files"] for item in workspace.manifest(stage)}
+
+
+def part_of(job: plan.Job, file: str, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """A file of an entry, as a mixture names it."""
+    if job.name not in found:
+        raise UserError(
+            f"{job.label}: not made yet, or params.yaml or the code changed; run `dvc repro`"
+        )
+    return {"entry": job.name, "file": file, "sha256": found[job.name][file]["sha256"]}
+
+
+def fresh_params(workspace: Workspace) -> Params:
+    """params.yaml as it is now: a plan is made again after the jobs, to see whether it holds."""
+    return load(workspace.root / "params.yaml")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from typing import Any
+
+from pipeline import plan
+from pipeline.store.files import write_sealed
+from stages.facts import facts_of, found_entries, part_of, read_intact
+from stages.numbers import counted
+from stages.workspace import Workspace
+
+
+def merge(workspace: Workspace) -> None:
+    """Every recipe's experts as one model, at each of its milestones."""
+    from pipeline.sampling.mixture import describe
+
+    facts = facts_of(workspace)
+    shared = _what_mixtures_share(workspace, facts)
+    found = found_entries(workspace, "experts")
+    target = workspace.artefacts("mixtures")
+    fresh = target.with_name(f".mixtures.{os.getpid()}")
+    for left in target.parent.glob(f".{target.name}.*"):  # by a run that was killed
+        shutil.rmtree(left)
+    fresh.mkdir(parents=True)
+    try:
+        for name, recipe in plan.experts(workspace.params, facts).items():
+            terminal = shared["terminal"] if recipe.log_snr[-1] == -math.inf else None
+            milestones = []
+            for milestone in recipe.milestones:
+                mixture = describe(
+                    recipe.experts[0].job.spec,
+                    [float(v) for v in recipe.log_snr],
+                    _members(recipe, milestone, found),
+                    **{**shared, "terminal": terminal},
+                )
+                milestones.append({"images": milestone, "mixture": mixture})
+            write_sealed(fresh / f"{name}.json", {"milestones": milestones})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    print(f"mixtures: {counted(len(workspace.params.recipes), 'recipe')}")
+
+
+def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:
+    """The latents' scale, what decodes them, and the data's means."""
+    codec = plan.encoder(workspace.params, facts)
+    spectrum = plan.spectrum(workspace.params, facts)
+    terminal = part_of(spectrum, "means.safetensors", found_entries(workspace, "analyses"))
+    if codec is None:
+        spec = plan.latents(workspace.params, facts)[0].spec
+        scale = {key: spec[key] for key in ("shift", "scale")}
+        return scale | {"decoder": None, "terminal": terminal}
+    decoder = part_of(codec, "encoder.json", found_entries(workspace, "latents"))
+    files = found_entries(workspace, "latents")[codec.name]
+    about = read_intact(workspace, "latents", codec.name, "encoder.json", files)
+    scale = {key: about[key] for key in ("shift", "scale")}
+    return scale | {"decoder": decoder, "terminal": terminal}
+
+
+def _members(
+    recipe: plan.RecipePlan, milestone: int, found: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The networks of a mixture, and the states that each owns."""
+    networks = recipe.weights(milestone)
+    owners = [(e.first, e.last) for e in recipe.experts]
+    if len(networks) < len(owners):  # they were merged
+        owners = [(owners[0][0], owners[-1][1])]
+    return [
+        {
+            **part_of(weights.job, weights.file, found),
+            "network": weights.spec["network"],
+            "conditioning": weights.spec["conditioning"],
+            "first": first,
+            "last": last,
+        }
+        for weights, (first, last) in zip(networks, owners, strict=True)
+    ]
+
+
+def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
+    """A recipe's mixtures, by milestone."""
+    return workspace.read_sealed(workspace.artefacts("mixtures") / f"{name}.json")["milestones"]

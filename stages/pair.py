@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import plan
+from pipeline.store.entry import Entry, Store
+from pipeline.store.files import write_json
+from stages.facts import facts_of, fresh_params
+from stages.fanout import fan_out
+from stages.inputs import flat_rows, latents_of
+from stages.reporter import Reporter
+from stages.workspace import Workspace
+
+
+def run_pairing(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    from pipeline.levels import spectrum
+    from pipeline.noise import assignment, diagnostics, pairing
+
+    latents = latents_of(spec, store)
+    settings = dict(spec["settings"])
+    method, key = settings.pop("method"), spec["noise_key"]
+    rows, count = flat_rows(latents), len(latents)
+    kept = settings.pop("keep")
+    if kept is not None:
+        basis = assignment.principal_components(rows, count, kept, key=key)
+        pairing.write_components(entry.path / "components.arrow", basis, spec["dataset"])
+    number = settings.pop("components")
+    components = None
+    if number is not None:
+        components = assignment.principal_components(rows, count, number, key=key)
+    labels = latents.labels if spec["classes"] else None
+    means = spectrum.means(latents, spec["classes"])
+    chosen_by = assignment.centred(rows, means, labels) if settings.pop("center", False) else rows
+    slots = {}
+    reporter.unit = "passes"
+    first, last = spec["slots"]
+    for slot in range(first, last):
+        slots[slot] = assignment.pair_slot(
+            method,
+            chosen_by,
+            count,
+            key=key,
+            slot=slot,
+            labels=labels,
+            components=components,
+            **settings,
+        )
+        reporter.progress(slot + 1 - first, last - first)
+    statistics = diagnostics.diagnose_slot(
+        method,
+        rows,
+        slots[first],
+        latents.shape,
+        key=key,
+        slot=first,
+        candidates=settings.get("candidates", 0),
+        labels=latents.labels,
+        means=means,
+        by_class=labels is not None,
+    )
+    pairing.write_pairing(
+        entry.path / "pairing.arrow",
+        slots,
+        method=method,
+        settings=settings,
+        key=key,
+        data=spec["dataset"],
+        statistics=statistics,
+    )
+    write_json(entry.path / "diagnostics.json", statistics)
+
+
+def pair(workspace: Workspace) -> None:
+    """For each image the noise it is trained with; nothing to store where it is independent."""
+    facts = facts_of(workspace)
+
+    def jobs() -> list[plan.Job]:
+        recipes = plan.experts(fresh_params(workspace), facts)
+        experts = [expert for recipe in recipes.values() for expert in recipe.experts]
+        return [job for expert in experts for job in expert.pairings]
+
+    fan_out(workspace, "pairings", jobs, ("latents",))

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.params.recipe import Params
+from pipeline.store.entry import Entry, Store
+from pipeline.store.files import replacing
+from stages.facts import facts_of, fresh_params
+from stages.fanout import fan_out
+from stages.inputs import codec_of, dataset_of, mixture_of, save_array
+from stages.merge import milestones_of
+from stages.numbers import counted
+from stages.pictures import as_image, grid, save
+from stages.reporter import Reporter
+from stages.workspace import Workspace
+
+
+def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path) -> None:
+    """`tspace sample --recipe`: samples of a finished recipe, as `out` ends.
+
+    .png: a grid; .npz: `arr_0`, the images uint8 [N, H, W, C], and `arr_1`, their classes int64 [N]
+    where the recipe is told them; no suffix: a folder of single pictures. UserError for others.
+    """
+    from pipeline import plan
+    from pipeline.sampling.mixture import Mixture, draw
+    from stages import merge
+    from stages.facts import class_names, facts_of
+    from stages.fanout import adopt
+    from stages.inputs import device
+
+    recipes = workspace.params.recipes
+    if name not in recipes:
+        raise UserError(f"--recipe {name}: no such recipe; one of: {', '.join(recipes)}")
+    suffix = out.suffix.lower()
+    if suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out {out}: give a .png or an .npz file, or a folder (without a suffix)")
+    if out.exists() and out.is_dir() != (suffix == ""):
+        raise UserError(f"--out {out}: {'a folder' if suffix else 'not a folder'}; name another")
+    facts = facts_of(workspace)
+    recipe = plan.experts(workspace.params, facts)[name]
+    for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
+        adopt(workspace, stage)
+    mixture = Mixture(
+        merge.milestones_of(workspace, name)[-1]["mixture"],
+        lambda e: workspace.store.entry(e["entry"]).file(e["file"]),
+        device=device(),
+    )
+    images, classes = draw(
+        mixture,
+        recipe.sampling_states,
+        range(number),
+        seed=seed,
+        batch=workspace.params.evaluate.batch,
+        class_counts=plan.class_counts(workspace.params, facts, recipe),
+        **recipe.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".png":
+        names = class_names(workspace)
+        labels = None if classes is None else [names[i] for i in classes]
+        save(grid(images, max(1, round(number**0.5)), labels=labels), out)
+    elif suffix == ".npz":
+        arrays = [images.transpose(0, 2, 3, 1), *([] if classes is None else [classes])]
+        with replacing(out) as temporary, open(temporary, "wb") as f:
+            np.savez(f, *arrays)
+    else:
+        out.mkdir(exist_ok=True)
+        for i, image in enumerate(images):
+            save(as_image(image), out / f"{name}-{seed}-{i:06d}.png")
+    print(f"{counted(number, 'sample')} of {name}, seed {seed}: {out}")
+
+
+def run_samples(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+
+    from pipeline.data.latents import write_shard
+    from pipeline.sampling.mixture import draw
+
+    torch.set_num_threads(spec["threads"])
+    reporter.unit = "states"
+    images, labels = draw(
+        mixture_of(spec, store),
+        spec["states"],
+        range(*spec["rows"]),
+        seed=spec["seed"],
+        batch=spec["batch"],
+        progress=reporter.progress,
+        class_counts=spec.get("class_counts"),
+        **spec["sampling"],
+    )
+    with replacing(entry.path / "samples.arrow") as path:
+        write_shard(path, [(images, labels)], images.shape[1:], [0.0] * images.shape[1], 1.0)
+
+
+def run_reconstructions(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+    import torch
+
+    from pipeline.data.codec import reconstructions
+    from pipeline.data.latents import write_shard
+
+    torch.set_num_threads(1)
+    images, codec = dataset_of(workspace, spec), codec_of(spec, store)
+    chosen = []
+
+    def batches():
+        done = 0
+        for rows, decoded, labels in reconstructions(codec, images, spec["count"]):
+            yield decoded, labels
+            chosen.append(rows)
+            done += len(rows)
+            reporter.progress(done, spec["count"])
+
+    shape = codec.image_shape
+    with replacing(entry.path / "samples.arrow") as path:
+        write_shard(path, batches(), shape, [0.0] * shape[0], 1.0)
+    save_array(entry.path / "rows.npy", np.concatenate(chosen))
+
+
+SHOWN_RECONSTRUCTIONS = 32
+
+
+def sample_jobs(
+    workspace: Workspace,
+    params: Params,
+    facts: plan.DatasetFacts,
+    recipes: Mapping[str, plan.RecipePlan],
+) -> dict[tuple[str, int], list]:
+    """The sampling jobs of each recipe and milestone."""
+    return {
+        (name, item["images"]): plan.samples(
+            params, facts, recipe, item["mixture"], f"{name} at {item['images']:,}"
+        )
+        for name, recipe in recipes.items()
+        for item in milestones_of(workspace, name)
+    }
+
+
+def sample(workspace: Workspace) -> None:
+    """Samples of every recipe at every milestone."""
+    facts = facts_of(workspace)
+
+    def jobs() -> list[plan.Job]:
+        params = fresh_params(workspace)
+        parts = sample_jobs(workspace, params, facts, plan.experts(params, facts)).values()
+        decoded = plan.reconstructions(params, facts)
+        return [*(job for part in parts for job in part), *([decoded] if decoded else [])]
+
+    fan_out(workspace, "samples", jobs, ("latents", "analyses", "experts"))
+
+
+def reconstruction_jobs(
+    workspace: Workspace, params: Params, facts: plan.DatasetFacts
+) -> tuple[plan.Job, ...]:
+    """The job that reconstructs images, and the one that scores them; empty for pixels."""
+    decoded = plan.reconstructions(params, facts)
+    if decoded is None:
+        return ()
+    reference = plan.features(params, facts)
+    return decoded, plan.scores(params, [decoded], reference, "reconstructions")
+
+
+def reconstruction(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any] | None:
+    """Some images, what the encoder makes of them, and the scores of all its reconstructions.
+
+    A dict with `originals` and `images`, uint8 [n, C, H, W], and `scores`; None for pixels.
+    """
+    import numpy as np
+
+    from pipeline.data.dataset import open_dataset
+    from pipeline.data.latents import Latents
+    from pipeline.data.split import Split
+    from pipeline.rows import spread
+
+    jobs = reconstruction_jobs(workspace, workspace.params, facts)
+    if not jobs:
+        return None
+    decoded, scored = (workspace.store.entry(job.name) for job in jobs)
+    shard = Latents([decoded.file("samples.arrow")])
+    images = Split(open_dataset(workspace.dataset), facts.held_out)
+    shown = spread(min(SHOWN_RECONSTRUCTIONS, len(shard)), len(shard), shard.labels)
+    rows = np.load(decoded.file("rows.npy"))[shown]
+    return {
+        "originals": np.concatenate([found for _, found in images.chosen(rows)]),
+        "images": shard.raw(shown),
+        "scores": scored.load_json("scores.json"),
+    }

@@ -1,0 +1,196 @@
+"""`tspace export`: a finished recipe as a folder that can be given away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.store.files import write_json, write_text
+from stages import merge, sample
+from stages.facts import class_names, facts_of
+from stages.fanout import adopt
+from stages.numbers import counted
+from stages.tools.status import merged
+from stages.workspace import Workspace
+
+SHOWN_CLASSES = 20  # in the README; model.json has all
+
+EXAMPLE = '''\
+"""Draws from the model in this folder: python sample.py [-n 64] [--seed 0] [--out samples.png]"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.sampling.exported import load_exported
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("-n", type=int, default=64, help="number of samples")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--out", type=Path, default=Path("samples.png"))
+options = parser.parse_args()
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = load_exported(Path(__file__).parent, device)
+images, classes = model.draw(range(options.n), seed=options.seed)  # uint8 [N, C, H, W]
+
+columns = max(1, round(options.n**0.5))
+rows = -(-options.n // columns)
+missing = rows * columns - options.n
+images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+_, channels, height, width = images.shape
+sheet = images.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+sheet = sheet.reshape(rows * height, columns * width, channels)
+Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(options.out)
+print(f"{options.n} samples of {model.recipe}, seed {options.seed}: {options.out}")
+'''
+
+README = """\
+# {recipe}
+
+A diffusion model trained by tspace {version} on {images:,} images:
+{what}, {classes}.
+
+| file | answers at log-SNR |
+|---|---|
+{table}
+
+`model.json` says the rest: networks, log-SNRs, what the networks predict, shift and scale of the
+data, the sampler, `classes` by label, and the checksum of each file. Draw with tspace installed:
+
+    python sample.py -n 64 --seed 0 --out samples.png
+
+or `pipeline.exported.load_exported(folder, device).draw(range(64), seed=0)`.
+Seed for seed, `tspace sample --recipe {recipe}` draws the same from the last milestone.
+"""
+
+
+def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | None = None) -> None:
+    """Write the model of a recipe, at a milestone (images; default the last one), to `out`.
+
+    UserError for an unknown recipe or milestone, for a folder that is not empty, or if the recipe
+    is not finished. `out` holds the whole model or nothing.
+    """
+    from pipeline.sampling.exported import FORMAT, MODEL
+
+    recipes = workspace.params.recipes
+    if name not in recipes:
+        raise UserError(f"--recipe {name}: no such recipe; one of: {', '.join(recipes)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not an empty folder; name a new one")
+    milestones = [item["images"] for item in merge.milestones_of(workspace, name)]
+    images = milestones[-1] if milestone is None else milestone
+    if images not in milestones:
+        known = ", ".join(map(str, milestones))
+        raise UserError(f"--milestone {images}: {name} has no such milestone; one of: {known}")
+    facts = facts_of(workspace)
+    recipe = plan.experts(workspace.params, facts)[name]
+    if not merged(workspace, name, recipe):
+        raise UserError(
+            f"--recipe {name}: params.yaml or the code changed since it was trained; run "
+            "`dvc repro merge`, or check out the settings it was trained with"
+        )
+    for stage in ("latents", "analyses", "experts"):
+        adopt(workspace, stage)
+    # The jobs that draw the scored samples say how this recipe is sampled.
+    jobs = sample.sample_jobs(workspace, workspace.params, facts, {name: recipe})
+    spec = jobs[name, images][0].spec
+    out = out.absolute()
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    fresh.mkdir(parents=True)
+    try:
+        model = {
+            "format": FORMAT,
+            "tspace": pipeline.__version__,
+            "recipe": name,
+            "images": images,
+            "mixture": spec["mixture"],
+            "classes": list(class_names(workspace)) if spec["mixture"]["classes"] else None,
+            "states": spec["states"],
+            "sampling": {
+                **spec["sampling"],
+                "batch": spec["batch"],
+                **{key: spec[key] for key in ("class_counts",) if key in spec},
+            },
+            "files": _copy_files(workspace, spec["mixture"], fresh),
+        }
+        write_json(fresh / MODEL, model)
+        write_text(fresh / "sample.py", EXAMPLE)
+        write_text(fresh / "README.md", _readme(model))
+        os.replace(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{name} at {images:,} images: {out} ({size / 1e6:.1f} MB)")
+
+
+def _copy_files(
+    workspace: Workspace, mixture: dict[str, Any], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Copy each file of the mixture once; where it is, by its name in the store."""
+    from pipeline.sampling.exported import members
+
+    placed: dict[tuple[str, str], str] = {}  # by member and checksum
+    files: dict[str, dict[str, Any]] = {}
+    for name, member, wanted in members(mixture):
+        entry = workspace.store.entry(member["entry"])
+        for file in wanted:
+            source, known = entry.file(file), entry.files()[file]
+            path = placed.get((name, known["sha256"]))
+            if path is None:
+                path = f"{name}/{_called(member, file)}"
+                (folder / path).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, folder / path)
+                placed[name, known["sha256"]] = path
+            found = files.setdefault(f"{member['entry']}/{file}", {"path": path, **known})
+            if "first" in member:  # the states that it serves, from 1
+                found.setdefault("states", []).append([member["first"] + 1, member["last"] + 1])
+    return files
+
+
+def _called(member: dict[str, Any], file: str) -> str:
+    if "first" not in member:
+        return file
+    first, last = member["first"] + 1, member["last"] + 1
+    return f"state-{first}.safetensors" if first == last else f"states-{first}-{last}.safetensors"
+
+
+def _readme(model: dict[str, Any]) -> str:
+    mixture = model["mixture"]
+    log_snr = mixture["log_snr"]
+    rows: dict[str, list[str]] = {}  # a decoder answers at no state
+    for file in model["files"].values():
+        for first, last in file.get("states", []):
+            ends = [f"{float(log_snr[i - 1]):.4g}" for i in sorted({first, last})]
+            rows.setdefault(file["path"], []).append(" to ".join(ends))
+    return README.format(
+        recipe=model["recipe"],
+        version=model["tspace"],
+        images=model["images"],
+        what=_seen(mixture),
+        classes=_classes(model["classes"]),
+        table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),
+    )
+
+
+def _classes(names: list[str] | None) -> str:
+    if names is None:
+        return "without classes"
+    shown = ", ".join(f"{label} {name}" for label, name in enumerate(names[:SHOWN_CLASSES]))
+    more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
+    return f"{counted(len(names), 'class', 'classes')} (label and name: {shown}{more})"
+
+
+def _seen(mixture: dict[str, Any]) -> str:
+    """What the networks see."""
+    size = f"{mixture['resolution']}x{mixture['resolution']}"
+    kind = "latents, decoded into images by `decoder/`" if mixture.get("decoder") else "pixels"
+    return f"{size}, {counted(mixture['channels'], 'channel')} of {kind}"

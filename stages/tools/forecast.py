@@ -1,0 +1,290 @@
+"""What experts will cost: as finished ones did where such a network was trained, else counted."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import graphlib
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.store.circumstances import processor
+from pipeline.store.entry import Entry
+from pipeline.store.identity import canonical_json
+from stages.workspace import Workspace
+
+RECENT = 9  # finished experts whose speeds are looked at
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished expert."""
+
+    spec: dict[str, Any]
+    record: dict[str, Any]
+    seconds: float | None  # of training an image; None of one that was trained elsewhere
+    label: str  # when its recipe was collected last; empty if it is no longer in a plan
+    when: float
+    host: str = ""  # the kind of processor that it was trained on
+
+
+def finished_experts(workspace: Workspace) -> list[Finished]:
+    """All finished experts of the store and of the checked out output, each once."""
+    labels = {}
+    manifest = workspace.artefacts("experts") / "manifest.json"
+    if manifest.exists():
+        items = workspace.read_json(manifest)["entries"]
+        labels = {item["name"].partition("/")[2]: item["label"] for item in items}
+    found: dict[str, Finished] = {}
+    for folder in (workspace.store.root / "expert", workspace.artefacts("experts")):
+        for path in _folders(folder):
+            if path.name in found:
+                continue
+            entry = Entry(Path(path.path))
+            try:
+                when = os.stat(f"{path.path}/DONE").st_mtime
+                spec, record = entry.spec(), entry.load_json("record.json")
+            except (OSError, UserError):  # unfinished, or a damaged one that nobody asked for
+                continue
+            made = entry.circumstances()
+            spent = made.get("snapshot_seconds")
+            seconds = max(spent.values()) / record["images"] if spent else None
+            label, host = labels.get(path.name, ""), made.get("host", "")
+            found[path.name] = Finished(spec, record, seconds, label, when, host)
+    return list(found.values())
+
+
+def begun_experts(workspace: Workspace) -> list[Finished]:
+    """Unfinished experts of the store that told how fast they were; their records are empty."""
+    found = []
+    for path in _folders(workspace.store.root / "expert"):
+        entry = Entry(Path(path.path))
+        state = None if entry.done else entry.progress()
+        if state and state["unit"] == "images" and state["rate"]:
+            with contextlib.suppress(UserError):  # damaged, or planned again at this moment
+                host = entry.circumstances().get("host", "")
+                found.append(Finished(entry.spec(), {}, 1 / state["rate"], "", state["time"], host))
+    return found
+
+
+def _folders(path: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one expert's network costs."""
+
+    flops: float  # of training one image: forward and backward
+    parameters: int
+    seconds: float | None  # of training one image; None where nothing like it was measured
+    estimated: bool = False  # the seconds are those of other networks, by their FLOPs
+
+
+class Costs:
+    """Costs by network: measured where an expert has it, else counted, once a network.
+
+    finished, begun: experts as `finished_experts` and `begun_experts` find them.
+    """
+
+    def __init__(self, finished: Sequence[Finished], begun: Sequence[Finished] = ()):
+        self._finished: dict[str, list[Finished]] = {}
+        self._timed: dict[str, list[Finished]] = {}
+        for expert in sorted(finished, key=lambda e: -e.when):
+            self._finished.setdefault(_network(expert.spec), []).append(expert)
+        # One that is finished tells more of its speed than one that is not.
+        for expert in [*sorted(finished, key=lambda e: -e.when), *begun]:
+            if expert.seconds is not None:
+                self._timed.setdefault(_network(expert.spec), []).append(expert)
+        self._known: dict[str, Cost] = {}
+
+    def of(self, spec: dict[str, Any]) -> Cost:
+        """Cost of an expert's network, at the speed of the latest experts like it."""
+        network = _network(spec)
+        key = network + canonical_json(_speed(spec))
+        if key not in self._known:
+            self._known[key] = self._cost(network, spec)
+        return self._known[key]
+
+    def _cost(self, network: str, spec: dict[str, Any]) -> Cost:
+        if alike := self._finished.get(network):
+            record = alike[0].record
+            flops, parameters = record["flops"] / record["images"], record["parameters"]
+        else:
+            flops, parameters = counted_cost(spec)
+        if timed := self._timed.get(network):
+            # The same batch, threads and precision tell more than just the same network.
+            same = [e for e in timed if _speed(e.spec) == _speed(spec)] or timed
+            # The middle of some: the first one on a machine also waits for the disk.
+            seconds = statistics.median(e.seconds for e in same[:RECENT])
+            return Cost(flops, parameters, seconds)
+        rate = self._seconds_a_flop
+        return Cost(flops, parameters, rate and rate * flops, estimated=rate is not None)
+
+    @functools.cached_property
+    def _seconds_a_flop(self) -> float | None:
+        """Of the latest experts that were trained on this kind of processor, whatever network."""
+        here = processor()
+        rates = [
+            expert.seconds * expert.record["images"] / expert.record["flops"]
+            for experts in self._finished.values()
+            for expert in experts[:RECENT]
+            if expert.seconds is not None and expert.host == here
+        ]
+        return statistics.median(rates) if rates else None
+
+
+NETWORK = ("network", "channels", "resolution", "classes", "conditioning")
+
+
+def _network(spec: dict[str, Any]) -> str:
+    keys = NETWORK
+    if spec["network"]["kind"] == "multi-decoder":  # which decoder runs how often
+        keys += ("curriculum", "log_snr")
+    return canonical_json({key: spec[key] for key in keys})
+
+
+def _speed(spec: dict[str, Any]) -> list[Any]:
+    return [spec["training"].get(key) for key in ("batch", "threads", "precision")]
+
+
+def counted_cost(spec: dict[str, Any]) -> tuple[float, int]:
+    """FLOPs of training an image, and parameters, of a network that nobody trained yet.
+
+    Its layers are laid out, without memory.
+    """
+    from pipeline.networks.build import count_parameters, network_of
+    from pipeline.training.draws import flops_per_image
+
+    return 3 * flops_per_image(spec), count_parameters(network_of(spec, device="meta"))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the samples of a recipe will cost, all milestones together.
+
+    samples: in all; samples_left: of these not drawn yet; evaluations: of a network, for a sample;
+    guided: two of them a state, one with and one without the label. seconds_left: None if unknown.
+    """
+
+    recipe: str
+    samples: int
+    samples_left: int
+    evaluations: int
+    guided: bool
+    flops_left: float
+    seconds_left: float | None
+
+
+def drawing(
+    recipe: plan.RecipePlan, samples: int, left: int, costs: Costs, measured: dict[str, float]
+) -> Drawing:
+    """The cost of a recipe's samples. measured: seconds an evaluation, see `evaluation_seconds`."""
+    settings = recipe.recipe.sampling
+    asked = [state for state in recipe.sampling_states if state > -math.inf]
+    guided = settings.guidance != 1
+    evaluations = _evaluations(len(asked), settings.kind, guided)
+    by_expert = [costs.of(expert.job.spec) for expert in recipe.experts]
+    ends = [float(recipe.trained[expert.last]) for expert in recipe.experts[:-1]]
+    owners = [by_expert[sum(state < end for end in ends)] for state in asked]
+    # Training an image costs three evaluations: forward, and twice as much backward.
+    flops = statistics.fmean(cost.flops for cost in owners) / 3
+    seconds = measured.get(_evaluated(recipe.experts[0].job.spec, guided))
+    if seconds is None and None not in (times := [cost.seconds for cost in owners]):
+        seconds = statistics.fmean(times) / 3
+    work = left * evaluations
+    return Drawing(
+        recipe.name,
+        samples,
+        left,
+        evaluations,
+        guided,
+        work * flops,
+        0.0 if not left else seconds and seconds * work,
+    )
+
+
+def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
+    """Seconds of one evaluation for one sample, by network, in the latest finished samplings."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for when, seconds, spec in _timed(workspace, "samples"):
+        guided = spec["sampling"].get("guidance", 1) != 1
+        asked = sum(float(state) > -math.inf for state in spec["states"])
+        evaluations = _evaluations(asked, spec["sampling"]["kind"], guided)
+        first, last = spec["rows"]
+        mixture = spec["mixture"]
+        key = _evaluated({**mixture, **mixture["experts"][0]}, guided)
+        each = seconds / ((last - first) * evaluations)
+        found.setdefault(key, []).append((when, each))
+    return {key: _middle(times) for key, times in found.items()}
+
+
+def _timed(workspace: Workspace, kind: str) -> Iterator[tuple[float, float, dict[str, Any]]]:
+    """Finished entries of a kind that were made here: when, in how many seconds, and their spec."""
+    for path in _folders(workspace.store.root / kind):
+        entry = Entry(Path(path.path))
+        seconds = entry.circumstances().get("seconds") if entry.done else None
+        if seconds is not None:
+            with contextlib.suppress(OSError, UserError):  # damaged, and nobody asked for it
+                yield entry.path.stat().st_mtime, seconds, entry.spec()
+
+
+def _middle(times: Sequence[tuple[float, float]]) -> float:
+    """Of the latest; times: (when, seconds)."""
+    return statistics.median(each for _, each in sorted(times)[-RECENT:])
+
+
+def _evaluations(states: int, kind: str, guided: bool) -> int:
+    """Of a network, for one sample; at a state without any signal none is asked."""
+    return (2 * states - 1 if kind == "heun" else states) * (1 + guided)
+
+
+def _evaluated(spec: dict[str, Any], guided: bool) -> str:
+    return canonical_json([guided, *(spec[key] for key in NETWORK)])
+
+
+def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:
+    """Seconds of jobs of the inputs, alike but for their rows, as the latest such ones took."""
+    first = jobs[0]
+    times = [
+        (when, seconds / _rows(spec))
+        for when, seconds, spec in _timed(workspace, first.kind)
+        if spec.get("settings") == first.spec.get("settings")
+    ]
+    return _middle(times) * sum(_rows(job.spec) for job in jobs) if times else None
+
+
+def _rows(spec: dict[str, Any]) -> int:
+    """Rows of a shard; 1 of a job whose settings say how much it does."""
+    return spec["rows"][1] - spec["rows"][0] if isinstance(spec["rows"], list) else 1
+
+
+def critical_seconds(
+    seconds: dict[str, float], group: dict[str, str], needs: dict[str, Iterable[str]]
+) -> float:
+    """The longest chain of processes, each of which runs the jobs of a group in turn.
+
+    What a cluster with room for everything waits for. Needs that are not among the jobs are done.
+    """
+    cost: dict[str, float] = {}
+    before: dict[str, set[str]] = {}
+    for name, value in seconds.items():
+        own = group[name]
+        cost[own] = cost.get(own, 0.0) + value
+        after = {group[need] for need in needs[name] if need in group} - {own}
+        before.setdefault(own, set()).update(after)
+    end: dict[str, float] = {}
+    for own in graphlib.TopologicalSorter(before).static_order():
+        end[own] = cost[own] + max((end[other] for other in before[own]), default=0.0)
+    return max(end.values(), default=0.0)

@@ -1,0 +1,452 @@
+"""`tspace plan`: what a run would do, why, and what it costs. It only reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.networks.params import MultiDecoder
+from pipeline.params.feasibility import check_against, doubts
+from pipeline.params.recipe import Params
+from stages import sample
+from stages.fanout import crowded, profile_settings
+from stages.numbers import counted, si
+from stages.report.costs import interval_costs
+from stages.source import changes, raw_path
+from stages.tools.forecast import (
+    Costs,
+    Drawing,
+    begun_experts,
+    critical_seconds,
+    drawing,
+    evaluation_seconds,
+    finished_experts,
+    seconds_of,
+)
+from stages.tools.reasons import Reasons
+from stages.tools.status import Found, done, facts_here, look, merged
+from stages.workspace import Workspace
+
+WEIGHT_BYTES = 4  # of a parameter in a snapshot
+
+
+@dataclass(frozen=True)
+class Row:
+    """One expert of a recipe in the plan. first, last: its states, counted from 1."""
+
+    recipe: str
+    label: str
+    name: str
+    first: int
+    last: int
+    status: str  # cached | running | resumes | failed | trains
+    why: str
+    images: int
+    images_left: int
+    flops: float
+    flops_left: float
+    seconds_left: float | None  # None: nothing like it was trained yet
+    estimated: bool  # its seconds are those of other networks, by their FLOPs
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """Jobs that encode the images, or make features of them. seconds_left: None if unknown."""
+
+    what: str
+    work: str
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do.
+
+    waiting: recipes whose experts are not known yet, and why. unknown: what is not known before the
+    dataset is prepared, in words; empty once it is. warnings: of what it will find too late.
+    """
+
+    experts: list[Row]
+    waiting: dict[str, str]
+    drawings: list[Drawing]
+    inputs: list[Input]
+    totals: dict[str, Any]
+    unknown: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
+    """What a run would do: a row an expert in the order of the plan, samples, inputs and totals.
+
+    UserError for an unknown recipe, and for what params.yaml says and the images cannot give.
+    """
+    params = workspace.params
+    if only is not None and only not in params.recipes:
+        raise UserError(f"--recipe {only}: no such recipe; one of: {', '.join(params.recipes)}")
+    facts, unknown, exact = _facts(workspace)
+    recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
+    finished = finished_experts(workspace)
+    costs, reasons = Costs(finished, begun_experts(workspace)), Reasons(finished)
+    rows, jobs, known = [], {}, {}
+    for recipe in recipes.values():
+        for expert in recipe.experts:
+            job = expert.job
+            jobs[job.name] = job
+            if job.name not in known:
+                known[job.name] = look(workspace, "experts", job.name)
+            rows.append(_row(recipe.name, expert, known[job.name], costs, reasons))
+    if unknown:  # names of jobs follow from the dataset, so none can be looked up
+        rows = [dataclasses.replace(row, why="") for row in rows]
+    samples = params.evaluate.samples
+    left = {name: samples * len(recipe.milestones) for name, recipe in recipes.items()}
+    if not unknown:
+        left = {name: _undrawn(workspace, facts, recipe) for name, recipe in recipes.items()}
+    measured = evaluation_seconds(workspace)
+    drawings = [
+        drawing(recipe, samples * len(recipe.milestones), left[name], costs, measured)
+        for name, recipe in recipes.items()
+    ]
+    paired = {job.name: job for r in recipes.values() for e in r.experts for job in e.pairings}
+    shards = plan.latents(params, facts)
+    first = {
+        "latents_jobs": sum(not done(workspace, "latents", job.name) for job in shards),
+        "pairing_jobs": sum(not done(workspace, "pairings", name) for name in paired),
+        "sampling_flops": sum(drawn.flops_left for drawn in drawings),
+    }
+    crowd = crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known])
+    doubted = doubts(params, facts.rows, facts.class_counts) if exact else []
+    return Outlook(
+        rows,
+        waiting,
+        drawings,
+        _inputs(workspace, facts),
+        _totals(rows, jobs) | first,
+        unknown,
+        [*([crowd] if crowd else []), *doubted],
+    )
+
+
+def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str, bool]:
+    """The dataset's facts, what they lack in words, and whether they count all images.
+
+    They are of the raw images where it is not prepared yet.
+    """
+    if workspace.dataset.exists():
+        return facts_here(workspace), "", True
+    from pipeline.data.preview import preview
+
+    data = workspace.params.data
+    settings = data.model_dump(include={"source", "split", "resolution", "channels", "limit"})
+    seen = preview(path=raw_path(workspace), **settings)
+    classes = len(seen.class_counts)
+    if seen.exact:
+        check_against(workspace.params, seen.rows, seen.resolution, seen.channels, classes)
+    facts = plan.DatasetFacts(
+        digest="",
+        rows=max(seen.rows - data.holdout, 1),
+        resolution=seen.resolution,
+        channels=seen.channels,
+        classes=classes,
+        mean=(0.0,) * seen.channels,
+        std=(1.0,) * seen.channels,
+        held_out=data.holdout,
+        class_counts=seen.class_counts,
+    )
+    labels = f"{classes} classes" if classes else "no labels"
+    lack = (
+        f"the dataset is not prepared yet: {'' if seen.exact else 'at least '}{seen.rows:,} images "
+        f"of {seen.resolution}x{seen.resolution}, {counted(seen.channels, 'channel')}, {labels}, "
+        "by a look at the source; what a store already has is known after `tspace prepare`"
+    )
+    return facts, lack, seen.exact
+
+
+def _recipes(
+    params: Params, facts: plan.DatasetFacts, wanted: Sequence[str]
+) -> tuple[dict[str, plan.RecipePlan], dict[str, str]]:
+    """Recipes that can be planned now, and why the others cannot."""
+    found, waiting = {}, {}
+    for name in wanted:
+        line, recipes = name, {}
+        while line is not None:
+            recipes[line] = params.recipes[line]
+            line = params.recipes[line].training.parent
+        try:
+            found[name] = plan.experts(params.model_copy(update={"recipes": recipes}), facts)[name]
+        except plan.NotMeasured as e:
+            waiting[name] = str(e)
+    return found, waiting
+
+
+def _undrawn(workspace: Workspace, facts: plan.DatasetFacts, recipe: plan.RecipePlan) -> int:
+    """Samples that are still to be drawn: all of them where experts have to be trained."""
+    params = workspace.params
+    if not merged(workspace, recipe.name, recipe):
+        return params.evaluate.samples * len(recipe.milestones)
+    parts = sample.sample_jobs(workspace, params, facts, {recipe.name: recipe})
+    jobs = {job.name: job for part in parts.values() for job in part}
+    return sum(
+        job.spec["rows"][1] - job.spec["rows"][0]
+        for name, job in jobs.items()
+        if not done(workspace, "samples", name)
+    )
+
+
+def _inputs(workspace: Workspace, facts: plan.DatasetFacts) -> list[Input]:
+    """Jobs that are still to encode images, and to make features of the real ones."""
+    params, found = workspace.params, []
+    codec, shards = plan.encoder(params, facts), plan.latents(params, facts)
+    extractor = plan.features(params, facts)
+    work = [
+        ("latents", codec and [codec], lambda job: f"trained on {job.weight:,} images"),
+        ("latents", shards, lambda _: f"{plan.latent_facts(params, facts).rows:,} images"),
+        ("features", [extractor], lambda _: _of_features(params, facts)),
+    ]
+    for stage, jobs, about in work:
+        left = [job for job in jobs or () if not done(workspace, stage, job.name)]
+        if left:
+            what = left[0].label if left[0].kind != "latents" else "latents"
+            found.append(Input(what, about(left[0]), seconds_of(workspace, *left)))
+    return found
+
+
+def _of_features(params: Params, facts: plan.DatasetFacts) -> str:
+    trained = getattr(params.features, "images", None)
+    first = f"trained on {trained:,} images, " if trained else ""
+    return f"{first}features of {facts.rows:,}"
+
+
+def _row(recipe: str, expert: plan.Expert, found: Found, costs: Costs, reasons: Reasons) -> Row:
+    job = expert.job
+    cost = costs.of(job.spec)
+    images = expert.images
+    left = 0 if found.status == "done" else max(images - found.images, 0)
+    status, why = {"done": "cached", "waiting": "trains"}.get(found.status, found.status), ""
+    if found.status == "waiting":
+        why = reasons.of(job.spec, job.label)
+    elif found.status == "resumes":
+        why = f"at {found.images:,} images"
+    elif found.status == "running":
+        why = f"at {found.images:,} images" + (f", {found.host}" if found.host else "")
+    elif found.status == "failed":
+        again = f"; goes on at {found.images:,} images" if found.images else ""
+        why = f"{found.error}{again}"
+    return Row(
+        recipe=recipe,
+        label=job.label,
+        name=job.name,
+        first=expert.first + 1,
+        last=expert.last + 1,
+        status=status,
+        why=why,
+        images=images,
+        images_left=left,
+        flops=cost.flops * images,
+        flops_left=cost.flops * left,
+        seconds_left=0.0 if not left else cost.seconds and cost.seconds * left,
+        estimated=cost.estimated,
+        weights_bytes=WEIGHT_BYTES * cost.parameters * len(job.spec["snapshots"]),
+    )
+
+
+def _totals(rows: Sequence[Row], jobs: dict[str, plan.Job]) -> dict[str, Any]:
+    """Sums over what has to run, an expert that recipes share counted once."""
+    left = {row.name: row for row in rows if row.status != "cached"}
+    seconds = {name: row.seconds_left for name, row in left.items()}
+    unknown = sum(value is None for value in seconds.values())
+    estimated = sum(row.estimated and row.seconds_left is not None for row in left.values())
+    # Jobs of a group run in one process, one after the other.
+    group = {name: f"{jobs[name].group}" or name for name in left}
+    return {
+        "experts": len({row.name for row in rows}),
+        "experts_left": len(left),
+        "jobs": len(set(group.values())),
+        "images": sum(row.images_left for row in left.values()),
+        "flops": sum(row.flops_left for row in left.values()),
+        "seconds": sum(value or 0.0 for value in seconds.values()),
+        "seconds_critical": critical_seconds(
+            {name: value or 0.0 for name, value in seconds.items()},
+            group,
+            {name: jobs[name].needs for name in left},
+        ),
+        "seconds_unknown_for": unknown,
+        "seconds_estimated_for": estimated,
+        "weights_bytes": sum(row.weights_bytes for row in left.values()),
+    }
+
+
+def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json: bool) -> None:
+    """Print what a run would do, a line an expert (alike ones together unless `everything`)."""
+    found = outlook(workspace, only)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+        return
+    rows = found.experts
+    lines = [["recipe", "experts", "images", "TFLOP", "time", "", ""]]
+    lines += [_line(group) for group in (([r] for r in rows) if everything else _grouped(rows))]
+    for name, why in found.waiting.items():
+        images = workspace.params.recipes[name].training.images
+        lines.append([name, "not known yet", f"{images:,}", "?", "?", "waits", why])
+    _print_table(lines, right=(2, 3, 4))
+    print()
+    if not found.unknown:
+        print_intervals(workspace, only)
+    drawn = [drawing for drawing in found.drawings if drawing.samples_left]
+    if drawn:
+        head = ["to sample", "samples", "evaluations", "TFLOP", "time", ""]
+        _print_table([head, *map(_drawn, drawn)], right=(1, 2, 3, 4))
+        print()
+    for line in _total_lines(found):
+        print(line)
+    if changed := changes(workspace):
+        print(f"data: {changed}")
+    if found.unknown:
+        print(f"data: {found.unknown}")
+    for warning in found.warnings:
+        print(f"WARNING: {warning}")
+
+
+def _drawn(drawing: Drawing) -> list[str]:
+    return [
+        drawing.recipe,
+        f"{drawing.samples_left:,}",
+        f"{drawing.evaluations * drawing.samples_left:,}",
+        f"{drawing.flops_left * 1e-12:.3g}",
+        "?" if drawing.seconds_left is None else _time(drawing.seconds_left),
+        f"{drawing.evaluations} a sample{', guided: two a state' if drawing.guided else ''}",
+    ]
+
+
+def print_intervals(workspace: Workspace, only: str | None) -> None:
+    """A line for each decoder of the multi-decoder recipes: its width, parameters and FLOPs."""
+    joint = [
+        name
+        for name, recipe in workspace.params.recipes.items()
+        if isinstance(recipe.network, MultiDecoder) and only in (None, name)
+    ]
+    if not joint:
+        return
+    recipes, _ = _recipes(workspace.params, facts_here(workspace), joint)
+    lines = [
+        [
+            name,
+            f"log-SNR {cost.clean:.3g} to {cost.noisy:.3g}",
+            str(cost.channels),
+            _si(cost.parameters, ""),
+            _si(cost.active, ""),
+            _si(cost.flops, "FLOP"),
+        ]
+        for name, recipe in recipes.items()
+        for cost in interval_costs(recipe)
+    ]
+    head = ["decoder of", "interval", "width", "parameters", "with encoder", "forward"]
+    _print_table([head, *lines], right=(2, 3, 4, 5))
+    print()
+
+
+def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        # How far each one is differs, and is no reason to tell them apart.
+        why = row.why if row.status in ("trains", "failed") else ""
+        groups.setdefault((row.recipe, row.status, why), []).append(row)
+    return groups.values()
+
+
+def _line(rows: Sequence[Row]) -> list[str]:
+    first = rows[0]
+    seconds = [row.seconds_left for row in rows]
+    why = first.why
+    if len(rows) > 1 and first.status in ("resumes", "running"):
+        why = f"{sum(r.images_left for r in rows):,} images left"
+    return [
+        first.recipe,
+        _owned(rows),
+        f"{sum(r.images for r in rows):,}",
+        f"{sum(r.flops for r in rows) * 1e-12:.3g}",
+        "?" if None in seconds else _time(sum(seconds)),
+        first.status,
+        why,
+    ]
+
+
+def _owned(rows: Sequence[Row]) -> str:
+    """States of some experts: `state 3`, `4 experts, states 1-4`."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row.first <= runs[-1][1] + 1:
+            runs[-1][1] = max(runs[-1][1], row.last)
+        else:
+            runs.append([row.first, row.last])
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:3])
+    more = ", ..." if runs[3:] else ""
+    word = "state" if len(runs) == 1 and runs[0][0] == runs[0][1] else "states"
+    count = f"{counted(len(rows), 'expert')}, " if len(rows) > 1 else ""
+    return f"{count}{word} {shown}{more}"
+
+
+def _total_lines(found: Outlook) -> Iterator[str]:
+    totals = found.totals
+    for item in found.inputs:
+        left = item.seconds_left
+        yield f"first: {item.what}, {item.work}, {'time unknown' if left is None else _time(left)}"
+    if totals["pairing_jobs"]:
+        yield f"first: {counted(totals['pairing_jobs'], 'pairing job')}"
+    if not totals["experts_left"]:
+        if not found.waiting:
+            yield f"nothing to train: {counted(totals['experts'], 'expert')} cached"
+        return
+    yield (
+        f"to train: {totals['experts_left']:,} of {counted(totals['experts'], 'expert')} in "
+        f"{counted(totals['jobs'], 'job')}, {totals['images']:,} images, "
+        f"{_si(totals['flops'], 'FLOP')}, {_si(totals['weights_bytes'], 'B')} of weights"
+    )
+    unknown, estimated = totals["seconds_unknown_for"], totals["seconds_estimated_for"]
+    if unknown == totals["experts_left"]:
+        yield "time: unknown, nothing was trained here yet that it could be told from"
+        return
+    least = "at least " if unknown else ""
+    yield (
+        f"time: {least}{_time(totals['seconds'])} of training one after the other, "
+        f"{least}{_time(totals['seconds_critical'])} on workers enough (the longest chain), at the "
+        "speed of experts trained before"
+    )
+    if estimated:
+        yield f"of {counted(estimated, 'expert')} by the FLOP/s of other networks on this machine"
+    if unknown:
+        yield f"time of {counted(unknown, 'expert')} unknown: none with such a network ran here"
+    times = [drawing.seconds_left for drawing in found.drawings]
+    if any(times) and None not in times:
+        yield f"sampling: {_time(sum(times))} one after the other"
+
+
+def _si(value: float, unit: str) -> str:
+    return si(value, unit).replace("\u202f", " ")
+
+
+def _time(seconds: float) -> str:
+    """`0 s`, `1.2 s`, `42 s`, `3:07 min`, `12:03 h`, `2.5 d`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 10 or not seconds else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _print_table(lines: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
+    right = set(right)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

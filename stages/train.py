@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import plan
+from pipeline.errors import UserError
+from pipeline.store.entry import Entry, Store
+from pipeline.store.files import replacing, write_json
+from stages.facts import facts_of, fresh_params
+from stages.fanout import fan_out
+from stages.features import extractor_of
+from stages.inputs import (
+    codec_of,
+    dataset_of,
+    device,
+    file_of,
+    latents_of,
+    stopping,
+    training_progress,
+)
+from stages.reporter import Reporter
+from stages.workspace import Workspace
+
+
+def run_merged(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.merging.select import merge_experts
+
+    def weights(source: dict[str, str]):
+        return load_file(store.entry(source["entry"]).file(source["file"]))
+
+    reporter.unit = "evaluations"
+    merged, report = merge_experts(
+        spec,
+        weights(spec["parent"]) if "parent" in spec else None,
+        [weights(source) for source in spec["experts"]],
+        latents_of(spec, store) if "latents" in spec else None,
+        entry.state,
+        _small_sample_fid(spec, entry, store, workspace) if "confirm" in spec else None,
+        reporter.progress,
+        reporter.log,
+    )
+    with replacing(entry.path / "weights.safetensors") as path:
+        save_file(dict(merged), path)
+    write_json(entry.path / "report.json", report)
+
+
+def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace):
+    """What scores the candidates of a merge, with the latents' scale and decoder as they are."""
+    from pipeline.evaluation.scores import useless_features
+    from pipeline.merging.select import SmallSampleFid
+
+    given = dict(spec["confirm"])
+    shared: dict[str, Any] = {"decoder": None, "terminal": None}
+    if "encoder" in given:
+        codec = codec_of(given, store)
+        shared |= {"shift": list(codec.shift), "scale": codec.scale}
+        shared["decoder"] = {"entry": given["encoder"], "file": "encoder.json"}
+    if "terminal" in given:
+        shared["terminal"] = {"entry": given["terminal"], "file": "means.safetensors"}
+    reference = store.entry(given["features"])
+    useless = useless_features(reference.load_json("report.json"))
+    if useless:
+        raise UserError(f"merge.confirm: {useless}; or set confirm to 0")
+    extractor, _ = extractor_of(reference, workspace)
+    return SmallSampleFid(
+        {**spec, "confirm": given | shared},
+        dataset_of(workspace, given).images(*given["rows"]),
+        extractor,
+        file_of(store),
+        entry.state,
+        device(),
+    )
+
+
+def run_expert(
+    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> dict[str, Any]:
+    from pipeline.training.train import train
+
+    parent = spec.get("parent")
+
+    with stopping(reporter, entry) as stop:
+        return train(
+            spec,
+            latents_of(spec, store),
+            entry.path,
+            _pairings(spec, store),
+            components=_components(spec, store),
+            parent=parent and store.entry(parent["entry"]).file(parent["file"]),
+            progress=training_progress(reporter),
+            log=reporter.log,
+            stop=stop,
+        )
+
+
+def _components(spec: dict[str, Any], store: Store):
+    """The components in which a run keeps its paired noise; None for all."""
+    from pipeline.noise.pairing import read_components
+
+    if not spec["pairing"].get("keep"):
+        return None
+    entry = store.entry(spec["pairings"][0])
+    return read_components(entry.file("components.arrow"), entry.spec()["dataset"])
+
+
+def _pairings(spec: dict[str, Any], store: Store) -> list:
+    from pipeline.noise.pairing import read_pairing
+
+    found = []
+    for name in spec.get("pairings", ()):
+        entry = store.entry(name)
+        expect = {"data": entry.spec()["dataset"], "key": spec["noise_key"]}
+        found.append(read_pairing(entry.file("pairing.arrow"), expect))
+    return found
+
+
+def train(workspace: Workspace) -> None:
+    """Every recipe's experts."""
+    facts = facts_of(workspace)
+
+    def jobs() -> list[plan.Job]:
+        recipes = plan.experts(fresh_params(workspace), facts).values()
+        trained = [expert.job for recipe in recipes for expert in recipe.experts]
+        return trained + [job for recipe in recipes for job in recipe.merged.values()]
+
+    fan_out(workspace, "experts", jobs, ("latents", "analyses", "features", "pairings"))
