@@ -143,7 +143,7 @@ def sample_flops(planned: Any) -> float:
             continue
         index = sum(log_snr < bound for bound in planned.bounds)
         spec = planned.experts[index if len(planned.experts) > 1 else 0].job.spec
-        place = (json.dumps(spec["network"]), spec["conditioning"], index)
+        place = (spec.network.model_dump_json(), spec.conditioning, index)
         if place not in known:
             known[place] = flops_of(spec, log_snr)
         total += known[place]

@@ -30,9 +30,11 @@ from common import machine, print_table, time_alternating, write_results
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
-from pipeline.networks.build import build_network
+from pipeline.networks.build import network_of
+from pipeline.networks.params import UNet
 from pipeline.noise import assignment, diagnostics, pairing, philox
 from pipeline.params.load import load
+from pipeline.specs import NetworkSpec
 
 SHAPE = (3, 32, 32)
 DIM = math.prod(SHAPE)
@@ -290,18 +292,20 @@ def noise_times():
     return rows
 
 
-SMALL = {"kind": "unet", "channels": 32, "multipliers": (1, 2, 2), "blocks": 1}
+SMALL = UNet(multipliers=[1, 2, 2])
 
 
-def cifar_network() -> dict:
+def cifar_network() -> UNet:
     """The network of the preset for such rows."""
     preset = Path(__file__).parent.parent / "presets" / "cifar10.yaml"
-    return load(preset).recipes["ddpm"].network.model_dump()
+    return load(preset).recipes["ddpm"].network
 
 
 def measure_step(settings, batch):
     """Microseconds of forward, backward and AdamW for an image of a U-Net, and its size."""
-    network = build_network(settings, channels_in=3, resolution=32)
+    network = network_of(
+        NetworkSpec(network=settings, conditioning="state", channels=3, resolution=32, classes=0)
+    )
     optimiser = torch.optim.AdamW(network.parameters())
     x, log_snr = torch.randn(batch, *SHAPE), torch.zeros(batch)
 

@@ -15,25 +15,24 @@ import torch
 from common import machine, print_table, time_alternating, write_results
 from torch.nn import functional
 
-from pipeline.networks.build import build_network
+from pipeline.networks.build import network_of
+from pipeline.networks.params import UNet
+from pipeline.specs import NetworkSpec
 from pipeline.training.optim import make_optimizer
 
 SHAPE, BATCH = (2, 8, 8), 32
-SETTINGS = {"kind": "unet", "multipliers": (1, 2), "blocks": 1}
 
 
 def contenders(count: int, channels: int) -> dict[str, Any]:
     """A step of `count` experts in either way, as calls without arguments."""
-    networks = [
-        build_network(
-            SETTINGS | {"channels": channels},
-            channels_in=SHAPE[0],
-            resolution=SHAPE[1],
-            conditioning="none",
-            seed=seed,
-        )
-        for seed in range(count)
-    ]
+    spec = NetworkSpec(
+        network=UNet(channels=channels),
+        conditioning="none",
+        channels=SHAPE[0],
+        resolution=SHAPE[1],
+        classes=0,
+    )
+    networks = [network_of(spec, seed) for seed in range(count)]
     x = torch.randn(count, BATCH, *SHAPE)
     optimizers = [make_optimizer(network.parameters()) for network in networks]
     stacked, _ = torch.func.stack_module_state(networks)

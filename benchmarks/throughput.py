@@ -38,6 +38,8 @@ from typing import Any
 import numpy as np
 from common import machine, print_table, versions, write_results
 
+from pipeline.specs import ExpertSpec
+
 ROWS = 4096
 WARM_UP = 5  # steps
 OURS, CEILING = "ours", "ceiling"
@@ -104,7 +106,7 @@ def count_step_flops(step: Callable[[], Any]) -> int:
 # --- contenders: each trains until the clock stops it and says what its network is ----------------
 
 
-def our_spec(setting: dict[str, Any], threads: int) -> dict[str, Any]:
+def our_spec(setting: dict[str, Any], threads: int) -> ExpertSpec:
     """The spec of a recipe that names nothing but the network, the batch and the threads."""
     from pipeline import plan
     from pipeline.params.load import resolve

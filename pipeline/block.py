@@ -1,6 +1,10 @@
+"""What the blocks of params.yaml and the specs of jobs are made of. Nothing here imports torch."""
+
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -8,8 +12,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 # zeros is told at once, not by a machine out of memory.
 MOST_IMAGES = 10**12
 MOST_RUNS = 1_000  # recipes, each seed counted
-
-
 MOST_WIDTH = 8_192  # channels of a convolution: 2.4 GB of float32 weights
 # exp(60) = 1e26: twice that in the exponent would leave float32's range, e^88, where weights
 # multiply SNRs. The noise or the signal itself is lost in float32's rounding from 32 on.
@@ -48,15 +50,46 @@ def _plain(text: str) -> str:
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
 
 
+# sigma_rel: of the run, 1/sqrt(12) for all of it
+Length = Annotated[float, Field(ge=1e-3, lt=0.28)]
+
+TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
+
+
+def neutral(default: Any) -> Any:
+    """The default of a key that changes nothing as long as it has it.
+
+    A spec leaves such a key out, so adding one changes no digest, and nothing is trained again.
+    """
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class Block(BaseModel):
-    """One block of params.yaml: unknown keys and loose types are errors."""
+    """One block of params.yaml, or of a job's spec: unknown keys and loose types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    def options(self, *apart: str) -> dict[str, Any]:
+        """Its values by key, but for the key that chooses its form, and those named."""
+        keys = [key for key in type(self).model_fields if key not in (*TAGS, *apart)]
+        return {key: getattr(self, key) for key in keys}
 
-Length = Annotated[
-    float, Field(ge=1e-3, lt=0.28)
-]  # sigma_rel: of the run, 1/sqrt(12) for all of it
+    def without(self, *keys: str) -> Self:
+        """The same block with these keys at their defaults: what a job does not depend on."""
+        fields = type(self).model_fields
+        return self.model_copy(update={key: fields[key].default for key in keys if key in fields})
 
 
-TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
+class Form(Block):
+    """A form of a block that is made by a function of its own, in a module of any name.
+
+    made_by: `module:function`. Only jobs that use the form depend on its code (`plan.job.code_of`),
+    so adding one leaves the digests of all others as they are.
+    """
+
+    made_by: ClassVar[str]
+
+    @property
+    def maker(self) -> Callable[..., Any]:
+        module, _, name = self.made_by.partition(":")
+        return getattr(importlib.import_module(module), name)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from pipeline import plan
+from pipeline.specs import BoundsSpec, PilotSpec, SpectrumSpec, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing, write_json
 from stages.facts import analysed_in, facts_of, fresh_params
@@ -14,15 +14,15 @@ from stages.workspace import Workspace
 
 
 def run_spectrum(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: SpectrumSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import torch
     from safetensors.torch import save_file
 
     from pipeline.levels import spectrum
 
-    latents = latents_of(spec, store)
-    means = {"means": torch.from_numpy(spectrum.means(latents, spec["classes"]))}
+    latents = latents_of(spec.latents, store)
+    means = {"means": torch.from_numpy(spectrum.means(latents, spec.classes))}
     with replacing(entry.path / "means.safetensors") as path:
         save_file(means, path)
     found = {"spectrum": spectrum.spectrum(latents).tolist(), "rows": len(latents)}
@@ -30,28 +30,29 @@ def run_spectrum(
 
 
 def run_bounds(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: BoundsSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import numpy as np
 
     from pipeline.levels import optimal_denoiser
 
-    latents = latents_of(spec, store)
-    settings = dict(spec["settings"])
+    latents = latents_of(spec.latents, store)
+    settings = spec.settings
     found = optimal_denoiser.analyse(
         flat_rows(latents),
         len(latents),
-        np.asarray(spec["axis"]),
-        key=spec["key"],
-        most=settings.pop("rows"),
+        np.asarray(spec.axis),
+        key=spec.key,
+        most=settings.rows,
         labels=latents.labels,
-        **settings,
+        **settings.options("channels", "rows"),
+        method=settings.method,
     )
     write_json(entry.path / "analysis.json", found)
 
 
 def run_pilot(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: PilotSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import torch
     from safetensors.torch import load_file
@@ -59,19 +60,19 @@ def run_pilot(
     from pipeline.levels import pilot
     from pipeline.networks.build import network_of
 
-    torch.set_num_threads(spec["threads"])
-    trained = store.entry(spec["expert"])
-    of = trained.spec()
+    torch.set_num_threads(spec.threads)
+    trained = store.entry(spec.expert.entry)
+    of = spec_of(trained)
     network = network_of(of, device=device()).eval()
-    network.load_state_dict(load_file(trained.file(spec["file"])))
+    network.load_state_dict(load_file(trained.file(spec.expert.file)))
     reporter.unit = "levels"
     found = pilot.error_curve(
         network,
         of,
-        latents_of(spec, store),
-        spec["levels"],
-        spec["noise_key"],
-        gradients=spec["gradients"],
+        latents_of(spec.latents, store),
+        spec.levels,
+        spec.noise_key,
+        gradients=spec.gradients,
         progress=reporter.progress,
     )
     write_json(entry.path / "analysis.json", found)

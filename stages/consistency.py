@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from pipeline import plan
 from pipeline.data.params import Pixels
 from pipeline.params.load import load
+from pipeline.specs import ConsistencySpec, OutputsSpec, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import write_json, write_sealed
 from stages import merge, pictures
@@ -92,7 +91,7 @@ def consistency_jobs(
 
 
 def run_outputs(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: OutputsSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import torch
 
@@ -100,35 +99,33 @@ def run_outputs(
     from pipeline.evaluation.consistency import nearest_training
     from pipeline.sampling.mixture import draw
 
-    torch.set_num_threads(spec["threads"])
-    extractor, _ = extractor_of(store.entry(spec["features"]), workspace)
-    mixture = mixture_of(spec, store)
-    count, seed, asked = spec["samples"], spec["seed"], [own for _, own in spec["levels"]]
-    total = len(spec["states"]) + len(asked)
+    torch.set_num_threads(spec.threads)
+    extractor, _ = extractor_of(store.entry(spec.features), workspace)
+    mixture = mixture_of(spec.mixture, store)
+    count, seed, asked = spec.samples, spec.seed, [own for _, own in spec.levels]
+    total = len(spec.states) + len(asked)
     reporter.unit = "states"
-    # Without noise in its steps: the samples are functions of their starting noise alone.
     images, _ = draw(
         mixture,
-        spec["states"],
+        spec.states,
         range(count),
         seed=seed,
-        kind="ddim",
-        guidance=spec["guidance"],
-        batch=spec["batch"],
-        class_counts=spec.get("class_counts"),
+        sampling=spec.sampling,
+        batch=spec.batch,
+        class_counts=spec.class_counts,
         progress=lambda done, _: reporter.progress(done, total),
     )
     estimates = estimated(
         mixture,
-        latents_of(spec, store),
+        latents_of(spec.latents, store),
         count,
-        spec["rows"],
+        spec.images.rows,
         asked,
         seed=seed,
-        batch=spec["batch"],
+        batch=spec.batch,
     )
     nearest, real = nearest_training(
-        images, dataset_of(workspace, spec), spec["nearest"], spec["flips"]
+        images, dataset_of(workspace, spec.images), spec.nearest, spec.flips
     )
     for name, values in (
         ("images", images),
@@ -142,7 +139,7 @@ def run_outputs(
 
 
 def run_consistency(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: ConsistencySpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import numpy as np
 
@@ -152,24 +149,26 @@ def run_consistency(
         return np.load(of.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
 
     def outputs(of: Entry) -> Outputs:
-        levels = [level for level, _ in of.spec()["levels"]]
+        levels = [level for level, _ in spec_of(of).levels]
         images, features, nearest, estimates = (
             array(of, name) for name in ("images", "features", "nearest", "estimates")
         )
         by_level = dict(zip(levels, estimates, strict=True))
         return Outputs(images, features, nearest, by_level)
 
-    a, b = (store.entry(name) for name in spec["outputs"])
-    reference = store.entry(spec["features"])
+    a, b = (store.entry(name) for name in spec.outputs)
+    reference = store.entry(spec.features)
     labelled = "labels.npy" in reference.files()
     found = compare(
         outputs(a),
         outputs(b),
-        spec["levels"],
+        spec.levels,
         array(reference, "features"),
         array(a, "real-nearest"),
         real_labels=array(reference, "labels") if labelled else None,
-        seed=spec["seed"],
-        **spec["settings"],
+        seed=spec.seed,
+        level=spec.level,
+        resamples=spec.resamples,
+        similarity=spec.similarity,
     )
     write_json(entry.path / "comparison.json", found)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.specs import EncoderSpec, LatentsSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing
 from stages.facts import facts_of, fresh_params
@@ -14,29 +13,28 @@ from stages.workspace import Workspace
 
 
 def run_encoder(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: EncoderSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline.data.codec import fetch_diffusers, load_codec
     from pipeline.training import autoencoder
 
-    read = mapped_images(dataset_of(workspace, spec), spec["rows"], entry, reporter.log).__getitem__
-    settings = dict(spec["settings"])
-    threads = settings.pop("threads")
-    common = {"shape": tuple(spec["shape"]), "device": device(), "threads": threads}
-    if settings.pop("encoder") == "diffusers":
+    rows, settings = spec.images.rows, spec.settings
+    read = mapped_images(dataset_of(workspace, spec.images), rows, entry, reporter.log).__getitem__
+    common = {"shape": tuple(spec.shape), "device": device(), "threads": settings.threads}
+    if settings.encoder == "diffusers":
         fetch_diffusers(
-            _model(workspace, settings["model"]),
+            _model(workspace, settings.model),
             entry.path,
             read,
-            spec["rows"],
+            rows,
             log=reporter.log,
             **common,
         )
         codec = load_codec(entry.path)
-        promised = (settings["channels"], *(n // settings["downsample"] for n in spec["shape"][1:]))
+        promised = (settings.channels, *(n // settings.downsample for n in spec.shape[1:]))
         if codec.shape != promised:
             raise UserError(
-                f"latent.model: {settings['model']} has latents of shape {codec.shape}, but "
+                f"latent.model: {settings.model} has latents of shape {codec.shape}, but "
                 f"latent.channels and latent.downsample say {promised}"
             )
         return
@@ -44,9 +42,9 @@ def run_encoder(
     with stopping(reporter, entry) as stop:
         autoencoder.train_autoencoder(
             read,
-            spec["rows"],
+            rows,
             settings=settings,
-            seed=spec["seed"],
+            seed=spec.seed,
             folder=entry.path,
             progress=training_progress(reporter),
             log=reporter.log,
@@ -61,28 +59,27 @@ def _model(workspace: Workspace, model: str) -> str:
 
 
 def run_latents(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: LatentsSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline.data.latents import encoded, write_shard
 
-    images = dataset_of(workspace, spec)
-    start, stop = spec["rows"]
+    images = dataset_of(workspace, spec.images)
+    start, stop = spec.first, spec.last
     info = images.info
-    codec = codec_of(spec, store) if "encoder" in spec else None
-    variance = spec.get("variance", False)
-    mirrored = spec.get("flips_after", stop)
+    codec = None if spec.encoder is None else codec_of(spec.encoder, store)
+    mirrored = stop if spec.flips_after is None else spec.flips_after
 
     def batches():
         done = 0
-        for values, labels in encoded(images, start, stop, mirrored, codec, variance):
+        for values, labels in encoded(images, start, stop, mirrored, codec, spec.variance):
             yield values, labels
             done += len(values)
             reporter.progress(done, stop - start)
 
     shape = (info.channels, info.resolution, info.resolution) if codec is None else codec.shape
-    shift, scale = (spec["shift"], spec["scale"]) if codec is None else (codec.shift, codec.scale)
+    shift, scale = (spec.shift, spec.scale) if codec is None else (codec.shift, codec.scale)
     with replacing(entry.path / "latents.arrow") as path:
-        write_shard(path, batches(), shape, shift, scale, variance)
+        write_shard(path, batches(), shape, shift, scale, spec.variance)
 
 
 def encode(workspace: Workspace) -> None:

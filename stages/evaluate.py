@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline import plan
 from pipeline.params.recipe import Params
+from pipeline.specs import ScoresSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import write_json
 from stages.facts import facts_of, fresh_params
@@ -16,7 +16,7 @@ from stages.workspace import Workspace
 
 
 def run_scores(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: ScoresSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import numpy as np
     import torch
@@ -25,10 +25,9 @@ def run_scores(
     from pipeline.evaluation import scores
 
     torch.set_num_threads(1)
-    reference = store.entry(spec["features"])
+    reference = store.entry(spec.features)
     extractor, moments = extractor_of(reference, workspace)
-    settings = spec["settings"]
-    samples = Latents([store.entry(n).file("samples.arrow") for n in spec["samples"]])
+    samples = Latents([store.entry(n).file("samples.arrow") for n in spec.samples])
     generated = extractor.features(samples.raw(np.arange(len(samples))))
     real = np.load(reference.file("features.npy"), mmap_mode="r", allow_pickle=False)
     labelled = "labels.npy" in reference.files()
@@ -36,16 +35,16 @@ def run_scores(
         moments,
         real,
         generated,
-        seed=settings["seed"],
-        neighbours=settings["neighbours"],
-        allow_few=settings["allow_few"],
+        seed=spec.seed,
+        neighbours=spec.neighbours,
+        allow_few=spec.allow_few,
         extractor=extractor.name,
         real_labels=np.load(reference.file("labels.npy")) if labelled else None,
         labels=samples.labels,
         useless=scores.useless_features(reference.load_json("report.json")),
     )
-    if "labels" in spec:
-        result["labels"] = spec["labels"]
+    if spec.labels is not None:
+        result["labels"] = spec.labels
     write_json(entry.path / "scores.json", result)
 
 

@@ -59,7 +59,9 @@ def fan_out(
             f"{stage}: {len(absent)} of its inputs are not made yet, or params.yaml or the code "
             "changed since they were; run `dvc repro`"
         )
-    entries = {name: workspace.store.plan(job.kind, job.spec) for name, job in jobs.items()}
+    entries = {
+        name: workspace.store.plan(job.kind, job.spec.as_json()) for name, job in jobs.items()
+    }
     missing = [job for name, job in jobs.items() if not entries[name].done]
     done = len(jobs) - len(missing)
     print(f"{stage}: {counted(len(jobs), 'job')}, {done} of them in the store", flush=True)

@@ -4,6 +4,8 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.evaluation.params import Features
+from pipeline.specs import FeaturesSpec, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing, write_json
 from stages.facts import facts_of, fresh_params
@@ -22,7 +24,7 @@ from stages.workspace import Workspace
 
 
 def run_features(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: FeaturesSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import numpy as np
     import torch
@@ -32,32 +34,32 @@ def run_features(
     from pipeline.training.classifier import train_classifier
 
     torch.set_num_threads(1)
-    images = dataset_of(workspace, spec)
-    info, rows = images.info, spec["rows"]
+    images = dataset_of(workspace, spec.images)
+    info, rows = images.info, spec.images.rows
     labels = images.labels(0, rows)
-    settings = dict(spec["settings"])
+    settings = spec.settings
     report: dict[str, Any] = {}
-    if settings.pop("extractor") == "classifier":
+    if settings.extractor == "classifier":
         with stopping(reporter, entry) as stop:
             module, report = train_classifier(
                 mapped_images(images, rows, entry, reporter.log),
                 labels,
                 entry.path,
                 classes=len(info.classes) if info.classes else None,
-                images_budget=settings.pop("images"),
-                seed=spec["seed"],
+                images_budget=settings.images,
+                seed=spec.seed,
                 device=device(),
                 progress=training_progress(reporter),
                 log=reporter.log,
                 stop=stop,
-                **settings,
+                **settings.options("images"),
             )
         if labels is not None and report["task"] == "rotations":
             reporter.log("all images have one label: the classifier learnt rotations instead")
         save_extractor(module, entry.path / "extractor.safetensors", report)
         extractor = classifier_extractor(module, device=device())
     else:
-        extractor = _other_extractor(spec["settings"], workspace)
+        extractor = _other_extractor(settings, workspace)
     with replacing(entry.path / "features.npy") as path:
         size = (rows, extractor.dimension)
         found = new_array(path, np.float32, size)
@@ -77,15 +79,15 @@ def run_features(
     write_json(entry.path / "report.json", report)
 
 
-def _other_extractor(settings: dict[str, Any], workspace: Workspace):
+def _other_extractor(settings: Features, workspace: Workspace):
     """An extractor that is not trained here; paths in params.yaml are relative to the project."""
     from pipeline.evaluation.features import module_extractor, torch_fidelity_extractor
 
-    weights = settings["weights"] and workspace.root / settings["weights"]
-    if settings["extractor"] == "module":
-        path, _, name = settings["module"].rpartition(":")
+    weights = settings.weights and workspace.root / settings.weights
+    if settings.extractor == "module":
+        path, _, name = settings.module.rpartition(":")
         return module_extractor(f"{workspace.root / path}:{name}", weights, device=device())
-    return torch_fidelity_extractor(settings["extractor"], weights, device=device())
+    return torch_fidelity_extractor(settings.extractor, weights, device=device())
 
 
 def extractor_of(reference: Entry, workspace: Workspace):
@@ -93,8 +95,8 @@ def extractor_of(reference: Entry, workspace: Workspace):
     from pipeline.evaluation.features import load_extractor
     from pipeline.evaluation.fidelity import Moments
 
-    settings = reference.spec()["settings"]
-    if settings["extractor"] == "classifier":
+    settings = spec_of(reference).settings
+    if settings.extractor == "classifier":
         extractor = load_extractor(reference.file("extractor.safetensors"), device=device())
     else:
         extractor = _other_extractor(settings, workspace)

@@ -3,18 +3,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, room_for
+from pipeline.specs import Images
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import keep, kept, replacing, write_text
 from stages.reporter import Reporter
 from stages.workspace import Workspace
 
 # Writes an entry's results; what it returns belongs to the circumstances, not to the results.
-Runner = Callable[[dict[str, Any], Entry, Store, Workspace, Reporter], dict[str, Any] | None]
+Runner = Callable[[Any, Entry, Store, Workspace, Reporter], dict[str, Any] | None]
 
 
 def device() -> str:
@@ -23,15 +24,15 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dataset_of(workspace: Workspace, spec: dict[str, Any]):
+def dataset_of(workspace: Workspace, images: Images):
     """The dataset of a job, its held-out rows last."""
     from pipeline.data.dataset import open_dataset
     from pipeline.data.split import Split
 
     dataset = open_dataset(workspace.dataset)
-    if dataset.info.digest != spec["dataset"]:
+    if dataset.info.digest != images.dataset:
         raise UserError(f"{workspace.dataset}: is not the dataset this job was planned for")
-    return Split(dataset, spec.get("held_out", 0))
+    return Split(dataset, images.held_out)
 
 
 def save_array(path: Path, values: Any) -> None:
@@ -47,16 +48,16 @@ def training_progress(reporter: Reporter):
     return lambda state: reporter.progress(state.images, state.total, state.rate, state.loss)
 
 
-def codec_of(spec: dict[str, Any], store: Store):
+def codec_of(encoder: str, store: Store):
     from pipeline.data.codec import load_codec
 
-    return load_codec(store.entry(spec["encoder"]).file("encoder.json").parent, device())
+    return load_codec(store.entry(encoder).file("encoder.json").parent, device())
 
 
-def mixture_of(spec: dict[str, Any], store: Store):
+def mixture_of(description: dict[str, Any], store: Store):
     from pipeline.sampling.mixture import Mixture
 
-    return Mixture(spec["mixture"], file_of(store), device=device())
+    return Mixture(description, file_of(store), device=device())
 
 
 def file_of(store: Store):
@@ -137,7 +138,8 @@ def flat_rows(latents: Any):
     return lambda indices: latents.gather(indices).flatten(1).cpu().numpy()
 
 
-def latents_of(spec: dict[str, Any], store: Store):
+def latents_of(names: Sequence[str], store: Store):
+    """The rows of these shards, as one."""
     from pipeline.data.latents import Latents
 
-    return Latents([store.entry(n).file("latents.arrow") for n in spec["latents"]], device())
+    return Latents([store.entry(name).file("latents.arrow") for name in names], device())

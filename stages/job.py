@@ -12,6 +12,7 @@ import sys
 import traceback
 
 from pipeline.errors import UserError, system_message
+from pipeline.specs import spec_of
 from pipeline.store.circumstances import measured
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import Lost, ask, sweep, write_text
@@ -44,7 +45,7 @@ def run_job(workspace: Workspace, store: Store, name: str) -> bool:
         if (entry.path / FINAL).exists():
             return False
         try:
-            spec = entry.spec()
+            spec = spec_of(entry)
             reporter.log(f"started by process {os.getpid()} on {os.uname().nodename}")
             with measured(entry) as circumstances:
                 found = RUNNERS[entry.kind](spec, entry, store, workspace, reporter)

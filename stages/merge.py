@@ -51,7 +51,7 @@ def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict
     terminal = part_of(spectrum, "means.safetensors", found_entries(workspace, "analyses"))
     if codec is None:
         spec = plan.latents(workspace.params, facts)[0].spec
-        scale = {key: spec[key] for key in ("shift", "scale")}
+        scale = {"shift": spec.shift, "scale": spec.scale}
         return scale | {"decoder": None, "terminal": terminal}
     decoder = part_of(codec, "encoder.json", found_entries(workspace, "latents"))
     files = found_entries(workspace, "latents")[codec.name]
@@ -64,18 +64,14 @@ def _members(
     recipe: plan.RecipePlan, milestone: int, found: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The networks of a mixture, and the states that each owns."""
+    from pipeline.sampling.mixture import member
+
     networks = recipe.weights(milestone)
     owners = [(e.first, e.last) for e in recipe.experts]
     if len(networks) < len(owners):  # they were merged
         owners = [(owners[0][0], owners[-1][1])]
     return [
-        {
-            **part_of(weights.job, weights.file, found),
-            "network": weights.spec["network"],
-            "conditioning": weights.spec["conditioning"],
-            "first": first,
-            "last": last,
-        }
+        member(part_of(weights.job, weights.file, found), weights.spec, first, last)
         for weights, (first, last) in zip(networks, owners, strict=True)
     ]
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline import plan
+from pipeline.specs import PairingSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import write_json
 from stages.facts import facts_of, fresh_params
@@ -13,29 +12,29 @@ from stages.workspace import Workspace
 
 
 def run_pairing(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: PairingSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from pipeline.levels import spectrum
     from pipeline.noise import assignment, diagnostics, pairing
 
-    latents = latents_of(spec, store)
-    settings = dict(spec["settings"])
-    method, key = settings.pop("method"), spec["noise_key"]
+    latents = latents_of(spec.latents, store)
+    settings, method, key = spec.settings, spec.settings.method, spec.noise_key
     rows, count = flat_rows(latents), len(latents)
-    kept = settings.pop("keep")
-    if kept is not None:
-        basis = assignment.principal_components(rows, count, kept, key=key)
-        pairing.write_components(entry.path / "components.arrow", basis, spec["dataset"])
-    number = settings.pop("components")
+    if settings.keep is not None:
+        basis = assignment.principal_components(rows, count, settings.keep, key=key)
+        pairing.write_components(entry.path / "components.arrow", basis, spec.dataset)
     components = None
-    if number is not None:
-        components = assignment.principal_components(rows, count, number, key=key)
-    labels = latents.labels if spec["classes"] else None
-    means = spectrum.means(latents, spec["classes"])
-    chosen_by = assignment.centred(rows, means, labels) if settings.pop("center", False) else rows
+    if settings.components is not None:
+        components = assignment.principal_components(rows, count, settings.components, key=key)
+    labels = latents.labels if spec.classes else None
+    means = spectrum.means(latents, spec.classes)
+    centered = getattr(settings, "center", False)
+    chosen_by = assignment.centred(rows, means, labels) if centered else rows
+    apart = ("keep", "components", "center", "within_class", "refresh", "scale")
+    options = settings.options(*apart)
     slots = {}
     reporter.unit = "passes"
-    first, last = spec["slots"]
+    first, last = spec.slots
     for slot in range(first, last):
         slots[slot] = assignment.pair_slot(
             method,
@@ -45,7 +44,7 @@ def run_pairing(
             slot=slot,
             labels=labels,
             components=components,
-            **settings,
+            **options,
         )
         reporter.progress(slot + 1 - first, last - first)
     statistics = diagnostics.diagnose_slot(
@@ -55,7 +54,7 @@ def run_pairing(
         latents.shape,
         key=key,
         slot=first,
-        candidates=settings.get("candidates", 0),
+        candidates=options.get("candidates", 0),
         labels=latents.labels,
         means=means,
         by_class=labels is not None,
@@ -64,9 +63,9 @@ def run_pairing(
         entry.path / "pairing.arrow",
         slots,
         method=method,
-        settings=settings,
+        settings=options,
         key=key,
-        data=spec["dataset"],
+        data=spec.dataset,
         statistics=statistics,
     )
     write_json(entry.path / "diagnostics.json", statistics)

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.params.recipe import Params
+from pipeline.specs import ReconstructionsSpec, SamplesSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing
 from stages.facts import facts_of, fresh_params
@@ -58,7 +59,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         seed=seed,
         batch=workspace.params.evaluate.batch,
         class_counts=plan.class_counts(workspace.params, facts, recipe),
-        **recipe.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+        sampling=recipe.recipe.sampling,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".png":
@@ -77,31 +78,31 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
 
 
 def run_samples(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: SamplesSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import torch
 
     from pipeline.data.latents import write_shard
     from pipeline.sampling.mixture import draw
 
-    torch.set_num_threads(spec["threads"])
+    torch.set_num_threads(spec.threads)
     reporter.unit = "states"
     images, labels = draw(
-        mixture_of(spec, store),
-        spec["states"],
-        range(*spec["rows"]),
-        seed=spec["seed"],
-        batch=spec["batch"],
+        mixture_of(spec.mixture, store),
+        spec.states,
+        range(spec.first, spec.last),
+        seed=spec.seed,
+        sampling=spec.sampling,
+        batch=spec.batch,
         progress=reporter.progress,
-        class_counts=spec.get("class_counts"),
-        **spec["sampling"],
+        class_counts=spec.class_counts,
     )
     with replacing(entry.path / "samples.arrow") as path:
         write_shard(path, [(images, labels)], images.shape[1:], [0.0] * images.shape[1], 1.0)
 
 
 def run_reconstructions(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: ReconstructionsSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     import numpy as np
     import torch
@@ -110,16 +111,16 @@ def run_reconstructions(
     from pipeline.data.latents import write_shard
 
     torch.set_num_threads(1)
-    images, codec = dataset_of(workspace, spec), codec_of(spec, store)
+    images, codec = dataset_of(workspace, spec.images), codec_of(spec.encoder, store)
     chosen = []
 
     def batches():
         done = 0
-        for rows, decoded, labels in reconstructions(codec, images, spec["count"]):
+        for rows, decoded, labels in reconstructions(codec, images, spec.count):
             yield decoded, labels
             chosen.append(rows)
             done += len(rows)
-            reporter.progress(done, spec["count"])
+            reporter.progress(done, spec.count)
 
     shape = codec.image_shape
     with replacing(entry.path / "samples.arrow") as path:

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.specs import ExpertSpec, MergedSpec, Part, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing, write_json
 from stages.facts import facts_of, fresh_params
@@ -23,23 +24,23 @@ from stages.workspace import Workspace
 
 
 def run_merged(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: MergedSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     from pipeline.merging.select import merge_experts
 
-    def weights(source: dict[str, str]):
-        return load_file(store.entry(source["entry"]).file(source["file"]))
+    def weights(source: Part):
+        return load_file(store.entry(source.entry).file(source.file))
 
     reporter.unit = "evaluations"
     merged, report = merge_experts(
         spec,
-        weights(spec["parent"]) if "parent" in spec else None,
-        [weights(source) for source in spec["experts"]],
-        latents_of(spec, store) if "latents" in spec else None,
+        weights(spec.parent) if spec.parent else None,
+        [weights(source) for source in spec.experts],
+        latents_of(spec.latents, store) if spec.latents else None,
         entry.state,
-        _small_sample_fid(spec, entry, store, workspace) if "confirm" in spec else None,
+        _small_sample_fid(spec, entry, store, workspace) if spec.confirm else None,
         reporter.progress,
         reporter.log,
     )
@@ -48,28 +49,31 @@ def run_merged(
     write_json(entry.path / "report.json", report)
 
 
-def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace):
+def _small_sample_fid(spec: MergedSpec, entry: Entry, store: Store, workspace: Workspace):
     """What scores the candidates of a merge, with the latents' scale and decoder as they are."""
     from pipeline.evaluation.scores import useless_features
     from pipeline.merging.select import SmallSampleFid
 
-    given = dict(spec["confirm"])
-    shared: dict[str, Any] = {"decoder": None, "terminal": None}
-    if "encoder" in given:
-        codec = codec_of(given, store)
+    given = spec.confirm
+    shared: dict[str, Any] = {"shift": given.shift, "scale": given.scale}
+    shared |= {"decoder": None, "terminal": None}
+    if given.encoder is not None:
+        codec = codec_of(given.encoder, store)
         shared |= {"shift": list(codec.shift), "scale": codec.scale}
-        shared["decoder"] = {"entry": given["encoder"], "file": "encoder.json"}
-    if "terminal" in given:
-        shared["terminal"] = {"entry": given["terminal"], "file": "means.safetensors"}
-    reference = store.entry(given["features"])
+        shared["decoder"] = {"entry": given.encoder, "file": "encoder.json"}
+    if given.terminal is not None:
+        shared["terminal"] = {"entry": given.terminal, "file": "means.safetensors"}
+    reference = store.entry(given.features)
     useless = useless_features(reference.load_json("report.json"))
     if useless:
         raise UserError(f"merge.confirm: {useless}; or set confirm to 0")
     extractor, _ = extractor_of(reference, workspace)
+    images = dataset_of(workspace, given.images)
     return SmallSampleFid(
-        {**spec, "confirm": given | shared},
-        dataset_of(workspace, given).images(*given["rows"]),
+        spec,
+        images.images(given.images.rows, given.images.rows + given.images.held_out),
         extractor,
+        shared,
         file_of(store),
         entry.state,
         device(),
@@ -77,43 +81,42 @@ def _small_sample_fid(spec: dict[str, Any], entry: Entry, store: Store, workspac
 
 
 def run_expert(
-    spec: dict[str, Any], entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+    spec: ExpertSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> dict[str, Any]:
     from pipeline.training.train import train
 
-    parent = spec.get("parent")
-
+    parent = spec.parent
     with stopping(reporter, entry) as stop:
         return train(
             spec,
-            latents_of(spec, store),
+            latents_of(spec.latents, store),
             entry.path,
             _pairings(spec, store),
             components=_components(spec, store),
-            parent=parent and store.entry(parent["entry"]).file(parent["file"]),
+            parent=parent and store.entry(parent.entry).file(parent.file),
             progress=training_progress(reporter),
             log=reporter.log,
             stop=stop,
         )
 
 
-def _components(spec: dict[str, Any], store: Store):
+def _components(spec: ExpertSpec, store: Store):
     """The components in which a run keeps its paired noise; None for all."""
     from pipeline.noise.pairing import read_components
 
-    if not spec["pairing"].get("keep"):
+    if getattr(spec.pairing, "keep", None) is None:
         return None
-    entry = store.entry(spec["pairings"][0])
-    return read_components(entry.file("components.arrow"), entry.spec()["dataset"])
+    entry = store.entry(spec.pairings[0])
+    return read_components(entry.file("components.arrow"), spec_of(entry).dataset)
 
 
-def _pairings(spec: dict[str, Any], store: Store) -> list:
+def _pairings(spec: ExpertSpec, store: Store) -> list:
     from pipeline.noise.pairing import read_pairing
 
     found = []
-    for name in spec.get("pairings", ()):
+    for name in spec.pairings:
         entry = store.entry(name)
-        expect = {"data": entry.spec()["dataset"], "key": spec["noise_key"]}
+        expect = {"data": spec_of(entry).dataset, "key": spec.noise_key}
         found.append(read_pairing(entry.file("pairing.arrow"), expect))
     return found
 

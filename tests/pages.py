@@ -115,7 +115,7 @@ def project(root, params=DEFAULT, *, classes=10, scores=None, side=64, extractor
             finish(workspace, expert.job)
             for job in expert.pairings:
                 finish_with(
-                    workspace, job, "diagnostics.json", DIAGNOSTICS[job.spec["settings"]["method"]]
+                    workspace, job, "diagnostics.json", DIAGNOSTICS[job.spec.settings.method]
                 )
         for job in recipe.merged.values():
             entry = finish_with(workspace, job, "report.json", MERGED)
@@ -169,7 +169,7 @@ def analysed(workspace, facts) -> plan.DatasetFacts:
             elif job.kind == "bounds":
                 found[job.name] = BOUNDS
             else:
-                found[job.name] = piloted(job.spec["levels"], job.spec["gradients"])
+                found[job.name] = piloted(job.spec.levels, job.spec.gradients)
 
 
 def piloted(levels, gradients: bool) -> dict:
@@ -183,10 +183,10 @@ def piloted(levels, gradients: bool) -> dict:
 
 def finish(workspace, job) -> None:
     """A finished entry of an expert's job, unless another recipe has made it."""
-    entry = workspace.store.plan("expert", job.spec)
+    entry = workspace.store.plan("expert", job.spec.as_json())
     if entry.done:
         return
-    snr, budget = float(np.mean(job.spec["log_snr"])), job.spec["images"]
+    snr, budget = float(np.mean(job.spec.log_snr)), job.spec.images
     level = 0.05 + 0.9 / (1 + math.exp(-snr / 2))
     seconds = budget * 0.0123 * (1 + 0.1 * math.sin(snr))
     images = [round(budget * k / 50) or 1 for k in range(1, 51)]
@@ -194,13 +194,13 @@ def finish(workspace, job) -> None:
     record = {"images": budget, "parameters": 60123, "flops": 1.5e6 * budget}
     write_json(entry.path / "record.json", record)
     entry.finish()
-    shares = {str(snapshot): snapshot / budget for snapshot in job.spec["snapshots"]}
+    shares = {str(snapshot): snapshot / budget for snapshot in job.spec.snapshots}
     write_circumstances(entry, seconds, shares)
 
 
 def finish_with(workspace, job, file: str, content: dict) -> Entry:
     """A finished entry with one JSON file."""
-    entry = workspace.store.plan(job.kind, job.spec)
+    entry = workspace.store.plan(job.kind, job.spec.as_json())
     if not entry.done:
         write_json(entry.path / file, content)
         entry.finish()

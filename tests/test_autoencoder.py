@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pipeline.data import codec
+from pipeline.data import codec, params
 from pipeline.data.codec import DIFFUSERS_CLASSES, load_codec, measure
 from pipeline.errors import UserError
 from pipeline.networks.autoencoder import Autoencoder
@@ -18,9 +18,11 @@ from pipeline.store.files import reached
 from pipeline.training import autoencoder
 from pipeline.training.autoencoder import train_autoencoder
 from pipeline.training.run import Interrupted
+from tests.specs import block
 
 SHAPE = (1, 8, 8)
 SETTINGS = {
+    "encoder": "autoencoder",
     "channels": 2,
     "downsample": 2,
     "width": 16,
@@ -42,7 +44,7 @@ def train(digits, folder, stop=lambda: False, **changes):
         lambda rows: digits[rows],
         len(digits),
         shape=SHAPE,
-        settings={**SETTINGS, **changes},
+        settings=block(params.Autoencoder, SETTINGS | changes),
         seed=3,
         folder=folder,
         stop=stop,
@@ -202,7 +204,7 @@ def test_settings_that_cannot_work_are_user_errors(digits, tmp_path):
     with pytest.raises(UserError, match=r"latent\.width"):
         train(digits, tmp_path, width=4)
     with pytest.raises(UserError, match="no longer finite"):
-        train(digits, tmp_path, images=300, learning_rate=1e30)
+        train(digits, tmp_path, images=300, learning_rate=1e6)
 
 
 def tiny_model(kind, folder, **changes):

@@ -47,7 +47,7 @@ def test_an_interrupted_and_an_undisturbed_run_leave_the_same_bytes(tmp_path, mo
     for name in ("calm", "stormy"):
         workspace = small_workspace(tmp_path / name, PARAMS)
         job = experts_of(workspace, "one")[0]
-        entry = workspace.store.plan(job.kind, job.spec)
+        entry = workspace.store.plan(job.kind, job.spec.as_json())
         if name == "stormy":
             write_json(entry.path / "error.txt", "of an earlier failure")
             interrupt(monkeypatch, at=32)

@@ -122,7 +122,7 @@ def test_levels_are_states_that_the_recipes_know():
     levels = plan.shared_levels([dense, apart, other], 50)
     assert levels == sorted({*apart.log_snr, *other.log_snr}, reverse=True)
     outputs, _ = planned(params("dense", "apart", "other", states=50))
-    assert [level for level, _ in outputs["other"].spec["levels"]] == list(other.log_snr)
+    assert [level for level, _ in outputs["other"].spec.levels] == list(other.log_snr)
     assert plan.shared_levels([edm, edm], 3) == pytest.approx(
         [edm.log_snr[0], edm.log_snr.mean(), edm.log_snr[1]]
     )
@@ -149,7 +149,7 @@ recipes:
 
 
 def make(workspace, jobs):
-    names = [workspace.store.plan(job.kind, job.spec).name for job in jobs]
+    names = [workspace.store.plan(job.kind, job.spec.as_json()).name for job in jobs]
     for name in names:
         entry = workspace.store.entry(name)
         assert run_job(workspace, workspace.store, name), (entry.path / "error.txt").read_text()

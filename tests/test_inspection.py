@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.evaluation.params import Classifier
 from pipeline.networks.build import flops_of
+from pipeline.sampling.params import Sampling
 from pipeline.sampling.samplers import sampler
+from pipeline.specs import FeaturesSpec, Images, LatentsSpec, Part
 from pipeline.store.files import reached, write_sealed
 from pipeline.training.run import Interrupted
 from stages import encode, facts, prepare
@@ -30,6 +35,7 @@ from stages.tools import plan as planning
 from stages.tools.reasons import Reasons
 from stages.train import train
 from stages.workspace import Workspace
+from tests.specs import block
 
 PARAMS = """\
 seed: 0
@@ -65,7 +71,7 @@ def small_workspace(root: Path, params: str = PARAMS) -> Workspace:
 
 def make(workspace: Workspace, jobs: list[plan.Job]) -> list[bool]:
     """Run jobs here, in this process."""
-    entries = [workspace.store.plan(job.kind, job.spec) for job in jobs]
+    entries = [workspace.store.plan(job.kind, job.spec.as_json()) for job in jobs]
     return [run_job(workspace, workspace.store, entry.name) for entry in entries]
 
 
@@ -192,12 +198,12 @@ def test_an_edit_is_named(restored, old, new, why):
 def test_changed_inputs_and_code_are_named_in_words(trained):
     job = experts_of(trained, "one")[0]
     reasons = Reasons(forecast.finished_experts(trained))
-    of = lambda **changes: reasons.of({**job.spec, **changes}, "one")  # noqa: E731
+    of = lambda **changes: reasons.of(job.spec.model_copy(update=changes), "one")  # noqa: E731
     assert of(code="other") == "code of training changed"
     assert of(latents=["latents/other"]).startswith("the latents changed")
     assert of(pairings=["pairing/other"]).startswith("the noises paired")
-    assert of(parent={"entry": "expert/a", "file": "b"}) == "its parent expert changed"
-    settings = {**job.spec["training"], "batch": 32}
+    assert of(parent=Part(entry="expert/a", file="b")) == "its parent expert changed"
+    settings = job.spec.training.model_copy(update={"batch": 32})
     both = of(training=settings, code="other").split("; ")
     assert sorted(both) == ["code of training changed", "training.batch: 16 -> 32"]
 
@@ -215,19 +221,21 @@ def test_nearest_is_the_one_with_fewest_other_settings(trained):
     """Against counting by hand over all, on random settings."""
     draw = np.random.default_rng(0)
     base = experts_of(trained, "one")[0].spec
+    keys = ("batch", "warmup", "ema_halflife", "threads", "experts_per_job", "images")
 
     def random_spec():
-        settings = {f"s{i}": int(draw.integers(3)) for i in range(6)}
-        return base | {"training": settings, "images": int(draw.integers(2))}
+        settings = {key: int(draw.integers(1, 4)) for key in keys}
+        training = base.training.model_copy(update=settings)
+        return base.model_copy(update={"training": training, "images": int(draw.integers(2))})
 
     specs = [random_spec() for _ in range(60)]
-    finished = [forecast.Finished(s, {}, None, "", float(i)) for i, s in enumerate(specs)]
+    finished = [forecast.Finished(s.as_json(), {}, None, "", float(i)) for i, s in enumerate(specs)]
     reasons = Reasons(finished)
     for _ in range(40):
         wanted = random_spec()
         least = min(
-            sum(s["training"][k] != v for k, v in wanted["training"].items())
-            + (s["images"] != wanted["images"])
+            sum(getattr(s.training, k) != getattr(wanted.training, k) for k in keys)
+            + (s.images != wanted.images)
             for s in specs
         )
         told = reasons.of(wanted, "x")
@@ -284,7 +292,8 @@ def test_evaluations_are_those_that_a_sampler_asks_for(kind, states):
         asked.append(log_snr)
         return x
 
-    sampler(kind)(denoise, torch.zeros(1, 1, 2, 2), states, noise=lambda _: torch.zeros(1))
+    settings = block(Annotated[Sampling, Field(discriminator="kind")], {"kind": kind})
+    sampler(settings)(denoise, torch.zeros(1, 1, 2, 2), states, noise=lambda _: torch.zeros(1))
     of_networks = [state for state in asked if state > -np.inf]
     finite = sum(state > -np.inf for state in states)
     assert forecast._evaluations(finite, kind, guided=False) == len(of_networks)
@@ -310,8 +319,9 @@ def test_measured_sampling_tells_the_time_of_sampling(tmp_path):
     network = {"network": {"kind": "unet"}, "conditioning": "state"}
     mixture = {"channels": 1, "resolution": 8, "classes": 0, "experts": [network]}
     sampling = {"kind": "heun", "guidance": 1.0}
-    for rows, seconds in (([0, 10], 90.0), ([10, 30], 180.0), ([30, 40], 90.0)):
-        spec = {"mixture": mixture, "sampling": sampling, "states": [5, 0, "-inf"], "rows": rows}
+    for first, last, seconds in ((0, 10, 90.0), (10, 30, 180.0), (30, 40, 90.0)):
+        spec = {"mixture": mixture, "sampling": sampling, "states": [5, 0, "-inf"]}
+        spec |= {"first": first, "last": last}
         entry = workspace.store.plan("samples", spec)
         write_sealed(entry.path / "circumstances.json", {"seconds": seconds})
         entry.finish()
@@ -321,19 +331,28 @@ def test_measured_sampling_tells_the_time_of_sampling(tmp_path):
 
 def test_inputs_take_what_such_inputs_took(tmp_path):
     workspace = Workspace(tmp_path)
-    spec = {"settings": {"images": 100}, "rows": 40, "dataset": "a"}
-    entry = workspace.store.plan("features", spec)
+
+    def features(images, dataset):
+        read = Images(dataset=dataset, rows=40)
+        settings = Classifier(images=images)
+        spec = FeaturesSpec(images=read, settings=settings, files={}, seed=0, code="")
+        return plan.Job("features", spec, "features")
+
+    def latents(last):
+        spec = LatentsSpec(images=Images(dataset="a", rows=100), first=0, last=last, code="")
+        return plan.Job("latents", spec, "latents")
+
+    entry = workspace.store.plan("features", features(100, "a").spec.as_json())
     write_sealed(entry.path / "circumstances.json", {"seconds": 7.0})
-    asked = plan.Job("features", {**spec, "dataset": "b"}, "features")
+    asked = features(100, "b")
     assert forecast.seconds_of(workspace, asked) is None
     entry.finish()
     assert forecast.seconds_of(workspace, asked) == 7.0
-    other = plan.Job("features", {**spec, "settings": {"images": 200}}, "features")
-    assert forecast.seconds_of(workspace, other) is None
-    entry = workspace.store.plan("latents", {"rows": [0, 100]})
+    assert forecast.seconds_of(workspace, features(200, "a")) is None
+    entry = workspace.store.plan("latents", latents(100).spec.as_json())
     write_sealed(entry.path / "circumstances.json", {"seconds": 5.0})
     entry.finish()
-    assert forecast.seconds_of(workspace, plan.Job("latents", {"rows": [0, 40]}, "x")) == 2.0
+    assert forecast.seconds_of(workspace, latents(40)) == 2.0
 
 
 def test_jobs_of_a_group_count_once_and_one_after_the_other(restored):
@@ -376,12 +395,11 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
 
     workspace = small_workspace(tmp_path / "tspace")
     one, apart = experts_of(workspace, "one")[0], experts_of(workspace, "apart")
-    entry = workspace.store.plan("expert", one.spec)
+    entry = workspace.store.plan("expert", one.spec.as_json())
     asked = iter([False] * 4 + [True] * 9)  # asked twice a batch at most
     with pytest.raises(Interrupted):
-        train.train(
-            one.spec, latents_of(one.spec, workspace.store), entry.path, stop=lambda: next(asked)
-        )
+        rows = latents_of(one.spec.latents, workspace.store)
+        train.train(one.spec, rows, entry.path, stop=lambda: next(asked))
     images = reached(entry.state, "checkpoint.pt")
     assert 0 < images < 96
     row = by_label(workspace)["one"]
@@ -391,13 +409,15 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
     Reporter(entry).progress(images, 96, 5.0, 0.5)
     assert by_label(workspace)["one"].seconds_left == pytest.approx((96 - images) / 5)
 
-    bad = dataclasses.replace(apart[1], spec={**apart[1].spec, "prediction": "nonsense"})
+    missing = Part(entry="expert/none", file="weights.safetensors")
+    spec = apart[1].spec.model_copy(update={"parent": missing})
+    bad = dataclasses.replace(apart[1], spec=spec)
     assert make(workspace, [bad]) == [False]
     found = status.look(workspace, "experts", bad.name)
-    assert found.status == "failed" and "nonsense" in found.error
+    assert found.status == "failed" and "expert/none" in found.error
     assert Path(found.log).exists()
 
-    entry = workspace.store.plan("expert", apart[0].spec)
+    entry = workspace.store.plan("expert", apart[0].spec.as_json())
     with entry.lease("123"):
         Reporter(entry).progress(12, 24, 5.0, 0.5)
         row = by_label(workspace)["apart state 1"]
@@ -470,10 +490,12 @@ def test_neither_needs_torch_where_the_networks_are_known(trained):
 
 def test_a_thousand_experts_are_compared_with_a_thousand_quickly(trained):
     base = experts_of(trained, "one")[0].spec
-    specs = [base | {"log_snr": [float(i)], "conditioning": "none"} for i in range(1000)]
-    finished = [forecast.Finished(s, {}, None, "", 0.0) for s in specs]
+    specs = [
+        base.model_copy(update={"log_snr": [float(i)], "conditioning": "none"}) for i in range(1000)
+    ]
+    finished = [forecast.Finished(s.as_json(), {}, None, "", 0.0) for s in specs]
     started = time.process_time()
     reasons = Reasons(finished)
-    told = {reasons.of(s | {"code": "other"}, "") for s in specs}
+    told = {reasons.of(s.model_copy(update={"code": "other"}), "") for s in specs}
     assert told == {"code of training changed"}
     assert time.process_time() - started < 5

@@ -41,7 +41,7 @@ def workspace(tmp_path, monkeypatch):
 
 def test_features_of_more_images_than_a_block(workspace):
     job = plan.features(workspace.params, facts.facts_of(workspace))
-    entry = workspace.store.plan(job.kind, job.spec)
+    entry = workspace.store.plan(job.kind, job.spec.as_json())
     assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
     found = np.load(entry.file("features.npy"))
     report = json.loads(entry.file("report.json").read_text())
@@ -63,7 +63,7 @@ def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
             *plan.latents(params, facts),
             *plan.experts(params, facts)["knn"].experts[0].pairings,
         ):
-            entry = workspace.store.plan(job.kind, job.spec)
+            entry = workspace.store.plan(job.kind, job.spec.as_json())
             assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
         found[center] = entry.load_json("diagnostics.json")
     assert found[False]["noise_mean"] > 10 * found[False]["noise_mean_error"]
@@ -89,7 +89,7 @@ def test_a_classifier_of_one_class_learns_rotations(workspace):
     np.savez(raw, images=np.load(raw)["images"], labels=np.full(ROWS, 3))
     dataset.prepare(workspace.dataset, source="npz", path=raw)
     job = plan.features(workspace.params, facts.facts_of(workspace))
-    entry = workspace.store.plan(job.kind, job.spec)
+    entry = workspace.store.plan(job.kind, job.spec.as_json())
     assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
     report = json.loads(entry.file("report.json").read_text())
     assert (report["task"], report["classes"]) == ("rotations", 4)
@@ -109,7 +109,7 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
     else:
         job = plan.features(workspace.params, facts)
     for needed in [*plan.latents(workspace.params, facts), job]:
-        entry = workspace.store.plan(needed.kind, needed.spec)
+        entry = workspace.store.plan(needed.kind, needed.spec.as_json())
         if needed is not job:
             assert jobs.run_job(workspace, workspace.store, needed.name)
     sent = []
@@ -131,7 +131,8 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
 
 def test_a_failure_that_is_final_is_not_tried_again_until_its_stage_runs(workspace):
     job = plan.features(workspace.params, facts.facts_of(workspace))
-    bad = {**job.spec, "dataset": "another"}
+    bad = job.spec.as_json()
+    bad["images"]["dataset"] = "another"
     entry = workspace.store.plan(job.kind, bad)
     for _ in range(3):  # as Snakemake's retries would
         assert not jobs.run_job(workspace, workspace.store, entry.name)
@@ -144,7 +145,7 @@ def test_a_failure_that_is_final_is_not_tried_again_until_its_stage_runs(workspa
 
 def test_a_failure_of_the_machine_is_tried_again(workspace, monkeypatch):
     job = plan.features(workspace.params, facts.facts_of(workspace))
-    entry = workspace.store.plan(job.kind, job.spec)
+    entry = workspace.store.plan(job.kind, job.spec.as_json())
     for number in (errno.ENOSPC, errno.EIO):
         error = OSError(number, os.strerror(number), str(entry.path / "x"))
 

@@ -8,7 +8,8 @@ from pipeline import plan
 from pipeline.data import dataset
 from pipeline.networks.build import network_of
 from pipeline.params.load import resolve
-from pipeline.sampling.mixture import Mixture, describe, draw
+from pipeline.sampling.mixture import Mixture, describe, draw, member
+from pipeline.specs import NetworkSpec
 from stages.report.write import PASSED_ON
 
 # Five names, of which two occur: 90 dark images and 10 bright ones.
@@ -32,8 +33,8 @@ def planned(labels="dataset", conditional=True):
     )
     recipe = plan.experts(params, FACTS)["one"]
     expert = recipe.experts[0]
-    part = {"entry": expert.job.name, "file": "w.safetensors", "sha256": "0", "first": 0, "last": 1}
-    part |= {key: expert.job.spec[key] for key in ("network", "conditioning")}
+    file = {"entry": expert.job.name, "file": "w.safetensors", "sha256": "0"}
+    part = member(file, expert.job.spec, 0, 1)
     states = [float(v) for v in recipe.log_snr]
     mixture = describe(expert.job.spec, states, [part], [77.0], 80.0)
     jobs = plan.samples(params, FACTS, recipe, mixture, "one")
@@ -43,17 +44,18 @@ def planned(labels="dataset", conditional=True):
 def drawn(jobs, folder):
     """The labels that the jobs draw, with a network that learnt nothing."""
     spec = jobs[0].spec
-    network = network_of(spec["mixture"] | spec["mixture"]["experts"][0], seed=1)
-    save_file(network.state_dict(), folder / "w.safetensors")
-    mixture = Mixture(spec["mixture"], lambda part: folder / part["file"])
+    given = spec.mixture | spec.mixture["experts"][0]
+    own = NetworkSpec(**{k: given[k] for k in NetworkSpec.model_fields if k in given})
+    save_file(network_of(own, seed=1).state_dict(), folder / "w.safetensors")
+    mixture = Mixture(spec.mixture, lambda part: folder / part["file"])
     found = [
         draw(
             mixture,
-            job.spec["states"],
-            range(*job.spec["rows"]),
-            seed=job.spec["seed"],
-            class_counts=job.spec["class_counts"],
-            **job.spec["sampling"],
+            job.spec.states,
+            range(job.spec.first, job.spec.last),
+            seed=job.spec.seed,
+            class_counts=job.spec.class_counts,
+            sampling=job.spec.sampling,
         )[1]
         for job in jobs
     ]
@@ -67,7 +69,7 @@ def test_scored_samples_have_the_datasets_proportions(tmp_path, labels, expected
     jobs, scored = planned(labels)
     assert len(jobs) == 2
     assert np.bincount(drawn(jobs, tmp_path), minlength=5).tolist() == expected
-    assert scored.spec["labels"] == labels and "labels" in PASSED_ON
+    assert scored.spec.labels == labels and "labels" in PASSED_ON
 
 
 def test_other_proportions_are_other_samples_and_only_where_classes_are_known():
@@ -76,7 +78,7 @@ def test_other_proportions_are_other_samples_and_only_where_classes_are_known():
     plain = [planned(labels, conditional=False) for labels in ("dataset", "uniform")]
     assert [j.name for j in plain[0][0]] == [j.name for j in plain[1][0]]
     assert plain[0][1].name == plain[1][1].name
-    assert "class_counts" not in plain[0][0][0].spec and "labels" not in plain[0][1].spec
+    assert plain[0][0][0].spec.class_counts == [] and plain[0][1].spec.labels is None
 
 
 def test_labels_that_start_at_one_make_an_empty_class_that_is_never_drawn(tmp_path):

@@ -7,13 +7,7 @@ import torch
 from scipy import optimize
 
 from pipeline.errors import UserError
-from pipeline.merging.merge import (
-    METHODS,
-    agreement,
-    combine_snapshots,
-    merge,
-    require_common_parent,
-)
+from pipeline.merging.merge import agreement, average, combine_snapshots, task_vector, ties
 from pipeline.merging.search import (
     SEPARATION,
     Quadratic,
@@ -62,18 +56,18 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_average_and_task_vectors_are_what_they_say(count):
     parent, experts = family(count)
-    average = merge("average", parent, experts)
+    mean = average(parent, experts)
     weights = np.random.default_rng(count).uniform(-1, 2, count)
-    merged = merge("task-vector", parent, experts, weights=list(weights))
+    merged = task_vector(parent, experts, weights=list(weights))
     for name, start in parent.items():
         stack = np.stack([e[name].double().numpy() for e in experts])
-        assert average[name].dtype == merged[name].dtype == torch.float32
-        np.testing.assert_array_equal(average[name], stack.mean(axis=0).astype(np.float32))
+        assert mean[name].dtype == merged[name].dtype == torch.float32
+        np.testing.assert_array_equal(mean[name], stack.mean(axis=0).astype(np.float32))
         origin = start.double().numpy()
         expected = origin + np.tensordot(weights, stack - origin, 1)
         np.testing.assert_allclose(merged[name], expected, rtol=1e-7, atol=1e-12)
     # Weights of 1 / N are the average; nothing of the parent is left.
-    assert_same(merge("task-vector", parent, experts, weights=[1 / count] * count), average)
+    assert_same(task_vector(parent, experts, weights=[1 / count] * count), mean)
 
 
 def test_a_unit_weight_gives_that_expert_and_no_weight_the_parent():
@@ -81,27 +75,27 @@ def test_a_unit_weight_gives_that_expert_and_no_weight_the_parent():
     parent["up.gain"] = torch.tensor(1e20)  # no trace of it may be left
     for i, expert in enumerate(experts):
         weights = [float(i == j) for j in range(3)]
-        assert_same(merge("task-vector", parent, experts, weights=weights), expert)
-    assert_same(merge("task-vector", parent, experts, weights=[0, 0, 0]), parent)
+        assert_same(task_vector(parent, experts, weights=weights), expert)
+    assert_same(task_vector(parent, experts, weights=[0, 0, 0]), parent)
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("average", {}),
-        ("task-vector", {"weights": [0.1, 0.2, 0.7]}),
-        ("ties", {"density": 1.0}),
+        (average, {}),
+        (task_vector, {"weights": [0.1, 0.2, 0.7]}),
+        (ties, {"density": 1.0, "scale": 1.0}),
     ],
 )
 def test_equal_experts_are_left_as_they_are(method, options):
     parent, (expert,) = family(1)
-    assert_same(merge(method, parent, [expert] * 3, **options), expert)
-    assert_same(merge(method, parent, [parent] * 3, **options), parent)
+    assert_same(method(parent, [expert] * 3, **options), expert)
+    assert_same(method(parent, [parent] * 3, **options), parent)
 
 
 def test_equal_experts_are_trimmed_by_ties():
     parent, (expert,) = family(1)
-    merged = merge("ties", parent, [expert] * 3, density=0.3)
+    merged = ties(parent, [expert] * 3, density=0.3, scale=1.0)
     size = sum(w.numel() for w in parent.values())
     moved = sum(int((merged[name] != parent[name]).sum()) for name in parent)
     assert moved == round(0.3 * size)
@@ -111,14 +105,14 @@ def test_equal_experts_are_trimmed_by_ties():
 def test_weights_for_each_layer():
     parent, experts = family(2)
     of = {"": [0.5, 0.25], "down": [1, 0], "down.1": [0, 1], "down.1.conv.bias": [2, -1]}
-    merged = merge("task-vector", parent, experts, weights=of)
+    merged = task_vector(parent, experts, weights=of)
     for name, key in {
         "down.1.conv.weight": "down.1",
         "down.1.conv.bias": "down.1.conv.bias",
         "down.10.conv.weight": "down",  # "down.1" is no part of this name
         "up.gain": "",
     }.items():
-        alone = merge("task-vector", parent, experts, weights=of[key])
+        alone = task_vector(parent, experts, weights=of[key])
         assert torch.equal(merged[name], alone[name]), name
 
 
@@ -158,7 +152,7 @@ def test_ties_equals_a_loop(density, coarse):
                 values = rng.integers(-2, 3, shape) / 4
                 weights[name] = torch.tensor(values, dtype=torch.float32)
     for scale in (1.0, 0.4):
-        merged = merge("ties", parent, experts, density=density, scale=scale)
+        merged = ties(parent, experts, density=density, scale=scale)
         flat = np.concatenate([w.numpy().ravel() for w in merged.values()])
         np.testing.assert_array_equal(flat, loop_ties(parent, experts, density, scale))
 
@@ -171,14 +165,13 @@ def test_ties_by_hand():
     experts = [weights(1.0, 1.5, 3.0, 2.0, 1.0), weights(1.25, 1.5, 2.0, 0.0, 1.0)]
     # Of task vectors (0, .5, 2, 1, 0) and (.25, .5, 1, -1, 0), two of five are kept, and what
     # ties with the second: 2, 1 and 1, -1. The fourth cancels.
-    assert merge("ties", parent, experts, density=0.4)["w"].tolist() == [1.0, 1.0, 2.5, 1.0, 1.0]
+    assert ties(parent, experts, density=0.4, scale=1.0)["w"].tolist() == [1.0, 1.0, 2.5, 1.0, 1.0]
     # All of it: the mean is over those that move only.
-    merged = merge("ties", parent, experts, density=1.0)["w"].tolist()
+    merged = ties(parent, experts, density=1.0, scale=1.0)["w"].tolist()
     assert merged == [1.25, 1.5, 2.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-def test_networks_that_differ_are_refused(method):
+def test_networks_that_differ_are_refused():
     parent, experts = family(3)
     broken = {
         r"expert 2: down.1.conv.bias is missing": lambda e: e.pop("down.1.conv.bias"),
@@ -194,7 +187,7 @@ def test_networks_that_differ_are_refused(method):
         damaged = dict(experts[1])
         damage(damaged)
         with pytest.raises(UserError, match=message):
-            merge(method, parent, [experts[0], damaged, experts[2]])
+            agreement(parent, [experts[0], damaged, experts[2]])
 
 
 def test_options_that_do_not_fit_are_refused():
@@ -207,18 +200,9 @@ def test_options_that_do_not_fit_are_refused():
         ({"": [1, 0], "dwn": [1, 0]}, "no tensor takes those of 'dwn'.*down, up"),
     ]:
         with pytest.raises(UserError, match=message):
-            merge("task-vector", parent, experts, weights=weights)
-    for density in (0, 1.1, math.nan):
-        with pytest.raises(ValueError, match="density"):
-            merge("ties", parent, experts, density=density)
-    with pytest.raises(ValueError, match="scale"):
-        merge("ties", parent, experts, scale=math.inf)
-    with pytest.raises(ValueError, match="unknown merge method"):
-        merge("mean", parent, experts)
-    with pytest.raises(ValueError, match="no experts"):
-        merge("average", parent, [])
+            task_vector(parent, experts, weights=weights)
     with pytest.raises(ValueError, match="cannot be averaged"):
-        merge("average", {"n": torch.tensor(1)}, [{"n": torch.tensor(2)}])
+        agreement({"n": torch.tensor(1)}, [{"n": torch.tensor(2)}])
 
 
 def test_snapshots_are_combined_linearly():
@@ -232,16 +216,6 @@ def test_snapshots_are_combined_linearly():
         combine_snapshots(snapshots, [1, 1, 1])
     with pytest.raises(ValueError, match="one coefficient"):
         combine_snapshots(snapshots[:2], [1])
-
-
-def test_experts_of_several_parents_are_refused():
-    assert require_common_parent({"a": "12", "b": "12"}) == "12"
-    with pytest.raises(UserError, match=r"experts a and c do not come from one parent"):
-        require_common_parent({"a": "12", "b": "12", "c": "13"})
-    with pytest.raises(UserError, match=r"expert b has no parent.*unrelated weights"):
-        require_common_parent({"a": "12", "b": None})
-    with pytest.raises(UserError, match="expert a has no parent"):
-        require_common_parent({"a": None, "b": None})
 
 
 def test_agreement_equals_numpy():
@@ -508,10 +482,10 @@ def test_searches_that_cannot_work_are_refused():
 def test_the_search_merges_networks():
     """The whole of it, on a loss with a known answer: distance to a mix of the experts."""
     parent, experts = family(3)
-    wanted = merge("task-vector", parent, experts, weights=[0.1, 0.2, 0.5])
+    wanted = task_vector(parent, experts, weights=[0.1, 0.2, 0.5])
 
     def evaluate(w):
-        merged = merge("task-vector", parent, experts, weights=w)
+        merged = task_vector(parent, experts, weights=w)
         losses = [((merged[k] - wanted[k]).double() ** 2).sum().item() for k in parent]
         own = [((parent[k] - wanted[k]).double() ** 2).sum().item() for k in parent]
         return normalised_loss(losses, own)

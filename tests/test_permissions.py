@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_line_and_damages_nothing(tmp_path, monkeypatch):
         for name in source.store.root.glob("latents/*"):
             workspace.store.adopt(name, f"latents/{name.name}")
         job = experts_of(workspace, "one")[0]
-        entry = workspace.store.plan(job.kind, job.spec)
+        entry = workspace.store.plan(job.kind, job.spec.as_json())
         filler = disk / "filler"
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as f:
             while True:

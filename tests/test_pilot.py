@@ -10,15 +10,9 @@ from pipeline.data.latents import Latents, write_shard
 from pipeline.levels import pilot
 from pipeline.networks.build import network_of
 from pipeline.noise import philox, process
+from tests.specs import denoiser_spec
 
-SPEC = {
-    "network": {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1},
-    "conditioning": "state",
-    "channels": 1,
-    "resolution": 4,
-    "classes": 0,
-    "prediction": "v",
-}
+SPEC = denoiser_spec()
 
 
 @pytest.fixture

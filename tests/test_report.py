@@ -463,7 +463,7 @@ def test_a_loss_below_zero_has_a_linear_axis_of_its_own(tmp_path):
     shutil.rmtree(folder)
     job = recipes["learnt"].experts[0].job
     falling = [[60.0 * k, 1.0 - 4.0 * k / 100] for k in range(101)]
-    entry = workspace.store.plan("expert", job.spec)
+    entry = workspace.store.plan("expert", job.spec.as_json())
     write_json(entry.path / "curve.json", falling)
     write_json(entry.path / "record.json", {"images": 6000, "parameters": 1, "flops": 1.0})
     entry.finish()

@@ -12,23 +12,18 @@ from pipeline.data.latents import Latents, write_shard
 from pipeline.merging import merge, select
 from pipeline.networks.build import network_of
 from pipeline.noise import philox, process
+from pipeline.specs import MergedSpec
 from pipeline.store.files import kept
 from pipeline.training.ema import power_exponent
+from tests.specs import denoiser_spec
 
-MODEL = {
-    "network": {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1},
-    "conditioning": "state",
-    "channels": 1,
-    "resolution": 4,
-    "classes": 0,
-    "prediction": "v",
-    "continuous": False,
-}
+MODEL = denoiser_spec()
 RANGES = [[4.0, 2.0, 0.0], [-1.0, -3.0]]
 
 
-def spec(**settings):
-    return {"settings": settings, "of": RANGES, "model": MODEL, "noise_key": 5}
+def spec(model=MODEL, ends=(), kept=(), **settings):
+    more = {"ends": list(ends), "kept": list(kept), "noise_key": 5, "code": ""}
+    return MergedSpec(settings=settings, experts=[], of=RANGES, model=model, **more)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +87,7 @@ def test_a_search_beats_what_it_tried_and_its_evaluations_are_kept(networks, lat
     known = json.loads(path.read_text())
     assert len(known["loss"]) == report["evaluations"] >= 6 and not known["fid"]
     assert report["loss"] <= min(known["loss"].values()) + 1e-12
-    expected = merge.merge("task-vector", parent, experts, weights=report["weights"])
+    expected = merge.task_vector(parent, experts, weights=report["weights"])
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
     held_out = select.HeldOut
@@ -123,7 +118,7 @@ def test_a_second_measure_chooses_among_the_best_and_is_kept(networks, latents, 
         return float(len(asked) != 2)  # the second candidate it is shown
 
     _, report = select.merge_experts(spec(**settings), parent, experts, latents, state, confirm)
-    chosen = merge.merge("task-vector", parent, experts, weights=report["weights"])
+    chosen = merge.task_vector(parent, experts, weights=report["weights"])
     assert len(asked) >= 2 and all(torch.equal(chosen[k], asked[1][k]) for k in chosen)
     assert [value for _, value in report["fid"]] == [1.0, 0.0] + [1.0] * (len(asked) - 2)
     before = len(asked)
@@ -133,10 +128,10 @@ def test_a_second_measure_chooses_among_the_best_and_is_kept(networks, latents, 
 
 def test_a_merge_counts_from_a_parent_without_the_experts_projections(networks, tmp_path):
     parent, _ = networks
-    model = MODEL | {"network": MODEL["network"] | {"projections": True}}
+    model = denoiser_spec(network=MODEL.network.model_copy(update={"projections": True}))
     own = {name: p.detach() * 1.5 for name, p in network_of(model, seed=1).named_parameters()}
     merged, _ = select.merge_experts(
-        spec(method="task-vector", weights=[0.5]) | {"model": model},
+        spec(model, method="task-vector", weights=[0.5]),
         parent,
         [own],
         None,
@@ -162,7 +157,7 @@ def test_an_average_of_another_length_comes_from_those_kept(networks, tmp_path):
         for end in images
         for length in kept
     ]
-    wanted = spec(method="post-hoc", length=0.07, images=images, kept=kept)
+    wanted = spec(method="post-hoc", length=0.07, ends=images, kept=kept)
     merged, report = select.merge_experts(wanted, None, snapshots, None, tmp_path / "x")
     assert len(report["weights"]) == 8 and sum(report["weights"]) == pytest.approx(1)
     for weight in merged.values():
@@ -176,7 +171,7 @@ def test_methods_without_a_search_need_no_rows(networks, tmp_path, settings):
     parent, experts = networks
     merged, report = select.merge_experts(spec(**settings), parent, experts, None, tmp_path / "x")
     options = {k: v for k, v in settings.items() if k != "method"}
-    expected = merge.merge(settings["method"], parent, experts, **options)
+    expected = getattr(merge, settings["method"])(parent, experts, **options)
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
     assert report == merge.agreement(parent, experts)
 

@@ -54,6 +54,9 @@ class Inception(Block):
     weights: Text | None = None  # a local file; null lets torch-fidelity download its own
 
 
+Features = Classifier | TorchModule | Inception
+
+
 class Consistency(Block):
     """How alike recipes' or seeds' outputs are from the same noise."""
 

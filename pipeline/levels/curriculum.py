@@ -17,10 +17,14 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.specs import OwnCurriculum
 
 _BELOW_ONE = np.nextafter(1.0, 0.0)
 
@@ -233,6 +237,20 @@ def build(
         edges = np.linspace(log_snrs[0], log_snrs[1], cells + 1)
         log_snrs = (edges[:-1] + edges[1:]) / 2
     return builder(_Axis(log_snrs, edges), **options)
+
+
+def built(
+    spec: OwnCurriculum, log_snrs: Sequence[float] | np.ndarray, continuous: bool
+) -> Curriculum:
+    """The curriculum of a spec, over an expert's own states `log_snrs` (see `build`).
+
+    Raises UserError if the whole run draws none of these states.
+    """
+    options = spec.form.options("correct", "partition")
+    if spec.bounds:
+        options["bounds"] = spec.bounds
+    whole = build(spec.form.kind, np.asarray(spec.axis or log_snrs), continuous, **options)
+    return whole.restrict(np.arange(spec.own[0], spec.own[1] + 1)) if spec.own else whole
 
 
 @dataclass(frozen=True, eq=False)

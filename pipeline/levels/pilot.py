@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,13 +12,16 @@ from pipeline.data.latents import Latents
 from pipeline.noise import philox, process
 from pipeline.rows import spread
 
+if TYPE_CHECKING:
+    from pipeline.specs import ExpertSpec
+
 IMAGES = 512
 BATCH = 128
 
 
 def error_curve(
     network: nn.Module,
-    spec: dict[str, Any],
+    spec: ExpertSpec,
     latents: Latents,
     levels: Sequence[float],
     key: int,
@@ -37,7 +40,7 @@ def error_curve(
     z = latents.gather(rows)
     eps = philox.normal(key, 0, torch.from_numpy(rows).to(latents.device), latents.shape)
     labels = None
-    if spec["classes"]:
+    if spec.classes:
         labels = torch.from_numpy(latents.labels[rows]).to(latents.device)
     errors, directions = [], []
     for done, level in enumerate(levels):
@@ -49,11 +52,11 @@ def error_curve(
             given = torch.full((1,), level, device=latents.device)
             with torch.set_grad_enabled(gradients):
                 output = network(x, given, None if labels is None else labels[part])
-                wanted = process.target(spec["prediction"], z[part], eps[part], level)
+                wanted = process.target(spec.prediction, z[part], eps[part], level)
                 loss = process.squared_error(output, wanted).sum() / count
             if gradients:
                 loss.backward()
-            x0 = process.to_x0(spec["prediction"], output.detach(), x, level)
+            x0 = process.to_x0(spec.prediction, output.detach(), x, level)
             total += float((x0 - z[part]).square().flatten(1).mean(1).sum())
         errors.append(total / count)
         if gradients:

@@ -24,46 +24,26 @@ from pipeline.errors import UserError
 from pipeline.training.ema import Weights, combine
 
 
-# --- merging --------------------------------------------------------------------------------------
-def merge(
-    method: str,
-    parent: Mapping[str, torch.Tensor],
-    experts: Sequence[Mapping[str, torch.Tensor]],
-    **options,
+def average(
+    parent: Mapping[str, torch.Tensor], experts: Sequence[Mapping[str, torch.Tensor]]
 ) -> Weights:
-    """One network's weights from those of N experts and of the parent they started from.
-
-    `average`: the mean of the experts (no options).
-
-    `task-vector`: parent + sum_i w_i (expert_i - parent). Option `weights`: N numbers, or a mapping
-    from layer-name prefixes to N numbers each. A prefix stands for whole parts of a name (`down.1`
-    holds `down.1.conv.weight`, not `down.10.conv.weight`), "" for all; the longest that fits
-    counts. All w_i = 1 / N is the average; w_i = 1 and others 0 is expert i.
-
-    `ties` (Yadav et al. 2023, arXiv 2306.01708): of each task vector keep the `density` (default
-    0.2) largest magnitudes over the whole network; elect each coordinate's sign by the sum of what
-    is kept; parent + `scale` (default 1) * the mean of the kept entries with that sign. Magnitudes
-    equal to the smallest kept one are all kept, so no order of layers matters. A coordinate whose
-    sum is exactly zero stays the parent's, as sgn(0) = 0 in the paper (its code gives such a
-    coordinate the sign most coordinates have).
-
-    Raises UserError naming the first tensor that differs in presence, shape or dtype, or a
-    weight or prefix that does not fit; ValueError for an unknown method, an option out of range
-    or weights that are not floating-point.
-    """
-    if method not in METHODS:
-        raise ValueError(f"unknown merge method {method!r}; known: {', '.join(METHODS)}")
-    if not experts:
-        raise ValueError("nothing to merge: no experts given")
-    _require_alike(parent, experts, "expert", "the parent")
-    return METHODS[method](parent, experts, **options)
-
-
-def _average(parent, experts) -> Weights:
+    """The mean of the experts' weights."""
     return combine(experts, [1 / len(experts)] * len(experts))
 
 
-def _task_vector(parent, experts, *, weights) -> Weights:
+def task_vector(
+    parent: Mapping[str, torch.Tensor],
+    experts: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    weights: Sequence[float] | Mapping[str, Sequence[float]],
+) -> Weights:
+    """parent + sum_i w_i (expert_i - parent).
+
+    weights: N numbers, or a mapping from layer-name prefixes to N numbers each. A prefix stands for
+    whole parts of a name (`down.1` holds `down.1.conv.weight`, not `down.10.conv.weight`), "" for
+    all; the longest that fits counts. All w_i = 1 / N is the average; w_i = 1 and others 0 is
+    expert i. Raises UserError for a weight or prefix that does not fit.
+    """
     by_prefix = weights if isinstance(weights, Mapping) else {"": weights}
     for prefix, values in by_prefix.items():
         if len(values) != len(experts) or not all(math.isfinite(w) for w in values):
@@ -96,11 +76,21 @@ def _prefix_of(name: str, prefixes: Iterable[str]) -> str:
     return max(fitting, key=len)
 
 
-def _ties(parent, experts, *, density: float = 0.2, scale: float = 1.0) -> Weights:
-    if not 0 < density <= 1:
-        raise ValueError(f"density must lie in (0, 1], not {density}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, not {scale}")
+def ties(
+    parent: Mapping[str, torch.Tensor],
+    experts: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    density: float,
+    scale: float,
+) -> Weights:
+    """TIES (Yadav et al. 2023, arXiv 2306.01708).
+
+    Of each task vector keep the share `density` of largest magnitudes over the whole network; elect
+    each coordinate's sign by the sum of what is kept; parent + `scale` * the mean of the kept
+    entries with that sign. Magnitudes equal to the smallest kept one are all kept, so no order of
+    layers matters. A coordinate whose sum is exactly zero stays the parent's, as sgn(0) = 0 in the
+    paper (its code gives such a coordinate the sign most coordinates have).
+    """
     thresholds = [_trim_threshold(parent, expert, density) for expert in experts]
     merged = {}
     for name, start in parent.items():
@@ -128,9 +118,6 @@ def _trim_threshold(parent, expert, density: float) -> float:
     )
     keep = max(1, round(density * len(magnitudes)))
     return magnitudes.kthvalue(len(magnitudes) - keep + 1).values.item()
-
-
-METHODS = {"average": _average, "task-vector": _task_vector, "ties": _ties}
 
 
 def combine_snapshots(
@@ -169,25 +156,6 @@ def _require_alike(reference, others, word: str, of: str, first: int = 1) -> Non
         raise UserError(f"{word} {number}: {name} {problem}; only equal networks can be merged")
 
 
-def require_common_parent(starts: Mapping[str, str | None]) -> str:
-    """The digest of the one parent that all experts were fine-tuned from.
-
-    starts: for each expert's name the digest of the weights it started from, None for an
-    initialisation of its own. Raises UserError naming the experts that differ.
-    """
-    if not starts:
-        raise ValueError("nothing to merge: no experts given")
-    (first, digest), *others = starts.items()
-    why = "merging would average unrelated weights; fine-tune all of them from one parent"
-    for name, start in starts.items():
-        if start is None:
-            raise UserError(f"expert {name} has no parent (it was initialised on its own): {why}")
-    for name, start in others:
-        if start != digest:
-            raise UserError(f"experts {first} and {name} do not come from one parent: {why}")
-    return digest
-
-
 def agreement(
     parent: Mapping[str, torch.Tensor], experts: Sequence[Mapping[str, torch.Tensor]]
 ) -> dict[str, object]:
@@ -196,7 +164,8 @@ def agreement(
     relative_norms [N]: |tau_i| / |parent|. cosines [N][N]: of tau_i and tau_j, None where one is
     zero. sign_conflict: the share of coordinates, among those any expert moved, that one expert
     raises and another lowers (None if nothing moved); 1 - 2^(1 - N) for independent signs.
-    Raises UserError as `merge` does, ValueError for a parent that is all zero.
+    Raises UserError naming the first tensor that differs in presence, shape or dtype; ValueError
+    for weights that are not floating-point, and for a parent that is all zero.
     """
     _require_alike(parent, experts, "expert", "the parent")
     count = len(experts)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.block import Block, Finite, Images, Length, PositiveFloat
+from pipeline.block import Block, Finite, Form, Images, Length, PositiveFloat
 
 MOST_EVALUATIONS = 10_000  # of a search
 
@@ -15,9 +15,10 @@ class Route(Block):
     method: Literal["route"] = "route"
 
 
-class AverageMerge(Block):
+class AverageMerge(Form):
     """One network: the mean of the experts' weights."""
 
+    made_by: ClassVar[str] = "pipeline.merging.merge:average"
     method: Literal["average"]
 
 
@@ -43,9 +44,10 @@ class TaskVectorMerge(Block):
     evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS)] = 20  # of `random`
 
 
-class TiesMerge(Block):
+class TiesMerge(Form):
     """One network: the parent plus the trimmed, sign-elected mean difference (Yadav et al.)."""
 
+    made_by: ClassVar[str] = "pipeline.merging.merge:ties"
     method: Literal["ties"]
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     scale: PositiveFloat = 1.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pipeline.block import Form
 from pipeline.data.latents import Latents
 from pipeline.evaluation import fidelity
 from pipeline.evaluation.features import Extractor
@@ -22,15 +23,19 @@ from pipeline.sampling import mixture
 from pipeline.store.files import keep, kept
 from pipeline.training.ema import combine, post_hoc_coefficients
 
+if TYPE_CHECKING:
+    from pipeline.specs import DenoiserSpec, MergedSpec
+
 STATES = 6  # noise levels at which a range's loss is measured
 BATCH = 256
+SNAPSHOT_BOUNDS = (-1.0, 1.0)  # of each earlier snapshot's weight
 EVALUATIONS = "evaluations.json"
 
 Weights = Mapping[str, torch.Tensor]
 
 
 def merge_experts(
-    spec: dict[str, Any],
+    spec: MergedSpec,
     parent: Weights | None,
     experts: Sequence[Weights],
     latents: Latents | None,
@@ -46,21 +51,18 @@ def merge_experts(
     confirm: a second measure, such as `SmallSampleFid`, that chooses among the best candidates.
     Raises UserError if the networks do not fit each other.
     """
-    settings = dict(spec["settings"])
-    method = settings.pop("method")
+    settings = spec.settings
+    method = settings.method
     if parent is not None:  # with the parts that only the experts' networks have
-        network = network_of(spec["model"])
+        network = network_of(spec.model)
         start_from(network, parent)
         parent = {name: p.detach() for name, p in network.named_parameters()}
     if method == "post-hoc":
-        images = [n for n in settings["images"] for _ in settings["kept"]]
-        lengths = settings["kept"] * len(settings["images"])
-        weights = post_hoc_coefficients(images, lengths, images[-1], settings["length"])
+        images = [n for n in spec.ends for _ in spec.kept]
+        lengths = spec.kept * len(spec.ends)
+        weights = post_hoc_coefficients(images, lengths, images[-1], settings.length)
         weights /= weights.sum()  # the fit of few snapshots misses one by about a percent
         return combine(experts, weights), {"weights": weights.tolist()}
-    if method in ("average", "ties"):
-        merged = merge.merge(method, parent, experts, **settings)
-        return merged, merge.agreement(parent, experts)
     if method == "snapshots" and len(experts) == 1:  # the first milestone has no choice yet
         return experts[0], {"weights": [1.0], "evaluations": 0}
     if method == "snapshots":
@@ -72,11 +74,13 @@ def merge_experts(
         report = found | {"weights": [*found["weights"], share]}
         return merge.combine_snapshots(experts, report["weights"]), report
     report = merge.agreement(parent, experts)
-    if settings["weights"] is None:
+    if isinstance(settings, Form):  # by a function of the weights alone
+        return settings.maker(parent, experts, **settings.options()), report
+    if settings.weights is None:
         report |= _Search(spec, parent, experts, latents, state, confirm, progress, log).run()
     else:
-        report |= {"weights": settings["weights"]}
-    return merge.merge(method, parent, experts, weights=report["weights"]), report
+        report |= {"weights": settings.weights}
+    return merge.task_vector(parent, experts, weights=report["weights"]), report
 
 
 class _Search:
@@ -84,7 +88,7 @@ class _Search:
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        spec: MergedSpec,
         parent: Weights,
         experts: Sequence[Weights],
         latents: Latents,
@@ -93,12 +97,10 @@ class _Search:
         progress: Callable[[int, int], None],
         log: Callable[[str], None],
     ):
-        self.settings, self.key = spec["settings"], spec["noise_key"]
+        self.settings, self.key = spec.settings, spec.noise_key
         self.parent, self.experts, self.state = parent, experts, state
         self.candidate_fid, self.progress = confirm, progress
-        ranges = [[float(v) for v in states] for states in spec["of"]]
-        images = self.settings["images"]
-        self.held_out = HeldOut(spec["model"], latents, ranges, images, self.key)
+        self.held_out = HeldOut(spec.model, latents, spec.of, self.settings.images, self.key)
         self.known: dict[str, dict[str, float]] = {"loss": {}, "fid": {}}
         for _, path in kept(state, EVALUATIONS, log):
             self.known = json.loads(path.read_text())
@@ -119,13 +121,13 @@ class _Search:
             return self._measure("fid", weights, self.candidate_fid)
 
         settings, n = self.settings, len(self.experts)
-        bounds = tuple(settings.get("bounds", (-1.0, 1.0)))
-        kind = settings.get("search", "quadratic")
+        bounds = tuple(getattr(settings, "bounds", SNAPSHOT_BOUNDS))
+        kind = getattr(settings, "search", "quadratic")
         confirm = None if self.candidate_fid is None else fid
         if kind == "grid":
-            found = search.grid_search(loss, n, bounds, confirm, levels=settings["levels"])
+            found = search.grid_search(loss, n, bounds, confirm, levels=settings.levels)
         elif kind == "random":
-            count = settings["evaluations"]
+            count = settings.evaluations
             found = search.random_search(loss, n, bounds, confirm, count=count, key=self.key)
         else:
             found = search.search(loss, n, bounds, confirm or loss)
@@ -145,9 +147,7 @@ class _Search:
     ) -> float:
         known, name = self.known[what], json.dumps(weights)
         if name not in known:
-            known[name] = measured(
-                merge.merge("task-vector", self.parent, self.experts, weights=weights)
-            )
+            known[name] = measured(merge.task_vector(self.parent, self.experts, weights=weights))
             count, text = sum(map(len, self.known.values())), json.dumps(self.known)
             keep(self.state, EVALUATIONS, count, lambda path: path.write_text(text))
         done = sum(map(len, self.known.values()))
@@ -164,49 +164,42 @@ class SmallSampleFid:
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        spec: MergedSpec,
         images: np.ndarray,
         extractor: Extractor,
+        shared: dict[str, Any],
         parts: Callable[[dict[str, Any]], Path],
         folder: Path,
         device: torch.device | str = "cpu",
     ):
-        """spec: of the merge job, its `confirm` completed by `shift`, `scale`, `decoder` and
-        `terminal` as in `mixture.describe`. images: the held-out ones, uint8 [N, C, H, W]. parts
-        finds the files of decoder and terminal; a candidate's weights are kept in `folder`."""
-        self.spec, self.given = spec, spec["confirm"]
-        self.extractor, self.parts = extractor, parts
+        """spec: of the merge job. images: the held-out ones, uint8 [N, C, H, W]. shared: `shift`,
+        `scale`, `decoder` and `terminal` as in `mixture.describe`. parts finds the files of decoder
+        and terminal; a candidate's weights are kept in `folder`."""
+        self.model, self.given, self.count = spec.model, spec.confirm, spec.settings.confirm
+        self.extractor, self.shared, self.parts = extractor, shared, parts
         self.folder, self.device = folder, device
         self.reference = fidelity.moments(extractor.features(images), extractor.digest)
 
     def __call__(self, weights: Weights) -> float:
-        given, model = self.given, self.spec["model"]
+        given = self.given
         path = self.folder / "candidate.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(weights), path)
-        network = {"entry": "candidate", "file": path.name, "sha256": ""}
-        network |= {key: model[key] for key in ("network", "conditioning")}
-        network |= {"first": 0, "last": len(given["log_snr"]) - 1}
-        described = mixture.describe(
-            model,
-            [float(v) for v in given["log_snr"]],
-            [network],
-            given["shift"],
-            given["scale"],
-            given["decoder"],
-            given["terminal"],
-        )
+        part = {"entry": "candidate", "file": path.name, "sha256": ""}
+        states = [float(v) for v in given.log_snr]
+        member = mixture.member(part, self.model, 0, len(states) - 1)
+        described = mixture.describe(self.model, states, [member], **self.shared)
         images, _ = mixture.draw(
             mixture.Mixture(
                 described,
                 lambda part: path if part["entry"] == "candidate" else self.parts(part),
                 self.device,
             ),
-            given["states"],
-            range(self.spec["settings"]["confirm"]),
-            seed=given["seed"],
-            class_counts=given.get("class_counts"),
-            **given["sampling"],
+            given.states,
+            range(self.count),
+            seed=given.seed,
+            class_counts=given.class_counts,
+            sampling=given.sampling,
         )
         drawn = fidelity.moments(self.extractor.features(images), self.extractor.digest)
         return fidelity.frechet_distance(self.reference, drawn, allow_few=True).value
@@ -221,21 +214,21 @@ class HeldOut:
 
     def __init__(
         self,
-        model: dict[str, Any],
+        model: DenoiserSpec,
         latents: Latents,
         ranges: Sequence[Sequence[float]],
         images: int,
         key: int,
     ):
         """ranges: log-SNRs of each; images: of the held-out rows, at most."""
-        self.prediction = model["prediction"]
+        self.prediction = model.prediction
         self.network = network_of(model, device=latents.device).eval().requires_grad_(False)
         self.rows = rows = self._rows(latents, min(images, len(latents)), key)
         self.z = latents.gather(rows)
         ids = torch.from_numpy(rows).to(latents.device)
         self.eps = philox.normal(key, 0, ids, latents.shape)
         self.labels = None
-        if model["classes"]:
+        if model.classes:
             self.labels = torch.from_numpy(latents.labels[rows]).to(latents.device)
         self.levels = [
             [states[i] for i in _evenly(min(STATES, len(states), len(rows)), len(states))]

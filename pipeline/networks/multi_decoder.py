@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.unet import Decoder, Encoder
+from pipeline.networks import params
+from pipeline.networks.unet import Decoder, Encoder, count_flops, encoder_and_decoders
 
 
 class MultiDecoderUNet(nn.Module):
@@ -91,3 +92,34 @@ class MultiDecoderUNet(nn.Module):
             if count
         ]
         return torch.cat(decoded)[torch.argsort(order)]
+
+    def flops(self, height: int, width: int, log_snr: float | None = None) -> float:
+        """Forward FLOPs for one image at a log-SNR, see `UNet.flops`.
+
+        Without one, the mean over the intervals, each counted once.
+        """
+        chosen = self.decoders if log_snr is None else [self.decoders[self.interval_of(log_snr)]]
+        counts = [count_flops(self.encoder, decoder, height, width) for decoder in chosen]
+        return sum(counts) / len(counts)
+
+
+def multi_decoder(
+    settings: params.MultiDecoder,
+    *,
+    channels_in: int,
+    size: tuple[int, int],
+    classes: int,
+    conditioned: bool,
+    interval_bounds: Sequence[float],
+) -> MultiDecoderUNet:
+    """The network of a block `network` of kind `multi-decoder`.
+
+    interval_bounds: log-SNRs between the intervals. Raises ValueError for settings that fit neither
+    each other nor the images.
+    """
+    if not conditioned:
+        raise ValueError("a multi-decoder needs the state as input")
+    encoder, decoder = encoder_and_decoders(settings, channels_in, size, classes, conditioned)
+    return MultiDecoderUNet(
+        encoder, [decoder(w) for w in settings.decoder_channels], interval_bounds
+    )

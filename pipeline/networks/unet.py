@@ -11,11 +11,13 @@ data-dependent branches, so a network can be compiled, run under autocast, and s
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.networks import params
 
 MAX_LOG_SNR = 20.0  # beyond it a state is, to float32, all data or all noise
 # Periods, in log-SNR, of the features that show it to the network: the longest is monotone over
@@ -323,6 +325,84 @@ class UNet(nn.Module):
         missing, or labels for a network without classes.
         """
         return self.decoder(*self.encoder(x, log_snr, labels))
+
+    def flops(self, height: int, width: int, log_snr: float | None = None) -> int:
+        """Forward FLOPs for one image of this size, a multiply-add being two; nothing is computed.
+
+        Counted are convolutions, matrix products and attention; norms, activations and sums would
+        add a few percent. log_snr: of no importance here.
+        """
+        return count_flops(self.encoder, self.decoder, height, width)
+
+
+def unet(
+    settings: params.UNet,
+    *,
+    channels_in: int,
+    size: tuple[int, int],
+    classes: int,
+    conditioned: bool,
+    interval_bounds: Sequence[float] = (),
+) -> UNet:
+    """The network of a block `network` of kind `unet`, for images of a size (height, width).
+
+    Raises ValueError for settings that fit neither each other nor the images.
+    """
+    encoder, decoder = encoder_and_decoders(settings, channels_in, size, classes, conditioned)
+    return UNet(encoder, decoder(settings.channels))
+
+
+def encoder_and_decoders(
+    settings: params.UNet, channels_in: int, size: tuple[int, int], classes: int, conditioned: bool
+) -> tuple[Encoder, Callable[[int], Decoder]]:
+    """An encoder, and what makes decoders of any base width for it. ValueError as `unet`."""
+    multipliers, blocks = settings.multipliers, settings.blocks
+    check_size(*size, 2 ** (len(multipliers) - 1))
+    sides = [max(size) >> level for level in range(len(multipliers))]
+    unknown = sorted(set(settings.attention) - set(sides))
+    if unknown:
+        raise ValueError(f"attention: no level has resolution {unknown[0]}; there are {sides}")
+    shape = {
+        "attends": [side in settings.attention for side in sides],
+        "dropout": settings.dropout,
+        "projections": settings.projections,
+    }
+    encoder = Encoder(
+        channels_in,
+        settings.channels,
+        multipliers,
+        blocks,
+        classes=classes,
+        conditioned=conditioned,
+        **shape,
+    )
+    return encoder, lambda own: Decoder(encoder, channels_in, own, multipliers, blocks, **shape)
+
+
+def count_flops(encoder: Encoder, decoder: Decoder, height: int, width: int) -> int:
+    """Forward FLOPs of both for one image."""
+    levels = len(encoder.levels)
+    # Modules by the level whose size their output has. Nothing is called: on `meta` that would
+    # import torch's compiler, seconds in every process that trains.
+    parts = [(0, encoder.input), (levels - 1, encoder.middle), (0, decoder.output)]
+    parts += list(enumerate(encoder.levels)) + list(enumerate(encoder.downs, start=1))
+    up = [*enumerate(decoder.levels), *enumerate(decoder.projections)]
+    parts += [(levels - 1 - level, part) for level, part in up]
+    parts += [(min(level, levels - 1), part) for level, part in enumerate(encoder.projections)]
+    total = sum(_products(part, (height >> level) * (width >> level)) for level, part in parts)
+    embedding = [encoder.embedding, encoder.film, decoder.film]
+    return total + sum(_products(part, 1) for part in embedding)
+
+
+def _products(part: nn.Module, pixels: int) -> int:
+    """FLOPs of a part's convolutions, matrix products and attention for so many output pixels."""
+    total = 0
+    for module in part.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            total += 2 * pixels * module.weight.numel()
+        elif isinstance(module, Attention):  # scores and their use, each a matrix product
+            total += 4 * module.project.in_features * pixels**2
+    return total
 
 
 def check_size(height: int, width: int, factor: int) -> None:

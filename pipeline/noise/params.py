@@ -39,3 +39,6 @@ class Nearest(Block):
     keep: Width | None = None
     refresh: Share = 0.0
     scale: PositiveFloat = 1.0
+
+
+Pairing = Independent | Assignment | Nearest

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.block import MOST_RUNS, Block, Seed
 from pipeline.data.params import Data, Latent, Pixels
-from pipeline.evaluation.params import Classifier, Evaluate, Inception, TorchModule
+from pipeline.evaluation.params import Classifier, Evaluate, Features
 from pipeline.levels.params import (
     Curriculum,
     LinearSchedule,
@@ -23,8 +23,8 @@ from pipeline.levels.params import (
     UniformCurriculum,
 )
 from pipeline.merging.params import Merge, Route
-from pipeline.networks.params import MultiDecoder, UNet
-from pipeline.noise.params import Assignment, Independent, Nearest
+from pipeline.networks.params import Network, UNet
+from pipeline.noise.params import Independent, Pairing
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.training.params import Decouple, Training
 
@@ -33,13 +33,11 @@ class Recipe(Block):
     # A run for each, as NAME-seed0 ...; []: one with `seed`
     seeds: Annotated[list[Seed], Field(max_length=MOST_RUNS)] = []
     seed: Seed | None = None
-    network: Annotated[UNet | MultiDecoder, Field(discriminator="kind")] = UNet()
+    network: Annotated[Network, Field(discriminator="kind")] = UNet()
     schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
     prediction: Literal["eps", "x0", "v"] = "v"
-    pairing: Annotated[Independent | Assignment | Nearest, Field(discriminator="method")] = (
-        Independent()
-    )
+    pairing: Annotated[Pairing, Field(discriminator="method")] = Independent()
     curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
     training: Training = Training()
     decouple: Decouple = Decouple()
@@ -58,8 +56,6 @@ class Params(Block):
     seed: Seed = 0
     data: Data = Data()
     latent: Annotated[Latent, Field(discriminator="encoder")] = Pixels()
-    features: Annotated[Classifier | TorchModule | Inception, Field(discriminator="extractor")] = (
-        Classifier()
-    )
+    features: Annotated[Features, Field(discriminator="extractor")] = Classifier()
     evaluate: Evaluate = Evaluate()
     recipes: dict[str, Recipe]

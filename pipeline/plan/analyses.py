@@ -12,7 +12,6 @@ from pipeline.levels.params import (
     FittedSchedule,
     LearntPartition,
     Partition,
-    SinglePartition,
     UniformCurriculum,
     state_count,
 )
@@ -23,6 +22,7 @@ from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.expert import Run, expert_spec
 from pipeline.plan.inputs import DatasetFacts, latents, pixel_std, spectrum
 from pipeline.plan.job import Job, code_of
+from pipeline.specs import BoundsSpec, OwnCurriculum, Part, PilotSpec
 from pipeline.training.params import Decouple
 
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
@@ -61,13 +61,13 @@ def bounds_jobs(params: Params, data: DatasetFacts, recipe: Recipe, cut: Partiti
         levels = [float(axis[i]) for i in nodes]
         return _pilot(params, data, recipe, cut.pilot_images, levels, cut.kind == "gradient")
     shards = tuple(job.name for job in latents(params, data))
-    spec = {
-        "latents": list(shards),
-        "settings": cut.model_dump(mode="json", exclude={"kind", "channels"}),
-        "axis": [float(v) for v in axis],
-        "key": derive_key(params.seed, "bounds"),
-        "code": code_of("bounds"),
-    }
+    spec = BoundsSpec(
+        latents=list(shards),
+        settings=cut.without("channels"),
+        axis=[float(v) for v in axis],
+        key=derive_key(params.seed, "bounds"),
+        code=code_of("bounds"),
+    )
     return [Job("bounds", spec, f"bounds of {cut.intervals} intervals", shards)]
 
 
@@ -86,31 +86,23 @@ def _pilot(
 ) -> list[Job]:
     """A short run of the recipe's network on all noise levels, and what is measured on it."""
     shards = tuple(job.name for job in latents(params, data))
-    plain = recipe.model_copy(
-        update={
-            "curriculum": UniformCurriculum(),
-            "pairing": Independent(),
-            "partition": SinglePartition(),
-            "decouple": Decouple(),
-            "network": UNet(
-                **{k: getattr(recipe.network, k) for k in UNet.model_fields if k != "kind"}
-            ),
-        }
-    )
-    run = Run(plain, np.array([levels[0], levels[-1]]), True)
-    spec = expert_spec(params, data, run, (0, 1), images, [images], shards)
+    network = UNet(**{key: getattr(recipe.network, key) for key in UNet().options()})
+    apart = {"pairing": Independent(), "decouple": Decouple(), "network": network}
+    plain = recipe.model_copy(update=apart)
+    ends = np.array([levels[0], levels[-1]])
+    run = Run(plain, ends, True, OwnCurriculum(form=UniformCurriculum()))
+    spec = expert_spec(params, data, run, (0, 1), images, [images], shards, network)
     threads = recipe.training.threads
     trained = Job("expert", spec, "pilot", shards, weight=images, threads=threads)
-    measured = {
-        "expert": trained.name,
-        "file": f"weights-{images}.safetensors",
-        "latents": list(shards),
-        "levels": levels,
-        "gradients": gradients,
-        "noise_key": derive_key(params.seed, "pilot"),
-        "threads": threads,
-        "code": code_of("pilot"),
-    }
+    measured = PilotSpec(
+        expert=Part(entry=trained.name, file=f"weights-{images}.safetensors"),
+        latents=list(shards),
+        levels=levels,
+        gradients=gradients,
+        noise_key=derive_key(params.seed, "pilot"),
+        threads=threads,
+        code=code_of("pilot", network),
+    )
     return [trained, Job("pilot", measured, "pilot's errors", (trained.name, *shards))]
 
 

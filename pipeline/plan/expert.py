@@ -1,17 +1,20 @@
+"""One expert of a recipe: its spec."""
+
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.levels import curriculum
-from pipeline.networks.params import MultiDecoder
+from pipeline.levels.params import UniformCurriculum
+from pipeline.networks.params import MultiDecoder, Network
 from pipeline.noise.philox import derive_key
 from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.inputs import DatasetFacts, latent_facts
 from pipeline.plan.job import Job, code_of
+from pipeline.specs import Decoupled, ExpertSpec, OwnCurriculum, Part
 from pipeline.training.params import Decouple
 
 
@@ -21,7 +24,7 @@ class Weights:
 
     job: Job
     file: str
-    spec: dict[str, Any]
+    spec: ExpertSpec
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,26 @@ class Run:
     recipe: Recipe
     log_snr: np.ndarray  # the trained states, or the two ends
     continuous: bool
+    curriculum: OwnCurriculum
     bounds: tuple[float, ...] = ()  # of a multi-decoder's intervals
-    density: dict[str, Any] | None = None  # a curriculum by intervals, resolved
     parent: Weights | None = None
 
     @functools.cached_property
     def drawn(self) -> curriculum.Curriculum:
         """The recipe's curriculum on all of its states."""
-        options = self.density or self.recipe.curriculum.model_dump(mode="json")
-        options = {k: v for k, v in options.items() if k not in ("kind", "correct", "partition")}
-        kind = self.recipe.curriculum.kind
-        return curriculum.build(kind, self.log_snr, self.continuous, **options)
+        return curriculum.built(self.curriculum, self.log_snr, self.continuous)
 
 
-def own_width_of(recipe: Recipe, branched: bool, number: int) -> dict[str, Any]:
-    """What an expert's network has for itself."""
+def own_network(recipe: Recipe, branched: bool, number: int) -> Network:
+    """The network of the recipe's expert `number`, with a width of its own if it has one."""
+    network = recipe.network
     if branched:
-        return {"decoder_channels": [recipe.network.decoder_channels[number]]}
+        own = {"decoder_channels": [network.decoder_channels[number]]}
+        return network.model_copy(update=own)
     widths = recipe.partition_channels
-    if not widths or isinstance(recipe.network, MultiDecoder):
-        return {}
-    return {"channels": widths[number]}
+    if not widths or isinstance(network, MultiDecoder):
+        return network
+    return network.model_copy(update={"channels": widths[number]})
 
 
 def expert_spec(
@@ -62,57 +64,53 @@ def expert_spec(
     images: int,
     snapshots: list[int],
     shards: tuple[str, ...],
-    own_width: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    network: Network,
+) -> ExpertSpec:
     recipe, (first, last) = run.recipe, interval
     seen = latent_facts(params, data)
     own = [float(value) for value in run.log_snr[first : last + 1]]
-    one_state = len(own) == 1
-    apart = {"images", "milestones", "start", "experts_per_job", "parent", "budget", "train"}
-    settings = recipe.training.model_dump(mode="json", exclude=apart)
     stream = derive_key(seed_of(params, recipe), "expert", *(value.hex() for value in own))
     start = seed_of(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
-    network = recipe.network.model_dump(mode="json", exclude={"class_conditional"})
-    network |= own_width or {}
-    if not classes:
-        del network["label_dropout"]
-    if run.bounds:
-        network["interval_bounds"] = list(run.bounds)
-    spec = {
-        "network": network,
+    apart = ["class_conditional", *([] if classes else ["label_dropout"])]
+    spec = ExpertSpec(
+        network=network.without(*apart),
         # A parent's network was told its state, and its weights fit no other kind.
-        "conditioning": "none" if one_state and run.parent is None else "state",
-        "channels": seen.channels,
-        "resolution": seen.resolution,
-        "classes": classes,
-        "log_snr": own,
-        "continuous": run.continuous,
-        "prediction": recipe.prediction,
-        "curriculum": _own_curriculum(run, interval),
-        "pairing": recipe.pairing.model_dump(mode="json"),
-        "noise_key": derive_key(seed_of(params, recipe), "noise"),
-        "stream_key": stream,
-        "start_key": derive_key(start, "start"),
-        "images": images,
-        "snapshots": snapshots,
-        "training": settings,
-        "latents": list(shards),
-        "code": code_of("expert"),
-    }
-    if run.parent is not None:
-        spec["parent"] = {"entry": run.parent.job.name, "file": run.parent.file}
-        if recipe.training.train != "all":
-            spec["train"] = recipe.training.train
-        if recipe.decouple != Decouple():
-            spec["decouple"] = {
-                **recipe.decouple.model_dump(mode="json"),
-                "axis": [float(v) for v in run.log_snr],
-            }
-    return spec
+        conditioning="none" if len(own) == 1 and run.parent is None else "state",
+        channels=seen.channels,
+        resolution=seen.resolution,
+        classes=classes,
+        interval_bounds=list(run.bounds),
+        log_snr=own,
+        continuous=run.continuous,
+        prediction=recipe.prediction,
+        curriculum=_own_curriculum(run, interval),
+        pairing=recipe.pairing,
+        noise_key=derive_key(seed_of(params, recipe), "noise"),
+        stream_key=stream,
+        start_key=derive_key(start, "start"),
+        images=images,
+        snapshots=snapshots,
+        training=recipe.training.without(*APART),
+        latents=list(shards),
+        code=code_of("expert", recipe.network),
+    )
+    if run.parent is None:
+        return spec
+    decouple = None
+    if recipe.decouple != Decouple():
+        axis = [float(v) for v in run.log_snr]
+        decouple = Decoupled(**recipe.decouple.options(), axis=axis)
+    parent = Part(entry=run.parent.job.name, file=run.parent.file)
+    started = {"parent": parent, "train": recipe.training.train, "decouple": decouple}
+    return spec.model_copy(update=started)
 
 
-def _own_curriculum(run: Run, interval: tuple[int, int]) -> dict[str, Any]:
+# What a recipe's training says of other things than how one expert is trained.
+APART = ("images", "milestones", "start", "experts_per_job", "parent", "budget", "train")
+
+
+def _own_curriculum(run: Run, interval: tuple[int, int]) -> OwnCurriculum:
     """The curriculum as an expert needs it.
 
     A single-state expert has nothing to draw, so no curriculum can matter to it. A uniform one
@@ -120,12 +118,12 @@ def _own_curriculum(run: Run, interval: tuple[int, int]) -> dict[str, Any]:
     """
     first, last = interval
     if first == last or run.recipe.curriculum.kind == "uniform":
-        return {"kind": "uniform"}
-    settings = run.density or run.recipe.curriculum.model_dump(mode="json")
+        return OwnCurriculum(form=UniformCurriculum())
     if run.continuous:  # it has one expert, and its own states are all of the axis
-        return settings
+        return run.curriculum
     run.drawn.restrict(np.arange(first, last + 1))  # refuses states that nothing falls on
-    return settings | {"axis": [float(v) for v in run.log_snr], "own": [first, last]}
+    axis = [float(v) for v in run.log_snr]
+    return run.curriculum.model_copy(update={"axis": axis, "own": [first, last]})
 
 
 def seed_of(params: Params, recipe: Recipe) -> int:

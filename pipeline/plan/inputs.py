@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.data.params import Pixels
 from pipeline.errors import UserError
 from pipeline.params.recipe import Params
 from pipeline.plan.job import Job, code_of
+from pipeline.specs import EncoderSpec, FeaturesSpec, Images, LatentsSpec, SpectrumSpec
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ def facts(
     )
 
 
-def images_of(data: DatasetFacts) -> dict[str, Any]:
-    """What a job's spec says of the images that it reads, as a `split.Split`."""
-    apart = {"held_out": data.held_out} if data.held_out else {}
-    return {"dataset": data.digest, **apart}
+def images_of(data: DatasetFacts) -> Images:
+    """What a job's spec says of the images that it reads."""
+    return Images(dataset=data.digest, held_out=data.held_out, rows=data.rows)
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,13 @@ def encoder(params: Params, data: DatasetFacts) -> Job | None:
     latent = params.latent
     if isinstance(latent, Pixels):
         return None
-    settings = latent.model_dump(mode="json", exclude={"flips", "shard", "sample"})
-    spec = {
-        **images_of(data),
-        "rows": data.rows,
-        "shape": [data.channels, data.resolution, data.resolution],
-        "settings": settings,
-        "seed": params.seed,
-        "code": code_of("encoder"),
-    }
+    spec = EncoderSpec(
+        images=images_of(data),
+        shape=[data.channels, data.resolution, data.resolution],
+        settings=latent.without("flips", "shard", "sample"),
+        seed=params.seed,
+        code=code_of("encoder"),
+    )
     label, images = f"{latent.encoder} encoder", getattr(latent, "images", data.rows)
     return Job("encoder", spec, label, weight=images, threads=latent.threads)
 
@@ -122,9 +120,9 @@ def _shards(
     params: Params, data: DatasetFacts, first: int, end: int, what: str, flips: bool | None = None
 ) -> list[Job]:
     latent, codec = params.latent, encoder(params, data)
-    base = {**images_of(data), "code": code_of("latents")}
+    base: dict[str, Any] = {"images": images_of(data), "code": code_of("latents")}
     if latent.flips if flips is None else flips:
-        base["flips_after"] = data.rows  # this row is the first one mirrored
+        base["flips_after"] = data.rows
     needs: tuple[str, ...] = ()
     if codec is None:
         # Unit average variance: log-SNRs then mean what they say.
@@ -135,7 +133,7 @@ def _shards(
     jobs = []
     for start in range(first, end, latent.shard):
         stop = min(start + latent.shard, end)
-        spec = {**base, "rows": [start, stop]}
+        spec = LatentsSpec(**base, first=start, last=stop)
         label = f"{what} {start}-{stop - 1}"
         jobs.append(Job("latents", spec, label, needs, weight=stop - start))
     return jobs
@@ -144,24 +142,17 @@ def _shards(
 def spectrum(params: Params, data: DatasetFacts) -> Job:
     """The job that measures the latents' mean (also by class) and principal variances."""
     shards = tuple(job.name for job in latents(params, data))
-    spec = {"latents": list(shards), "classes": data.classes, "code": code_of("spectrum")}
+    spec = SpectrumSpec(latents=list(shards), classes=data.classes, code=code_of("spectrum"))
     return Job("spectrum", spec, "spectrum", shards)
-
-
-def as_json(states: Iterable[float]) -> list[float | str]:
-    """Log-SNRs as JSON has them: float() reads the text."""
-    return [float(v) if np.isfinite(v) else str(float(v)) for v in states]
 
 
 def features(params: Params, data: DatasetFacts) -> Job:
     """The job that makes the feature extractor and the features of the real images."""
-    settings = params.features.model_dump(mode="json")
-    spec = {
-        **images_of(data),
-        "rows": data.rows,
-        "settings": settings,
-        "files": dict(data.extractor_files),
-        "seed": params.seed,
-        "code": code_of("features"),
-    }
-    return Job("features", spec, f"{settings['extractor']} features")
+    spec = FeaturesSpec(
+        images=images_of(data),
+        settings=params.features,
+        files=dict(data.extractor_files),
+        seed=params.seed,
+        code=code_of("features"),
+    )
+    return Job("features", spec, f"{params.features.extractor} features")

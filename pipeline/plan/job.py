@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.block import Form
+from pipeline.specs import Spec
 from pipeline.store.identity import code_digest, digest
 
+# Folders that hold a block of params.yaml, or several, in their `params.py`.
+BLOCKS = ("data", "evaluation", "levels", "merging", "networks", "noise", "sampling", "training")
 # What each kind of job is made by: the names of `pipeline` that its runner uses.
 # A test holds the two together.
 _LATENTS = ("pipeline.data.latents:Latents",)
@@ -95,9 +98,13 @@ CODE = {
         "pipeline.evaluation.consistency:compare",
     ),
 }
-# Modules that only say, keep or time what was made: no number follows from them.
+# Modules that only say, keep or time what was made, or what was asked for (which specs hold, key by
+# key): no number follows from them.
 QUIET = (
+    *(f"pipeline.{block}.params" for block in BLOCKS),
+    "pipeline.block",
     "pipeline.errors",
+    "pipeline.specs",
     "pipeline.store.circumstances",
     "pipeline.store.entry",
     "pipeline.store.files",
@@ -110,7 +117,7 @@ class Job:
     """One entry of the store to be made. `label` is for people, and not part of the identity."""
 
     kind: str
-    spec: dict[str, Any]
+    spec: Spec
     label: str
     needs: tuple[str, ...] = ()  # names of entries that must be finished first
     weight: float = 1.0  # rough cost relative to others of its kind, for ordering
@@ -120,9 +127,9 @@ class Job:
 
     @functools.cached_property
     def name(self) -> str:
-        return f"{self.kind}/{digest(self.spec)}"
+        return f"{self.kind}/{digest(self.spec.as_json())}"
 
 
-def code_of(kind: str) -> str:
-    """Digest of the code that makes the numbers of a kind of job."""
-    return code_digest(*CODE[kind], apart=QUIET)
+def code_of(kind: str, *forms: Form) -> str:
+    """Digest of the code that makes the numbers of a kind of job, with these forms of blocks."""
+    return code_digest(*CODE[kind], *(form.made_by for form in forms), apart=QUIET)

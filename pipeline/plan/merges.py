@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.block import Form
 from pipeline.noise.philox import derive_key
 from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.expert import Weights, seed_of
 from pipeline.plan.inputs import (
     DatasetFacts,
-    as_json,
     encoder,
     features,
     held_out,
@@ -19,6 +19,7 @@ from pipeline.plan.inputs import (
     spectrum,
 )
 from pipeline.plan.job import Job, code_of
+from pipeline.specs import Confirmation, DenoiserSpec, MergedSpec, Part, as_states
 
 
 @dataclass(frozen=True)
@@ -79,43 +80,43 @@ def merged_job(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: 
         if block.method == "post-hoc":
             kinds = [f"power-{length}" for length in recipe.training.power_ema]
         sources = [
-            {"entry": expert.job.name, "file": f"{kind}-{images}.safetensors"}
+            Part(entry=expert.job.name, file=f"{kind}-{images}.safetensors")
             for images in taken
             for kind in kinds
         ]
     else:
         sources = [
-            {"entry": e.job.name, "file": f"weights-{e.snapshots[milestone]}.safetensors"}
+            Part(entry=e.job.name, file=f"weights-{e.snapshots[milestone]}.safetensors")
             for e in plan.experts
         ]
-    settings = block.model_dump(mode="json")
+    more: dict[str, Any] = {}
+    forms: list[Form] = [recipe.network, *([block] if isinstance(block, Form) else [])]
     if block.method == "post-hoc":
         batch = recipe.training.batch  # a snapshot is taken at the end of a batch
         ends = [min(-(-images // batch) * batch, expert.images) for images in taken]
-        settings |= {"images": ends, "kept": recipe.training.power_ema}
-    spec = {
-        "settings": settings,
-        "experts": sources,
-        "of": [e.job.spec["log_snr"] for e in plan.experts],
-        "model": {
-            key: plan.experts[0].job.spec[key]
-            for key in ("network", "conditioning", "channels", "resolution", "classes")
-        }
-        | {"prediction": recipe.prediction, "continuous": plan.continuous},
-        "noise_key": derive_key(seed_of(params, recipe), "selection"),
-        "code": code_of("merged"),
-    }
-    needs = [source["entry"] for source in sources]
-    if "parent" in plan.experts[0].job.spec:
-        spec["parent"] = plan.experts[0].job.spec["parent"]
-        needs.append(spec["parent"]["entry"])
+        more = {"ends": ends, "kept": recipe.training.power_ema}
+    needs = [source.entry for source in sources]
+    first = plan.experts[0].job.spec
+    if first.parent is not None:
+        needs.append(first.parent.entry)
     if block.method == "snapshots" or getattr(block, "weights", 0) is None:
         shards = [job.name for job in held_out(params, data)]
-        spec["latents"] = shards
+        more["latents"] = shards
         needs += shards
         if getattr(block, "confirm", 0):
-            spec["confirm"], more = _confirmation(params, data, plan)
-            needs += more
+            more["confirm"], entries = _confirmation(params, data, plan)
+            needs += entries
+            forms.append(recipe.sampling)
+    spec = MergedSpec(
+        settings=block,
+        experts=sources,
+        of=[e.job.spec.log_snr for e in plan.experts],
+        model=DenoiserSpec(**{key: getattr(first, key) for key in DenoiserSpec.model_fields}),
+        noise_key=derive_key(seed_of(params, recipe), "selection"),
+        parent=first.parent,
+        code=code_of("merged", *forms),
+        **more,
+    )
     label = f"{plan.name} merged at {milestone:,}"
     return Job(
         "merged",
@@ -129,28 +130,29 @@ def merged_job(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: 
 
 def _confirmation(
     params: Params, data: DatasetFacts, plan: RecipePlan
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Confirmation, list[str]]:
     """What scoring samples of a candidate takes, and the entries needed for it."""
     reference, codec = features(params, data), encoder(params, data)
-    spec = {
-        "features": reference.name,
-        **images_of(data),
-        "rows": [data.rows, data.rows + data.held_out],
-        "log_snr": as_json(plan.log_snr),
-        "states": as_json(plan.sampling_states),
-        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
-        "seed": derive_key(params.seed, "confirmation"),
-    }
-    if plan.recipe.network.class_conditional:  # as the held-out images are, whatever is scored
-        spec["class_counts"] = list(data.class_counts)
     needs = [reference.name]
+    more: dict[str, Any] = {}
+    if plan.recipe.network.class_conditional:  # as the held-out images are, whatever is scored
+        more["class_counts"] = list(data.class_counts)
     if codec is None:
         first = latents(params, data)[0].spec
-        spec |= {"shift": first["shift"], "scale": first["scale"]}
+        more |= {"shift": first.shift, "scale": first.scale}
     else:
-        spec["encoder"] = codec.name
+        more["encoder"] = codec.name
         needs.append(codec.name)
     if not np.isfinite(plan.log_snr[-1]):
-        spec["terminal"] = spectrum(params, data).name
-        needs.append(spec["terminal"])
+        more["terminal"] = spectrum(params, data).name
+        needs.append(more["terminal"])
+    spec = Confirmation(
+        features=reference.name,
+        images=images_of(data),
+        log_snr=as_states(plan.log_snr),
+        states=as_states(plan.sampling_states),
+        sampling=plan.recipe.sampling.without("steps"),
+        seed=derive_key(params.seed, "confirmation"),
+        **more,
+    )
     return spec, needs

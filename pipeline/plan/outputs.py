@@ -9,20 +9,29 @@ from typing import Any
 import numpy as np
 
 from pipeline.params.recipe import Params
-from pipeline.plan.inputs import DatasetFacts, as_json, encoder, images_of, latents
+from pipeline.plan.inputs import DatasetFacts, encoder, images_of, latents
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import RecipePlan
+from pipeline.sampling.params import DdimSampling
+from pipeline.specs import (
+    ConsistencySpec,
+    OutputsSpec,
+    ReconstructionsSpec,
+    SamplesSpec,
+    ScoresSpec,
+    as_states,
+)
 
 NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
 
 
-def class_counts(params: Params, data: DatasetFacts, plan: RecipePlan) -> list[int] | None:
-    """In which proportions a recipe's samples are of each class; None if it does not know classes.
+def class_counts(params: Params, data: DatasetFacts, plan: RecipePlan) -> list[int]:
+    """In which proportions a recipe's samples are of each class; [] if it does not know classes.
 
     Classes without an image to learn from are never drawn, whatever `evaluate.labels` says.
     """
     if not plan.recipe.network.class_conditional:
-        return None
+        return []
     if params.evaluate.labels == "uniform":
         return [min(count, 1) for count in data.class_counts]
     return list(data.class_counts)
@@ -37,18 +46,17 @@ def samples(
     bits costs no new samples.
     """
     settings = params.evaluate
+    recipe = plan.recipe
     base = {
         "mixture": mixture,
-        "states": as_json(plan.sampling_states),
-        "sampling": plan.recipe.sampling.model_dump(mode="json", exclude={"steps"}),
+        "states": as_states(plan.sampling_states),
+        "sampling": recipe.sampling.without("steps"),
+        "class_counts": class_counts(params, data, plan),
         "seed": settings.seed,
         "batch": settings.batch,
-        "threads": plan.recipe.training.threads,
-        "code": code_of("samples"),
+        "threads": recipe.training.threads,
+        "code": code_of("samples", recipe.network, recipe.sampling),
     }
-    counts = class_counts(params, data, plan)
-    if counts is not None:
-        base["class_counts"] = counts
     needs = _parts(mixture)
     jobs = []
     for start in range(0, settings.samples, settings.shard):
@@ -56,7 +64,7 @@ def samples(
         jobs.append(
             Job(
                 "samples",
-                {**base, "rows": [start, stop]},
+                SamplesSpec(**base, first=start, last=stop),
                 f"{label} samples {start}-{stop - 1}",
                 needs,
                 weight=(stop - start) * len(base["states"]),
@@ -83,13 +91,12 @@ def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
     codec = encoder(params, data)
     if codec is None:
         return None
-    spec = {
-        **images_of(data),
-        "rows": data.rows,
-        "count": min(params.evaluate.samples, data.rows),
-        "encoder": codec.name,
-        "code": code_of("reconstructions"),
-    }
+    spec = ReconstructionsSpec(
+        images=images_of(data),
+        count=min(params.evaluate.samples, data.rows),
+        encoder=codec.name,
+        code=code_of("reconstructions"),
+    )
     return Job("reconstructions", spec, "reconstructions", (codec.name,))
 
 
@@ -98,17 +105,18 @@ def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job
 
     Its scores say how the classes of the samples were drawn, where they were.
     """
-    apart = {"shard", "batch", "labels", "consistency"}
-    settings = params.evaluate.model_dump(mode="json", exclude=apart)
+    settings = params.evaluate
     names = [job.name for job in shards]
-    spec = {
-        "samples": names,
-        "features": reference.name,
-        "settings": settings,
-        "code": code_of("scores"),
-    }
-    if any("class_counts" in job.spec for job in shards):
-        spec["labels"] = params.evaluate.labels
+    conditional = any(getattr(job.spec, "class_counts", ()) for job in shards)
+    spec = ScoresSpec(
+        samples=names,
+        features=reference.name,
+        seed=settings.seed,
+        neighbours=settings.neighbours,
+        allow_few=settings.allow_few,
+        labels=settings.labels if conditional else None,
+        code=code_of("scores"),
+    )
     needs = (*names, reference.name)
     return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])
 
@@ -138,14 +146,16 @@ def consistency(
     pairs = {}
     for a, b in itertools.combinations(compared, 2):
         needs = (outputs[a].name, outputs[b].name, reference.name)
-        spec = {
-            "outputs": list(needs[:2]),
-            "features": reference.name,
-            "levels": levels,
-            "settings": block.model_dump(mode="json", include={"level", "resamples", "similarity"}),
-            "seed": params.evaluate.seed,
-            "code": code_of("consistency"),
-        }
+        spec = ConsistencySpec(
+            outputs=list(needs[:2]),
+            features=reference.name,
+            levels=levels,
+            level=block.level,
+            resamples=block.resamples,
+            similarity=block.similarity,
+            seed=params.evaluate.seed,
+            code=code_of("consistency"),
+        )
         pairs[a, b] = Job("consistency", spec, f"{a} and {b}", needs, group="pairs")
     return outputs, pairs
 
@@ -201,31 +211,30 @@ def _outputs(
     block = params.evaluate.consistency
     shards = tuple(job.name for job in latents(params, data))
     asked = [[level, asked_at(recipe, level)] for level in levels]
-    spec = {
-        "mixture": mixture,
-        "states": as_json(recipe.sampling_states),
-        "guidance": recipe.recipe.sampling.guidance,
-        "levels": [pair for pair in asked if pair[1] is not None],
-        "samples": block.samples,
-        "nearest": min(block.nearest, data.rows),
-        **images_of(data),
-        "rows": data.rows,
-        "flips": params.latent.flips,
-        "latents": list(shards),
-        "features": reference.name,
-        "seed": params.evaluate.seed,
-        "batch": params.evaluate.batch,
-        "threads": recipe.recipe.training.threads,
-        "code": code_of("outputs"),
-    }
-    counts = class_counts(params, data, recipe)
-    if counts is not None:
-        spec["class_counts"] = counts
+    # Without noise in its steps: the samples are functions of their starting noise alone.
+    sampling = DdimSampling(guidance=recipe.recipe.sampling.guidance)
+    spec = OutputsSpec(
+        mixture=mixture,
+        states=as_states(recipe.sampling_states),
+        sampling=sampling,
+        class_counts=class_counts(params, data, recipe),
+        levels=[pair for pair in asked if pair[1] is not None],
+        samples=block.samples,
+        nearest=min(block.nearest, data.rows),
+        images=images_of(data),
+        flips=params.latent.flips,
+        latents=list(shards),
+        features=reference.name,
+        seed=params.evaluate.seed,
+        batch=params.evaluate.batch,
+        threads=recipe.recipe.training.threads,
+        code=code_of("outputs", recipe.recipe.network, sampling),
+    )
     return Job(
         "outputs",
         spec,
         f"{recipe.name} outputs",
         (*_parts(mixture), *shards, reference.name),
-        weight=block.samples * (len(spec["states"]) + len(levels)),
-        threads=spec["threads"],
+        weight=block.samples * (len(spec.states) + len(levels)),
+        threads=spec.threads,
     )

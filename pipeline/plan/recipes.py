@@ -23,10 +23,11 @@ from pipeline.plan.analyses import (
     measured_on,
     states_of,
 )
-from pipeline.plan.expert import Run, expert_spec, own_width_of, seed_of
+from pipeline.plan.expert import Run, expert_spec, own_network, seed_of
 from pipeline.plan.inputs import DatasetFacts, latent_facts, latents, spectrum
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import Expert, RecipePlan, merged_job
+from pipeline.specs import OwnCurriculum, PairingSpec
 
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
@@ -113,8 +114,8 @@ def _plan_recipe(
         recipe,
         states,
         continuous,
+        _curriculum(params, data, recipe, bounds, log_snr, continuous),
         tuple(bounds) if joint else (),
-        _density(params, data, recipe, bounds, log_snr, continuous),
         start,
     )
     budgets = curriculum.split_images(training.images, _shares(params, data, run, intervals))
@@ -130,12 +131,11 @@ def _plan_recipe(
             images,
             sorted(set(snapshots.values())),
             shards,
-            own_width_of(recipe, branched, number),
+            own_network(recipe, branched, number),
         )
         paired = tuple(pairings(params, data, recipe, images, shards))
         needs = [*shards, *(job.name for job in paired)]
-        if paired:
-            spec["pairings"] = [job.name for job in paired]
+        spec = spec.model_copy(update={"pairings": [job.name for job in paired]})
         if start is not None:
             needs.append(start.job.name)
         label = name if len(intervals) == 1 else f"{name} {_interval_name(*own)}"
@@ -151,7 +151,7 @@ def _plan_recipe(
         )
         plan.experts.append(Expert(job, *own, images, snapshots, paired))
     if getattr(recipe.sampling, "s_churn", 0) and any(
-        e.job.spec["conditioning"] == "none" for e in plan.experts
+        e.job.spec.conditioning == "none" for e in plan.experts
     ):
         raise ValueError(
             "sampling.s_churn: churn visits noise levels between the states, and experts of one "
@@ -173,8 +173,7 @@ def pairings(
     if recipe.pairing.method == "independent":
         return []
     # What is done to the noise afterwards does not change who is paired with whom.
-    apart = {"refresh", "scale", "within_class"}
-    settings = recipe.pairing.model_dump(mode="json", exclude=apart)
+    settings = recipe.pairing.without("refresh", "scale", "within_class")
     # Within or around the classes that the network is told: 0 where these play no part.
     by_class = recipe.network.class_conditional and (
         getattr(recipe.pairing, "within_class", False) or getattr(recipe.pairing, "center", False)
@@ -186,16 +185,16 @@ def pairings(
         # 1, 1, 2, 4, 8, 8 ...: a short run pairs few passes that it does not need, and a long one
         # has the jobs of the short one among its own.
         stop = start + min(max(start, 1), SLOTS_PER_JOB)
-        spec = {
-            "settings": settings,
-            "slots": [start, stop],
-            "classes": data.classes if by_class else 0,
-            "noise_key": derive_key(seed_of(params, recipe), "noise"),
-            "dataset": data.digest,
-            "latents": list(shards),
-            "code": code_of("pairing"),
-        }
-        label = f"{settings['method']} passes {start + 1}-{stop}"
+        spec = PairingSpec(
+            settings=settings,
+            slots=[start, stop],
+            classes=data.classes if by_class else 0,
+            noise_key=derive_key(seed_of(params, recipe), "noise"),
+            dataset=data.digest,
+            latents=list(shards),
+            code=code_of("pairing"),
+        )
+        label = f"{settings.method} passes {start + 1}-{stop}"
         jobs.append(Job("pairing", spec, label, shards, weight=stop - start))
         start = stop
     return jobs
@@ -205,24 +204,25 @@ def _interval_name(first: int, last: int) -> str:
     return f"state {first + 1}" if first == last else f"states {first + 1}-{last + 1}"
 
 
-def _density(
+def _curriculum(
     params: Params,
     data: DatasetFacts,
     recipe: Recipe,
     bounds: list[float],
     log_snr: np.ndarray,
     continuous: bool,
-) -> dict[str, Any] | None:
-    """A curriculum given by intervals, with their bounds."""
+) -> OwnCurriculum:
+    """The recipe's curriculum; one that is given by intervals with their bounds."""
     block = recipe.curriculum
     if not isinstance(block, IntervalDensity):
-        return None
+        return OwnCurriculum(form=block)
     if block.partition is not None:
         bounds = _bounds(params, data, recipe, block.partition, log_snr, continuous)
     shares = block.shares or [1.0] * (len(bounds) + 1)
     if len(shares) != len(bounds) + 1:
         raise ValueError(f"curriculum.shares: {len(shares)} for {len(bounds) + 1} intervals")
-    return {"kind": block.kind, "bounds": bounds, "shares": shares, "correct": block.correct}
+    resolved = block.model_copy(update={"partition": None, "shares": shares})
+    return OwnCurriculum(form=resolved, bounds=bounds)
 
 
 def _shares(

@@ -11,19 +11,36 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from pipeline.block import Block, neutral
 from pipeline.errors import UserError, one_line
 from pipeline.sampling.mixture import Mixture, draw, identity
+from pipeline.sampling.params import Sampling
+from pipeline.specs import States
 from pipeline.store.files import plain
 from pipeline.store.identity import file_digest
 
-FORMAT = 2
+FORMAT = 3
 MODEL = "model.json"
 DECODER = ("encoder.json", "encoder.safetensors")  # read together, from one folder
+
+
+class Drawing(Block):
+    """How samples are drawn.
+
+    states: log-SNRs that sampling visits, cleanest first; class_counts: in whose proportions
+    classes are drawn, [] without classes.
+    """
+
+    states: States
+    sampling: Annotated[Sampling, Field(discriminator="kind")]
+    batch: int
+    class_counts: list[int] = neutral([])
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,14 @@ class Exported:
     recipe: str
     images: int  # of training
     mixture: Mixture
-    states: list[float | str]  # log-SNRs that sampling visits, cleanest first
-    sampling: dict[str, Any]  # options of `mixture.draw`
+    drawing: Drawing
 
     def draw(
         self, rows: Sequence[int] | np.ndarray, *, seed: int, labels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples number `rows` of a seed, as `mixture.draw`: uint8 [N, C, H, W] and classes."""
-        return draw(self.mixture, self.states, rows, seed=seed, labels=labels, **self.sampling)
+        options = self.drawing.options()
+        return draw(self.mixture, options.pop("states"), rows, seed=seed, labels=labels, **options)
 
 
 def members(mixture: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
@@ -73,6 +90,7 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
             if not all(map(plain, known["path"].split("/"))):
                 raise ValueError(f"{known['path']!r} is no file of this folder")
             _check(path.parent / known["path"], known)
+        drawing = Drawing.model_validate(model["drawing"])
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise UserError(f"{path}: damaged ({one_line(e)}); export the recipe again") from e
 
@@ -80,9 +98,7 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
         return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]
 
     mixture = Mixture(model["mixture"], find, device)
-    return Exported(
-        model["recipe"], model["images"], mixture, model["states"], dict(model["sampling"])
-    )
+    return Exported(model["recipe"], model["images"], mixture, drawing)
 
 
 def _check(path: Path, known: dict[str, Any]) -> None:

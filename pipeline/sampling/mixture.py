@@ -25,14 +25,26 @@ from pipeline.networks.build import network_of
 from pipeline.noise import philox, process
 from pipeline.rows import label_sequence
 from pipeline.sampling import samplers
+from pipeline.sampling.params import Sampling
+from pipeline.specs import DenoiserSpec, NetworkSpec
 from pipeline.store.identity import digest
 
 LOADED_EXPERTS = 4  # networks kept in memory
 SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
 
 
+def member(part: dict[str, Any], spec: NetworkSpec, first: int, last: int) -> dict[str, Any]:
+    """An expert of a mixture as plain data.
+
+    part: `entry`, `file` and `sha256` of its weights; spec: what its network is; first and last:
+    indices of the states that it owns, inclusive.
+    """
+    own = spec.model_dump(mode="json", include={"network", "conditioning", "interval_bounds"})
+    return {**part, **own, "first": first, "last": last}
+
+
 def describe(
-    spec: dict[str, Any],
+    spec: DenoiserSpec,
     log_snr: Sequence[float],
     experts: Sequence[dict[str, Any]],
     shift: Sequence[float],
@@ -43,13 +55,12 @@ def describe(
     """A mixture as plain data, with its digest.
 
     spec: any of its experts' spec (what all share is taken from it); log_snr: the recipe's states
-    (or the two ends of a continuous schedule); experts: dicts with `entry`, `file`, `sha256`,
-    `network`, `conditioning`, `first` and `last` (indices of the states it owns, inclusive), in
-    order. decoder: `entry`, `file` and `sha256` of what turns latents into images; None for pixels.
+    (or the two ends of a continuous schedule); experts: its members, in order.
+    decoder: `entry`, `file` and `sha256` of what turns latents into images; None for pixels.
     terminal: those of the data's means, the answer at a state without any signal.
     """
     shared = ("channels", "resolution", "classes", "prediction", "continuous")
-    mixture = {key: spec[key] for key in shared}
+    mixture = {key: getattr(spec, key) for key in shared}
     mixture |= {"shift": list(shift), "scale": scale}
     # JSON has no infinity; float() reads the text.
     mixture["log_snr"] = [v if np.isfinite(v) else str(v) for v in log_snr]
@@ -117,7 +128,9 @@ class Mixture:
             self._loaded.move_to_end(index)
             return self._loaded[index]
         expert = self.description["experts"][index]
-        network = network_of(self.description | expert)
+        given = self.description | expert
+        fields = {key: given[key] for key in NetworkSpec.model_fields if key in given}
+        network = network_of(NetworkSpec(**fields))
         path = self._weights(expert)
         try:
             network.load_state_dict(load_file(path))
@@ -198,20 +211,17 @@ def draw(
     rows: Sequence[int] | np.ndarray,
     *,
     seed: int,
-    kind: str,
-    guidance: float = 1.0,
-    clip: bool = False,
+    sampling: Sampling,
     batch: int = 256,
     labels: np.ndarray | None = None,
     class_counts: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Samples number `rows` of a seed: uint8 [N, C, H, W] and their classes (or None).
 
     A sample is a function of (mixture, sampler, seed, number): its start and the noise of each
-    step are drawn by number. `batch` changes it at most by floating-point rounding. `clip` bounds
-    each estimate to what pixels can be; `options` are the sampler's.
+    step are drawn by number. `batch` changes it at most by floating-point rounding. `sampling` is
+    a block of params.yaml, whose `steps` were chosen already: they are `states`.
     A class-conditional mixture is told the classes: `labels` (int [N]), or else they follow
     `class_counts` (images of each) by number, see `rows.label_sequence`; ValueError without both.
     `progress(states done, states in all)`.
@@ -223,12 +233,14 @@ def draw(
     classes = None
     if d["classes"]:
         if labels is None:
-            if class_counts is None:
+            if not class_counts:
                 raise ValueError("a class-conditional mixture needs labels, or counts of classes")
             numbers = np.asarray(rows, np.int64)
             labels = label_sequence(class_counts, int(numbers.max()) + 1)[numbers]
         classes = torch.as_tensor(labels, device=mixture.device)
-    walk = samplers.sampler(kind, clip=_range_of_pixels(mixture) if clip else None, **options)
+    denoise = mixture.denoiser(classes, sampling.guidance, batch)
+    if sampling.clip:
+        denoise = samplers.clipped(denoise, _range_of_pixels(mixture))
     done = 0
 
     def tell(_: dict[str, Any]) -> None:
@@ -236,8 +248,8 @@ def draw(
         done += 1
         progress(done, len(states))
 
-    z = walk(
-        mixture.denoiser(classes, guidance, batch),
+    z = samplers.sampler(sampling)(
+        denoise,
         philox.normal(key, 0, ids, shape),
         [float(state) for state in states],
         noise=lambda i: philox.normal(key, i or len(states), ids, shape),  # 0 is the start's

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pipeline.block import Block, NonNegativeFloat, PositiveFloat, Share, States
+from pipeline.block import Form, NonNegativeFloat, PositiveFloat, Share, States
 
 
-class Walk(Block):
+class Walk(Form):
     """What all samplers have."""
 
     steps: States | None = None  # null: every state of the schedule
@@ -16,6 +16,7 @@ class Walk(Block):
 class DdimSampling(Walk):
     """Song et al. 2021."""
 
+    made_by: ClassVar[str] = "pipeline.sampling.samplers:ddim"
     kind: Literal["ddim"] = "ddim"
     eta: Share = 0.0
 
@@ -23,6 +24,7 @@ class DdimSampling(Walk):
 class DdpmSampling(Walk):
     """Ho et al. 2020."""
 
+    made_by: ClassVar[str] = "pipeline.sampling.samplers:ddpm"
     kind: Literal["ddpm"]
     variance: Literal["small", "large"] = "small"  # its code's fixedsmall and fixedlarge
 
@@ -30,6 +32,7 @@ class DdpmSampling(Walk):
 class HeunSampling(Walk):
     """Karras et al. 2022: algorithm 2, which without churn is algorithm 1."""
 
+    made_by: ClassVar[str] = "pipeline.sampling.samplers:heun"
     kind: Literal["heun"]
     s_churn: NonNegativeFloat = 0.0
     s_min: NonNegativeFloat = 0.0  # sigma in EDM's units (sigma_data = 0.5)
@@ -40,6 +43,7 @@ class HeunSampling(Walk):
 class DpmppSampling(Walk):
     """DPM-Solver++(2M), Lu et al. 2022."""
 
+    made_by: ClassVar[str] = "pipeline.sampling.samplers:dpmpp_2m"
     kind: Literal["dpmpp-2m"]
 
 

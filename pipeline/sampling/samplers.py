@@ -32,65 +32,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
 from pipeline.noise.process import Denoiser, alpha_sigma
+from pipeline.sampling.params import Sampling, Walk
 
 Noise = Callable[[int], Tensor]
 Sample = Callable[..., Tensor]
 
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "ddpm": {"variance": "small"},
-    "ddim": {"eta": 0.0},
-    "heun": {"s_churn": 0.0, "s_min": 0.0, "s_max": None, "s_noise": 1.0},
-    "dpmpp-2m": {},
-}
 SIGMA_DATA = 0.5  # of EDM's noise levels, in which s_min and s_max are given
 Clip = tuple[float, float] | tuple[Tensor, Tensor]
 
 
-def sampler(kind: str, *, clip: Clip | None = None, **options: Any) -> Sample:
-    """The sampler of this kind, a function `sample` as described above.
+def sampler(block: Sampling) -> Sample:
+    """The sampler of a block `sampling` of params.yaml, a function `sample` as described above.
 
-    * `ddpm`: ancestral sampling (Ho et al. 2020), the posterior q(x_s | x_t, x0hat). Option
-      variance: `small`, the posterior's own, or `large`, beta = 1 - alpha_t^2/alpha_s^2 (the
-      code's fixedsmall and fixedlarge);
-    * `ddim` (Song et al. 2021): option eta = 0, deterministic; eta = 1 is `ddpm`;
-    * `heun`: EDM's second-order solver in sigma/alpha (Karras et al. 2022, algorithm 1). A step
-      from -inf, which has no finite sigma/alpha, is first-order. Options s_churn, s_min, s_max,
-      s_noise (algorithm 2): at states with noise levels sigma within s_min..s_max (None: all
-      above), in EDM's units (data of standard deviation 0.5), noise raises sigma by the factor
-      1 + min(s_churn/T, sqrt(2) - 1) before each step;
-    * `dpmpp-2m`: DPM-Solver++(2M) in log-SNR (Lu et al. 2022, algorithm 2), second-order.
-
-    `clip` = (lowest, highest) bounds every x0hat; in units of the scaled data, numbers or tensors
-    that broadcast to it. UserError for an unknown kind or option, eta outside [0, 1], churn that is
-    negative, or an empty clip range.
+    The block names the function that makes it of its keys (`made_by`).
     """
-    if kind not in SAMPLERS:
-        raise UserError(f"sampler '{kind}' is unknown; use one of {', '.join(SAMPLERS)}")
-    for name in options:
-        if name not in SAMPLERS[kind]:
-            known = ", ".join([*SAMPLERS[kind], "clip"])
-            raise UserError(f"sampler '{kind}' has no option '{name}'; its options: {known}")
-    settings = SAMPLERS[kind] | options
-    churn = None
-    if kind == "ddpm":
-        if settings["variance"] not in ("small", "large"):
-            raise UserError("sampler 'ddpm': variance must be 'small' or 'large'")
-        advance = _ddim(1.0, settings["variance"] == "large")
-    elif kind == "ddim":
-        if not 0 <= settings["eta"] <= 1:
-            raise UserError(f"sampler 'ddim': eta must lie in [0, 1], not {settings['eta']}")
-        advance = _ddim(settings["eta"])
-    elif kind == "heun":
-        advance = _heun
-        if any(value is not None and not value >= 0 for value in settings.values()):
-            raise UserError("sampler 'heun': s_churn, s_min, s_max and s_noise cannot be negative")
-        if settings["s_churn"]:
-            churn = _churn(**settings)
-    else:
-        advance = _dpmpp_2m
-    _check_clip(clip)
+    return block.maker(**block.options(*Walk.model_fields))
+
+
+def ddim(*, eta: float) -> Sample:
+    """Song et al. 2021: eta = 0 is deterministic, eta = 1 is `ddpm`."""
+    return walk(_ddim(eta))
+
+
+def ddpm(*, variance: str) -> Sample:
+    """Ancestral sampling (Ho et al. 2020), the posterior q(x_s | x_t, x0hat).
+
+    variance: `small`, the posterior's own, or `large`, beta = 1 - alpha_t^2/alpha_s^2 (the code's
+    fixedsmall and fixedlarge).
+    """
+    return walk(_ddim(1.0, variance == "large"))
+
+
+def heun(*, s_churn: float, s_min: float, s_max: float | None, s_noise: float) -> Sample:
+    """EDM's second-order solver in sigma/alpha (Karras et al. 2022, algorithm 2).
+
+    Without churn it is algorithm 1. At states with noise levels sigma within s_min..s_max (None:
+    all above), in EDM's units (data of standard deviation 0.5), noise raises sigma by the factor
+    1 + min(s_churn/T, sqrt(2) - 1) before each step. A step from -inf, which has no finite
+    sigma/alpha, is first-order.
+    """
+    return walk(_heun, _churn(s_churn, s_min, s_max, s_noise) if s_churn else None)
+
+
+def dpmpp_2m() -> Sample:
+    """DPM-Solver++(2M) in log-SNR (Lu et al. 2022, algorithm 2), second-order."""
+    return walk(_dpmpp_2m)
+
+
+def walk(advance: Callable[..., Tensor], churn: Callable[..., Any] | None = None) -> Sample:
+    """A sampler of its step.
+
+    `advance(denoise, x, x0, previous, states, i, noise)` goes from `states[i]` to `states[i - 1]`;
+    x0 is the estimate at x, `previous` the one before (None at first). `churn(x, states, i, noise)`
+    gives x and log-SNR of a noisier point to go on from.
+    """
 
     @torch.no_grad()
     def sample(
@@ -102,7 +98,6 @@ def sampler(kind: str, *, clip: Clip | None = None, **options: Any) -> Sample:
         callback: Callable[[dict], None] | None = None,
     ) -> Tensor:
         states = _checked(states)
-        denoise = clipped(denoise, clip)
         previous = None
         for i in range(len(states) - 1, -1, -1):
             if churn is not None:
@@ -118,11 +113,11 @@ def sampler(kind: str, *, clip: Clip | None = None, **options: Any) -> Sample:
     return sample
 
 
-def clipped(denoise: Denoiser, clip: Clip | None) -> Denoiser:
-    """The denoiser with its answers bounded to clip = (lowest, highest); itself for None."""
-    _check_clip(clip)
-    if clip is None:
-        return denoise
+def clipped(denoise: Denoiser, clip: Clip) -> Denoiser:
+    """The denoiser with its answers bounded to clip = (lowest, highest).
+
+    In units of the scaled data: numbers, or tensors that broadcast to it.
+    """
     lowest, highest = clip
     return lambda x, log_snr: denoise(x, log_snr).clamp(lowest, highest)
 
@@ -143,11 +138,6 @@ def guided(denoise: Callable[..., tuple[Tensor, Tensor]], guidance: float) -> De
         return unconditional + guidance * (conditional - unconditional)
 
     return combined
-
-
-def _check_clip(clip: Clip | None) -> None:
-    if clip is not None and not (len(clip) == 2 and bool(torch.as_tensor(clip[0] < clip[1]).all())):
-        raise UserError(f"clip must be two increasing numbers, not {list(clip)}")
 
 
 def _checked(states: Sequence[float]) -> list[float]:

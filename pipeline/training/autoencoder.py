@@ -13,14 +13,14 @@ of the paths they came from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data import params
 from pipeline.data.codec import (
     MEASURE_IMAGES,
     Rows,
@@ -31,7 +31,7 @@ from pipeline.data.codec import (
     write_codec,
 )
 from pipeline.errors import UserError
-from pipeline.networks.autoencoder import Autoencoder, check_divides, require
+from pipeline.networks.autoencoder import Autoencoder, check_divides
 from pipeline.noise import philox
 from pipeline.store.files import write_text
 from pipeline.store.identity import canonical_json
@@ -65,7 +65,7 @@ def train_autoencoder(
     count: int,
     *,
     shape: tuple[int, int, int],
-    settings: Mapping[str, Any],
+    settings: params.Autoencoder,
     seed: int,
     folder: Path,
     device: torch.device | str = "cpu",
@@ -78,10 +78,10 @@ def train_autoencoder(
     """Train an `Autoencoder`, from its checkpoint in `folder`/state if there is one.
 
     rows: dataset rows (int64 [n]) to uint8 images [n, *shape]; count: rows in the dataset.
-    settings: `channels`, `downsample`, `width`, `blocks` of the autoencoder; `images`, the budget;
-        `batch`; `learning_rate`, its peak: a warm-up over the first 2% of the budget, then a cosine
-        to zero; `kl_weight`, the factor on the KL divergence averaged over all latent values, added
-        to a `reconstruction_loss` averaged over all pixel values (of images in [-1, 1]).
+    settings: a block `latent` of params.yaml. Its learning rate is the peak: a warm-up over the
+        first 2% of the budget, then a cosine to zero. Its KL weight is a factor on the divergence
+        averaged over all latent values, which is added to a `reconstruction_loss` averaged over all
+        pixel values (of images in [-1, 1]).
 
     limit: rows that the finished codec is measured on, at most.
 
@@ -91,17 +91,19 @@ def train_autoencoder(
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError for settings
     that do not fit the images, a damaged checkpoint, or a loss that is no longer finite.
     """
-    check_divides(shape[1:], settings["downsample"])
-    for key in ("images", "batch"):
-        require(settings[key] >= 1, key, f"must be at least 1, got {settings[key]}")
-    require(settings["kl_weight"] >= 0, "kl_weight", "must not be negative")
+    check_divides(shape[1:], settings.downsample)
     torch.set_num_threads(threads)
     device = torch.device(device)
-    config = {key: settings[key] for key in ("channels", "downsample", "width", "blocks")}
-    config = {"image_channels": shape[0], **config}
+    config = {
+        "image_channels": shape[0],
+        "channels": settings.channels,
+        "downsample": settings.downsample,
+        "width": settings.width,
+        "blocks": settings.blocks,
+    }
     network = Autoencoder(**config, seed=philox.derive_key(seed, "weights") >> 1, device=device)
-    optimizer = make_optimizer(network.parameters(), "adam", settings["learning_rate"], BETAS)
-    budget, batch = settings["images"], settings["batch"]
+    optimizer = make_optimizer(network.parameters(), "adam", settings.learning_rate, BETAS)
+    budget, batch = settings.images, settings.batch
     ema = EMA(network, budget * EMA_HALFLIFE)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     run = Run(folder, parts, device, log)
@@ -109,7 +111,7 @@ def train_autoencoder(
 
     rows_key, noise_key = philox.derive_key(seed, "rows"), philox.derive_key(seed, "posterior")
     slot, order = -1, np.empty(0, np.int64)
-    latent_shape = shape_of_latents(shape, settings["channels"], settings["downsample"])
+    latent_shape = shape_of_latents(shape, settings.channels, settings.downsample)
     step = max(batch, budget // CURVE_POINTS)
     with run:
         while run.images < budget:
@@ -126,7 +128,7 @@ def train_autoencoder(
             mean, log_variance = network.encode(x)
             decoded = network.decode(mean + (0.5 * log_variance).exp() * eps)
             loss = reconstruction_loss(decoded, x)
-            loss = loss + settings["kl_weight"] * kl_divergence(mean, log_variance).mean()
+            loss = loss + settings.kl_weight * kl_divergence(mean, log_variance).mean()
             loss.backward()
             factor, beta1 = rate_and_momentum(
                 "cosine",
@@ -136,7 +138,7 @@ def train_autoencoder(
                 floor=0.0,
                 warmup_images=int(budget * WARMUP),
             )
-            apply(optimizer, settings["learning_rate"] * factor, beta1)
+            apply(optimizer, settings.learning_rate * factor, beta1)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(start, stop_at - start)

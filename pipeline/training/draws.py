@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from pipeline.data.latents import Latents
 from pipeline.levels import curriculum
 from pipeline.networks.build import flops_of
 from pipeline.noise import assignment, pairing, philox, process
+
+if TYPE_CHECKING:
+    from pipeline.specs import ExpertSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,33 +36,33 @@ class Draws:
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        spec: ExpertSpec,
         latents: Latents,
         pairings: Sequence[pairing.Pairing] = (),
         components: assignment.Components | None = None,
     ):
         self.latents = latents
-        self.pairing = spec["pairing"]
+        self.pairing = spec.pairing
         self.basis = None
         if components is not None:
             self.basis = torch.tensor(components.basis, device=latents.device)
         self.pairings = {slot: found for found in pairings for slot in found.slots}
-        self.prediction, self.conditioned = spec["prediction"], spec["conditioning"] == "state"
-        self.noise_key = spec["noise_key"]
-        self.rows_key = philox.derive_key(spec["stream_key"], "rows")
-        self.states_key = philox.derive_key(spec["stream_key"], "states")
-        self.drop_key = philox.derive_key(spec["stream_key"], "labels")
-        self.latent_key = philox.derive_key(spec["noise_key"], "latent")
-        self.outside_key = philox.derive_key(spec["stream_key"], "outside")
-        self.outside = spec.get("decouple", {}).get("outside", 0.0)
-        self.axis = np.asarray(spec.get("decouple", {}).get("axis", ()))
-        self.fixed = len(spec["log_snr"]) == 1 and not self.outside
-        self.one_state = float(spec["log_snr"][0])
-        self.classes = spec["classes"]
-        self.label_dropout = spec["network"].get("label_dropout", 0.0)
-        self.budget = spec["images"]
-        self.corrected = spec["curriculum"].get("correct", False)
-        self.curriculum = _curriculum(spec)
+        self.prediction, self.conditioned = spec.prediction, spec.conditioning == "state"
+        self.noise_key = spec.noise_key
+        self.rows_key = philox.derive_key(spec.stream_key, "rows")
+        self.states_key = philox.derive_key(spec.stream_key, "states")
+        self.drop_key = philox.derive_key(spec.stream_key, "labels")
+        self.latent_key = philox.derive_key(spec.noise_key, "latent")
+        self.outside_key = philox.derive_key(spec.stream_key, "outside")
+        self.outside = spec.decouple.outside if spec.decouple else 0.0
+        self.axis = np.asarray(spec.decouple.axis if spec.decouple else ())
+        self.fixed = len(spec.log_snr) == 1 and not self.outside
+        self.one_state = spec.log_snr[0]
+        self.classes = spec.classes
+        self.label_dropout = spec.network.label_dropout
+        self.budget = spec.images
+        self.corrected = getattr(spec.curriculum.form, "correct", False)
+        self.curriculum = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
         self._slot, self._order = -1, np.empty(0, np.int64)
 
     def batch(self, start: int, stop: int, layout: torch.memory_format) -> Batch:
@@ -146,32 +149,22 @@ class Draws:
             row,
             number,
             self.latents.shape,
-            refresh=self.pairing.get("refresh", 0.0),
+            refresh=getattr(self.pairing, "refresh", 0.0),
             basis=self.basis,
-            scale=self.pairing["scale"],
+            scale=self.pairing.scale,
         )
 
 
-def _curriculum(spec: dict[str, Any]) -> curriculum.Curriculum:
-    settings = dict(spec["curriculum"])
-    kind = settings.pop("kind")
-    own = settings.pop("own", None)
-    settings.pop("correct", None)
-    axis = np.asarray(settings.pop("axis", spec["log_snr"]))
-    built = curriculum.build(kind, axis, spec["continuous"], **settings)
-    return built if own is None else built.restrict(np.arange(own[0], own[1] + 1))
-
-
-def flops_per_image(spec: dict[str, Any]) -> float:
+def flops_per_image(spec: ExpertSpec) -> float:
     """Mean forward FLOPs of the spec's network for an image that is trained on.
 
     For a multi-decoder over its run, by how often each interval is drawn.
     """
-    bounds = spec["network"].get("interval_bounds")
+    bounds = spec.interval_bounds
     if not bounds:
         return flops_of(spec)
-    curriculum = _curriculum(spec)
-    places = np.searchsorted(-np.asarray(bounds), -curriculum.log_snrs, side="left")
-    shares = np.bincount(places, curriculum.average(), minlength=len(bounds) + 1)
+    drawn = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
+    places = np.searchsorted(-np.asarray(bounds), -drawn.log_snrs, side="left")
+    shares = np.bincount(places, drawn.average(), minlength=len(bounds) + 1)
     levels = [bounds[0], *(bound - 1e-6 for bound in bounds)]  # one in each interval
     return float(sum(s * flops_of(spec, v) for s, v in zip(shares, levels, strict=True)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,11 +30,14 @@ from pipeline.training.loss import Uncertainty, weighting
 from pipeline.training.optim import apply, make_optimizer, rate_and_momentum
 from pipeline.training.run import CURVE_POINTS, Progress, Run, keep_freed_memory
 
+if TYPE_CHECKING:
+    from pipeline.specs import ExpertSpec
+
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
 
 
 def train(
-    spec: dict[str, Any],
+    spec: ExpertSpec,
     latents: Latents,
     folder: Path,
     pairings: Sequence[pairing.Pairing] = (),
@@ -60,12 +63,11 @@ def train(
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
     is no longer finite or the parent's weights do not fit.
     """
-    settings = spec["training"]
-    torch.set_num_threads(settings["threads"])
+    settings = spec.training
+    torch.set_num_threads(settings.threads)
     keep_freed_memory()
     device = latents.device
-    network = network_of(spec, spec["start_key"], device)
-    decoupled = spec.get("decouple", {})
+    network = network_of(spec, spec.start_key, device)
     guide = None
     if parent is not None:
         weights = load_file(parent)
@@ -73,51 +75,51 @@ def train(
             start_from(network, weights)
         except ValueError as e:
             raise UserError(f"{parent}: {e}") from e
-        if decoupled.get("consistency"):
+        if spec.decouple and spec.decouple.consistency:
             guide = network_of(spec, device=device).eval().requires_grad_(False)
             start_from(guide, weights)
-    if spec.get("train") == "decoders":
+    if spec.train == "decoders":
         network.encoder.requires_grad_(False)
     # On a GPU convolutions are fastest channels-last; on a CPU the norms are much slower so.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     network.to(memory_format=layout).train()
     uncertainty = None
-    if settings["weighting"]["kind"] == "uncertainty":
+    if settings.weighting.kind == "uncertainty":
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = make_optimizer(
         [*trainable, *(uncertainty.parameters() if uncertainty else ())],
-        "adamw" if settings["weight_decay"] else "adam",
-        settings["learning_rate"],
-        tuple(settings["betas"]),
-        settings["weight_decay"],
+        "adamw" if settings.weight_decay else "adam",
+        settings.learning_rate,
+        tuple(settings.betas),
+        settings.weight_decay,
     )
-    ema = EMA(network, settings["ema_halflife"], EMA_RAMPUP) if settings["ema_halflife"] else None
-    power = PowerEMA(network, settings["power_ema"]) if settings["power_ema"] else None
-    plain = settings["weighting"]["kind"] in ("uniform", "uncertainty")
-    weigh = weighting(**({"kind": "uniform"} if plain else settings["weighting"]))
+    ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
+    power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
+    plain = settings.weighting.kind in ("uniform", "uncertainty")
+    weigh = None if plain else weighting(settings.weighting.kind, **settings.weighting.options())
     draws = Draws(spec, latents, pairings, components)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     parts |= {"power": power, "uncertainty": uncertainty}
     run = _Run(spec, folder, parts, device, log)
     run.resume()
 
-    bfloat16 = settings["precision"] == "bfloat16"
+    bfloat16 = settings.precision == "bfloat16"
     if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log("this processor has no bfloat16 units: training.precision: float32 is much faster here")
-    budget, batch = spec["images"], settings["batch"]
+    budget, batch = spec.images, settings.batch
     forward = network
-    if settings["compile"] and budget - run.images >= batch:
+    if settings.compile and budget - run.images >= batch:
         inputs, left = draws.batch(0, batch, layout).inputs, budget - run.images
         forward = compiled(network, inputs, left, autocast=bfloat16, log=log)
-    warmup = min(settings["warmup"], budget // 10)
+    warmup = min(settings.warmup, budget // 10)
     step = max(batch, budget // CURVE_POINTS)
     with run:
         while run.images < budget:
             start, stop_at = run.images, min(run.images + batch, budget)
             one = draws.batch(start, stop_at, layout)
-            if spec["network"]["dropout"]:  # torch draws the masks itself: by position, too
-                torch.manual_seed(philox.derive_key(spec["stream_key"], "dropout", start))
+            if spec.network.dropout:  # torch draws the masks itself: by position, too
+                torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 output = forward(*one.inputs)
                 answer = None if guide is None else guide(*one.inputs)
@@ -125,8 +127,8 @@ def train(
                 loss = functional.mse_loss(output.float(), one.wanted)
             else:
                 error = process.squared_error(output, one.wanted)
-                if not plain:
-                    error = error * weigh(one.log_snr, spec["prediction"])
+                if weigh is not None:
+                    error = error * weigh(one.log_snr, spec.prediction)
                 if uncertainty is not None:
                     level = one.log_snr
                     if draws.fixed:
@@ -137,18 +139,18 @@ def train(
                 loss = error.mean()
             if answer is not None:
                 kept = functional.mse_loss(output.float(), answer.float())
-                loss = loss + decoupled["consistency"] * kept
+                loss = loss + spec.decouple.consistency * kept
             loss.backward()
             factor, beta1 = rate_and_momentum(
-                settings["decay"],
+                settings.decay,
                 start / budget,
                 stop_at,
-                beta0=settings["betas"][0],
-                floor=settings["floor"],
+                beta0=settings.betas[0],
+                floor=settings.floor,
                 warmup_images=warmup,
-                reference_images=settings["reference_images"],
+                reference_images=settings.reference_images,
             )
-            apply(optimizer, settings["learning_rate"] * factor, beta1)
+            apply(optimizer, settings.learning_rate * factor, beta1)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
@@ -177,14 +179,14 @@ def train(
 class _Run(Run):
     """An expert's run: with its snapshots and record."""
 
-    def __init__(self, spec: dict[str, Any], *settings: Any):
+    def __init__(self, spec: ExpertSpec, *settings: Any):
         super().__init__(*settings)
         self.spec = spec
         self.more = {"snapshot_seconds": {}}
 
     def snapshot(self, start: int, stop: int) -> None:
         """Keep the weights if a snapshot is due at the end of this batch."""
-        for images in self.spec["snapshots"]:
+        for images in self.spec.snapshots:
             if start < images <= stop:
                 weights = (
                     self.parts["ema"].weights

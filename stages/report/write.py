@@ -196,7 +196,7 @@ def samples_of(workspace: Workspace, scored: Job) -> Latents:
     """The first shard of the samples of a scoring job."""
     from pipeline.data.latents import Latents
 
-    return Latents([workspace.store.entry(scored.spec["samples"][0]).file("samples.arrow")])
+    return Latents([workspace.store.entry(scored.spec.samples[0]).file("samples.arrow")])
 
 
 def save_grid(shard: Latents, rows: np.ndarray, classes: Sequence[str], path: Path) -> None:

@@ -79,7 +79,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     UserError for an unknown recipe or milestone, for a folder that is not empty, or if the recipe
     is not finished. `out` holds the whole model or nothing.
     """
-    from pipeline.sampling.exported import FORMAT, MODEL
+    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
 
     recipes = workspace.params.recipes
     if name not in recipes:
@@ -112,15 +112,12 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
             "tspace": pipeline.__version__,
             "recipe": name,
             "images": images,
-            "mixture": spec["mixture"],
-            "classes": list(class_names(workspace)) if spec["mixture"]["classes"] else None,
-            "states": spec["states"],
-            "sampling": {
-                **spec["sampling"],
-                "batch": spec["batch"],
-                **{key: spec[key] for key in ("class_counts",) if key in spec},
-            },
-            "files": _copy_files(workspace, spec["mixture"], fresh),
+            "mixture": spec.mixture,
+            "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
+            "drawing": Drawing(
+                **{key: getattr(spec, key) for key in Drawing.model_fields}
+            ).model_dump(mode="json"),
+            "files": _copy_files(workspace, spec.mixture, fresh),
         }
         write_json(fresh / MODEL, model)
         write_text(fresh / "sample.py", EXAMPLE)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.specs import ExpertSpec
 from pipeline.store.circumstances import processor
 from pipeline.store.entry import Entry
 from pipeline.store.identity import canonical_json
@@ -27,7 +28,7 @@ RECENT = 9  # finished experts whose speeds are looked at
 class Finished:
     """A finished expert."""
 
-    spec: dict[str, Any]
+    spec: dict[str, Any]  # as it was written, by whatever version
     record: dict[str, Any]
     seconds: float | None  # of training an image; None of one that was trained elsewhere
     label: str  # when its recipe was collected last; empty if it is no longer in a plan
@@ -109,15 +110,16 @@ class Costs:
                 self._timed.setdefault(_network(expert.spec), []).append(expert)
         self._known: dict[str, Cost] = {}
 
-    def of(self, spec: dict[str, Any]) -> Cost:
+    def of(self, spec: ExpertSpec) -> Cost:
         """Cost of an expert's network, at the speed of the latest experts like it."""
-        network = _network(spec)
-        key = network + canonical_json(_speed(spec))
+        written = spec.as_json()
+        network, speed = _network(written), _speed(written)
+        key = network + canonical_json(speed)
         if key not in self._known:
-            self._known[key] = self._cost(network, spec)
+            self._known[key] = self._cost(network, speed, spec)
         return self._known[key]
 
-    def _cost(self, network: str, spec: dict[str, Any]) -> Cost:
+    def _cost(self, network: str, speed: list[Any], spec: ExpertSpec) -> Cost:
         if alike := self._finished.get(network):
             record = alike[0].record
             flops, parameters = record["flops"] / record["images"], record["parameters"]
@@ -125,7 +127,7 @@ class Costs:
             flops, parameters = counted_cost(spec)
         if timed := self._timed.get(network):
             # The same batch, threads and precision tell more than just the same network.
-            same = [e for e in timed if _speed(e.spec) == _speed(spec)] or timed
+            same = [e for e in timed if _speed(e.spec) == speed] or timed
             # The middle of some: the first one on a machine also waits for the disk.
             seconds = statistics.median(e.seconds for e in same[:RECENT])
             return Cost(flops, parameters, seconds)
@@ -145,21 +147,21 @@ class Costs:
         return statistics.median(rates) if rates else None
 
 
-NETWORK = ("network", "channels", "resolution", "classes", "conditioning")
+NETWORK = ("network", "channels", "resolution", "classes", "conditioning", "interval_bounds")
 
 
 def _network(spec: dict[str, Any]) -> str:
     keys = NETWORK
-    if spec["network"]["kind"] == "multi-decoder":  # which decoder runs how often
+    if spec.get("interval_bounds"):  # which decoder runs how often
         keys += ("curriculum", "log_snr")
-    return canonical_json({key: spec[key] for key in keys})
+    return canonical_json({key: spec.get(key) for key in keys})
 
 
 def _speed(spec: dict[str, Any]) -> list[Any]:
-    return [spec["training"].get(key) for key in ("batch", "threads", "precision")]
+    return [spec.get("training", {}).get(key) for key in ("batch", "threads", "precision")]
 
 
-def counted_cost(spec: dict[str, Any]) -> tuple[float, int]:
+def counted_cost(spec: ExpertSpec) -> tuple[float, int]:
     """FLOPs of training an image, and parameters, of a network that nobody trained yet.
 
     Its layers are laid out, without memory.
@@ -200,7 +202,7 @@ def drawing(
     owners = [by_expert[sum(state < end for end in ends)] for state in asked]
     # Training an image costs three evaluations: forward, and twice as much backward.
     flops = statistics.fmean(cost.flops for cost in owners) / 3
-    seconds = measured.get(_evaluated(recipe.experts[0].job.spec, guided))
+    seconds = measured.get(_evaluated(recipe.experts[0].job.spec.as_json(), guided))
     if seconds is None and None not in (times := [cost.seconds for cost in owners]):
         seconds = statistics.fmean(times) / 3
     work = left * evaluations
@@ -219,13 +221,12 @@ def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
     """Seconds of one evaluation for one sample, by network, in the latest finished samplings."""
     found: dict[str, list[tuple[float, float]]] = {}
     for when, seconds, spec in _timed(workspace, "samples"):
-        guided = spec["sampling"].get("guidance", 1) != 1
+        guided = spec["sampling"]["guidance"] != 1
         asked = sum(float(state) > -math.inf for state in spec["states"])
         evaluations = _evaluations(asked, spec["sampling"]["kind"], guided)
-        first, last = spec["rows"]
         mixture = spec["mixture"]
         key = _evaluated({**mixture, **mixture["experts"][0]}, guided)
-        each = seconds / ((last - first) * evaluations)
+        each = seconds / (_rows(spec) * evaluations)
         found.setdefault(key, []).append((when, each))
     return {key: _middle(times) for key, times in found.items()}
 
@@ -251,23 +252,23 @@ def _evaluations(states: int, kind: str, guided: bool) -> int:
 
 
 def _evaluated(spec: dict[str, Any], guided: bool) -> str:
-    return canonical_json([guided, *(spec[key] for key in NETWORK)])
+    return canonical_json([guided, *(spec.get(key) for key in NETWORK)])
 
 
 def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:
     """Seconds of jobs of the inputs, alike but for their rows, as the latest such ones took."""
-    first = jobs[0]
+    wanted = [job.spec.as_json() for job in jobs]
     times = [
         (when, seconds / _rows(spec))
-        for when, seconds, spec in _timed(workspace, first.kind)
-        if spec.get("settings") == first.spec.get("settings")
+        for when, seconds, spec in _timed(workspace, jobs[0].kind)
+        if spec.get("settings") == wanted[0].get("settings")
     ]
-    return _middle(times) * sum(_rows(job.spec) for job in jobs) if times else None
+    return _middle(times) * sum(map(_rows, wanted)) if times else None
 
 
 def _rows(spec: dict[str, Any]) -> int:
     """Rows of a shard; 1 of a job whose settings say how much it does."""
-    return spec["rows"][1] - spec["rows"][0] if isinstance(spec["rows"], list) else 1
+    return spec["last"] - spec["first"] if "last" in spec else 1
 
 
 def critical_seconds(

@@ -192,7 +192,7 @@ def _undrawn(workspace: Workspace, facts: plan.DatasetFacts, recipe: plan.Recipe
     parts = sample.sample_jobs(workspace, params, facts, {recipe.name: recipe})
     jobs = {job.name: job for part in parts.values() for job in part}
     return sum(
-        job.spec["rows"][1] - job.spec["rows"][0]
+        job.spec.last - job.spec.first
         for name, job in jobs.items()
         if not done(workspace, "samples", name)
     )
@@ -251,7 +251,7 @@ def _row(recipe: str, expert: plan.Expert, found: Found, costs: Costs, reasons: 
         flops_left=cost.flops * left,
         seconds_left=0.0 if not left else cost.seconds and cost.seconds * left,
         estimated=cost.estimated,
-        weights_bytes=WEIGHT_BYTES * cost.parameters * len(job.spec["snapshots"]),
+        weights_bytes=WEIGHT_BYTES * cost.parameters * len(job.spec.snapshots),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.specs import ExpertSpec
 from stages.tools.forecast import Finished
 
 NEW = "new"
@@ -39,17 +39,17 @@ class Reasons:
                 row[self._columns[key]] = code
         return row
 
-    def of(self, spec: dict[str, Any], label: str) -> str:
+    def of(self, spec: ExpertSpec, label: str) -> str:
         """`new`, or the settings in which the nearest finished expert differs: old -> new."""
         if not self._finished:
             return NEW
-        flat = _flat(json.loads(json.dumps(spec)))
+        flat = _flat(spec.as_json())
         distance = (self._table != np.array(self._row(flat), np.int32)) @ self._weights
         # Among equally near ones that of the same recipe and states, then the latest.
         distance += 0.5 * (self._labels != label)
         nearest = min(np.flatnonzero(distance == distance.min()), key=lambda i: -self._when[i])
         told = list(_differences(self._flat[nearest], flat))
-        alien = spec["conditioning"] == "none" and "states" in [key for key, _ in told]
+        alien = spec.conditioning == "none" and "states" in [key for key, _ in told]
         if alien or len(told) > NEAR:
             return NEW
         return "; ".join(text for _, text in told)
