@@ -1,0 +1,206 @@
+"""Which results an edit of the code makes again: typical edits, on a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Digests of every kind of job, with the forms that are defaults, and the names of planned experts.
+SAY = """
+import json
+from pathlib import Path
+from pipeline import plan
+from pipeline.networks.params import UNet
+from pipeline.params.load import load
+from pipeline.sampling.params import DdimSampling
+forms = {"expert": [UNet()], "samples": [UNet(), DdimSampling()], "outputs": [UNet()]}
+found = {kind: plan.code_of(kind, *forms.get(kind, ())) for kind in plan.CODE}
+facts = plan.DatasetFacts("0" * 64, 1000, 16, 1, 10, (127.5,), (73.9,), class_counts=(100,) * 10)
+params = load(Path("params.yaml"))
+shards = plan.latents(params, facts)
+found["planned"] = [job.name for job in [*shards, plan.features(params, facts)]]
+for recipe in plan.experts(params, facts).values():
+    found["planned"] += [expert.job.name for expert in recipe.experts]
+print(json.dumps(found))
+"""
+KINDS = {"encoder", "latents", "spectrum", "bounds", "pilot", "features", "pairing", "expert"}
+KINDS |= {"merged", "samples", "reconstructions", "scores", "outputs", "consistency"}
+
+
+def replace(path: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        text = (root / path).read_text()
+        assert text.count(old) == 1, f"{path}: {text.count(old)} times {old!r}"
+        (root / path).write_text(text.replace(old, new))
+
+    return edit
+
+
+def add(path: str, text: str) -> Callable[[Path], None]:
+    return lambda root: (root / path).write_text(
+        ((root / path).read_text() if (root / path).exists() else "") + text
+    )
+
+
+def edits(*them: Callable[[Path], None]) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        for one in them:
+            one(root)
+
+    return edit
+
+
+def move_the_classifier(root: Path) -> None:
+    old, new = root / "pipeline/training/classifier.py", root / "pipeline/training/guesses.py"
+    old.rename(new)
+    for path in [*root.rglob("pipeline/**/*.py"), *root.rglob("stages/**/*.py")]:
+        text = path.read_text()
+        path.write_text(text.replace("pipeline.training.classifier", "pipeline.training.guesses"))
+
+
+SAMPLER = '''"""Euler's method."""
+
+from pipeline.sampling.samplers import Sample, ddim
+
+
+def euler(*, steps_back: float) -> Sample:
+    return ddim(eta=steps_back)
+'''
+SAMPLER_KEYS = '''class EulerSampling(Walk):
+    """Euler's method."""
+
+    made_by: ClassVar[str] = "pipeline.sampling.euler:euler"
+    kind: Literal["euler"]
+    steps_back: Share = 0.0
+
+
+Sampling = EulerSampling | '''
+SCHEDULE = '''
+
+def _squeezed(states: int, **_: object) -> np.ndarray:
+    return np.linspace(5.0, -5.0, states)
+
+
+_BUILDERS["squeezed"] = _squeezed
+'''
+SCHEDULE_KEYS = '''class SqueezedSchedule(Block):
+    """Between 5 and -5."""
+
+    kind: Literal["squeezed"]
+    states: States = 16
+
+
+Schedule = (
+    SqueezedSchedule
+    | '''
+NETWORK_KEYS = '''class Wide(UNet):
+    """Another network."""
+
+    made_by: ClassVar[str] = "pipeline.networks.wide:wide"
+    kind: Literal["wide"]
+
+
+Network = Wide | '''
+TABLE = {
+    "add a sampler": (
+        edits(
+            add("pipeline/sampling/euler.py", SAMPLER),
+            replace("pipeline/sampling/params.py", "\nSampling = ", "\n" + SAMPLER_KEYS),
+        ),
+        set(),
+    ),
+    "add a schedule": (
+        edits(
+            add("pipeline/levels/schedule.py", SCHEDULE),
+            replace("pipeline/levels/params.py", "\nSchedule = (\n    ", "\n" + SCHEDULE_KEYS),
+        ),
+        set(),
+    ),
+    "add a network": (
+        edits(
+            add("pipeline/networks/wide.py", "from pipeline.networks.unet import unet as wide\n"),
+            replace("pipeline/networks/params.py", "\nNetwork = ", "\n" + NETWORK_KEYS),
+        ),
+        set(),
+    ),
+    "add a metric": (
+        replace(
+            "pipeline/evaluation/scores.py",
+            '"kid": kernel.mean,',
+            '"kid": kernel.mean,\n        "kid_twice": 2 * kernel.mean,',
+        ),
+        {"scores"},
+    ),
+    "add a section of the report": (add("stages/new_section.py", "VALUE = 1\n"), set()),
+    "add a key whose default changes nothing": (
+        edits(
+            replace("pipeline/training/params.py", "    Threads,\n)", "    Threads,\n    neutral,\n)"),
+            replace(
+                "pipeline/training/params.py",
+                "    threads: Threads = 1",
+                "    clip_norm: float = neutral(0.0)\n    threads: Threads = 1",
+            ),
+        ),
+        set(),
+    ),
+    "add a source of images": (
+        add("pipeline/data/sources/open.py", "\n\ndef another():\n    return 1\n"),
+        set(),
+    ),
+    "edit the optimizer": (
+        replace("pipeline/training/optim.py", "amsgrad=False", "amsgrad=True"),
+        {"expert", "encoder"},
+    ),
+    "edit the assignment": (
+        replace("pipeline/noise/assignment.py", "_EXACT = 1 << 24", "_EXACT = 1 << 23"),
+        {"pairing"},
+    ),
+    "edit how rows are chosen": (
+        replace("pipeline/rows.py", '_KEY = philox.derive_key("rows")', '_KEY = 1'),
+        KINDS - {"expert", "samples"},
+    ),
+    "edit a docstring and a comment": (
+        edits(
+            replace("pipeline/training/train.py", '"""Training of one expert:', '"""One expert:'),
+            add("pipeline/noise/assignment.py", "\n# the end\n"),
+        ),
+        set(),
+    ),
+    "move a file": (move_the_classifier, set()),
+}
+
+
+def say(root: Path) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", SAY], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def before():
+    return say(ROOT)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_edit_makes_again_what_it_can_change_and_nothing_else(name, before, tmp_path):
+    edit, changed = TABLE[name]
+    for folder in ("pipeline", "stages"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    edit(tmp_path)
+    after = say(tmp_path)
+    assert before.keys() == KINDS | {"planned"}
+    assert {key for key in KINDS if before[key] != after[key]} == changed
+    # Names of experts have the digests of their code and of all that they read.
+    read = changed & {"expert", "latents", "features", "pairing"}
+    assert (before["planned"] != after["planned"]) == bool(read)
