@@ -56,6 +56,12 @@ Length = Annotated[float, Field(ge=1e-3, lt=0.28)]
 TAGS = ("kind", "method", "extractor", "encoder")  # the key that chooses a block's form
 
 
+def named(place: str) -> Any:
+    """What `module:name` names; the module is imported only now."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def neutral(default: Any) -> Any:
     """The default of a key that changes nothing as long as it has it.
 
@@ -91,5 +97,4 @@ class Form(Block):
 
     @property
     def maker(self) -> Callable[..., Any]:
-        module, _, name = self.made_by.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return named(self.made_by)

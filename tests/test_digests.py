@@ -82,14 +82,14 @@ SAMPLER_KEYS = '''class EulerSampling(Walk):
 
 
 Sampling = EulerSampling | '''
-SCHEDULE = '''
+SCHEDULE = """
 
 def _squeezed(states: int, **_: object) -> np.ndarray:
     return np.linspace(5.0, -5.0, states)
 
 
 _BUILDERS["squeezed"] = _squeezed
-'''
+"""
 SCHEDULE_KEYS = '''class SqueezedSchedule(Block):
     """Between 5 and -5."""
 
@@ -141,7 +141,9 @@ TABLE = {
     "add a section of the report": (add("stages/new_section.py", "VALUE = 1\n"), set()),
     "add a key whose default changes nothing": (
         edits(
-            replace("pipeline/training/params.py", "    Threads,\n)", "    Threads,\n    neutral,\n)"),
+            replace(
+                "pipeline/training/params.py", "    Threads,\n)", "    Threads,\n    neutral,\n)"
+            ),
             replace(
                 "pipeline/training/params.py",
                 "    threads: Threads = 1",
@@ -151,7 +153,14 @@ TABLE = {
         set(),
     ),
     "add a source of images": (
-        add("pipeline/data/sources/open.py", "\n\ndef another():\n    return 1\n"),
+        edits(
+            add("pipeline/data/sources/other.py", "def open_other(place, split, limit): ...\n"),
+            replace(
+                "pipeline/data/params.py",
+                '    "npz":',
+                '    "other": "pipeline.data.sources.other:open_other",\n    "npz":',
+            ),
+        ),
         set(),
     ),
     "edit the optimizer": (
@@ -163,7 +172,7 @@ TABLE = {
         {"pairing"},
     ),
     "edit how rows are chosen": (
-        replace("pipeline/rows.py", '_KEY = philox.derive_key("rows")', '_KEY = 1'),
+        replace("pipeline/rows.py", '_KEY = philox.derive_key("rows")', "_KEY = 1"),
         KINDS - {"expert", "samples"},
     ),
     "edit a docstring and a comment": (

@@ -17,12 +17,21 @@ from pipeline.block import (
     Width,
 )
 
+# What opens each source: (place, split, limit) -> `sources.base.Source`.
+SOURCES = {
+    "digits": "pipeline.data.sources.builtin:open_digits",
+    "fashion-mnist": "pipeline.data.sources.builtin:open_fashion_mnist",
+    "cifar10": "pipeline.data.sources.cifar10:open_cifar10",
+    "folder": "pipeline.data.sources.folder:open_folder",
+    "parquet": "pipeline.data.sources.parquet:open_parquet",
+    "npz": "pipeline.data.sources.npz:open_npz",
+}
 
-# --- data, latents, features, evaluation
+
 class Data(Block):
     """Where the images come from and their normal form."""
 
-    source: Literal["digits", "fashion-mnist", "cifar10", "folder", "parquet", "npz"] = "digits"
+    source: Literal[*SOURCES] = "digits"
     path: Text | None = None
     split: Literal["train", "test"] = "train"
     # Pixels; null keeps the source's own

@@ -1,7 +1,7 @@
 """Which files of raw image data are read, and in which order; none of them is opened here.
 
-Readers and the fingerprint share this list, so what is read and what is watched cannot differ. It
-needs the standard library alone, since `tspace source` looks at every run.
+Readers and the fingerprint share this list, so what is read and what is watched cannot differ.
+Nothing heavy is imported, since `tspace source` looks at every run.
 """
 
 import importlib.util
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.data.params import SOURCES
 from pipeline.errors import UserError, shown
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-SOURCES = ("digits", "fashion-mnist", "folder", "parquet", "npz", "cifar10")
 SPLITS = ("train", "validation", "test")
 
 CIFAR_FILES = {

@@ -5,16 +5,12 @@ for each picture that cannot be used, so that a caller can name all of them at o
 that is damaged as a whole (an archive cut short, a missing shard) raises `UserError`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.block import named
+from pipeline.data.params import SOURCES
 from pipeline.data.raw import locate
 from pipeline.data.sources.base import Source
-from pipeline.data.sources.builtin import open_digits, open_fashion_mnist
-from pipeline.data.sources.cifar10 import open_cifar10
-from pipeline.data.sources.folder import open_folder
-from pipeline.data.sources.npz import open_npz
-from pipeline.data.sources.parquet import open_parquet
 
 
 def open_source(
@@ -29,14 +25,4 @@ def open_source(
     while `samples` is read, for a container that is damaged as a whole.
     """
     place = locate(source, path, split)
-    return _READERS[source](place, split, limit)
-
-
-_READERS: dict[str, Callable[[Path, str, int | None], Source]] = {
-    "digits": open_digits,
-    "fashion-mnist": open_fashion_mnist,
-    "folder": open_folder,
-    "parquet": open_parquet,
-    "npz": open_npz,
-    "cifar10": open_cifar10,
-}
+    return named(SOURCES[source])(place, split, limit)
