@@ -1,7 +1,7 @@
 """Writes what the docs show of results: `python docs/update.py`.
 
-The README's table and picture come from the last `make repro`, its list of benchmarks from
-benchmarks/results/*.json. Without results/, only the latter.
+The README's table and picture come from the last `make repro`, the lists of benchmarks there and in
+benchmarks.md from benchmarks/results/*.json. Without results/, only the latter.
 """
 
 from __future__ import annotations
@@ -77,13 +77,23 @@ SENTENCES = {
     "{ceiling_fraction} of the fastest convolution's",
 }
 
+IN_README = (
+    "headline",
+    "immiscible",
+    "curriculum",
+    "disentangled",
+    "disentangled-long",
+    "consistency",
+)
+
 
 def main() -> None:
     results = {
         path.stem: json.loads(path.read_text())
         for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     }
-    replace(README, "benchmarks", headlines(results))
+    replace(MEASURED, "benchmarks", headlines(results, "../"))
+    replace(README, "benchmarks", headlines({name: results[name] for name in IN_README}))
     for name, found in results.items():
         arms = [row for row in found["rows"] if "arm" in row or "contender" in row]
         if arms:
@@ -102,12 +112,12 @@ def replace(path: Path, block: str, lines: list[str]) -> None:
     path.write_text(text[:start] + "\n" + "\n".join(lines) + "\n" + text[stop:])
 
 
-def headlines(results: dict[str, dict]) -> list[str]:
-    """A row for each committed result: what it says, and what made it."""
+def headlines(results: dict[str, dict], up: str = "") -> list[str]:
+    """A row for each committed result: what it says, and what made it. up: the way to the root."""
     lines = ["| benchmark | what it found | measured |", "|---|---|---|"]
     for name, found in results.items():
         shown = {key: number(value) for key, value in found["headline"].items()}
-        link = f"[{name}](benchmarks/results/{name}.json)"
+        link = f"[{name}]({up}benchmarks/results/{name}.json)"
         sentence = SENTENCES[name].format_map(shown)
         lines.append(f"| {link} | {sentence} | `{found['command']}`, {found['date']} |")
     return lines
