@@ -62,9 +62,13 @@ def main() -> None:
 
 def _stage(name: str, text: str) -> None:
     def run() -> None:
+        from stages.source import require_prepared
         from stages.workspace import Workspace
 
-        stage_named(name)(Workspace.here())
+        workspace = Workspace.here()
+        if name != "prepare":
+            require_prepared(workspace)
+        stage_named(name)(workspace)
 
     main.command(name, help=text)(run)
 

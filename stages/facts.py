@@ -1,4 +1,4 @@
-"""The stages of `dvc.yaml`, each: read artefacts, plan, run, write artefacts."""
+"""What plans are made from: params.yaml, the prepared dataset and what was measured on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
     """
     from pipeline.data.dataset import open_dataset
 
-    info = open_dataset(workspace.dataset).info
+    return facts_from(workspace, open_dataset(workspace.dataset).info, analysed)
+
+
+def facts_from(workspace: Workspace, info: Any, analysed: bool = True) -> plan.DatasetFacts:
+    """The same from a dataset's info, which may lie elsewhere yet."""
     check_against(
         workspace.params, info.rows, info.resolution, info.channels, len(info.classes or ())
     )

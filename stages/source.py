@@ -50,14 +50,21 @@ def source(workspace: Workspace) -> None:
 def _without_images(workspace: Workspace, data: Data, path: Path) -> None:
     ways = _way_to_images(workspace, data.path, path)
     if _settings_of(workspace.source) != _settings(data):
-        raise UserError(
-            f"data.path: {shown(path)} does not exist; {ways}, or `dvc pull` a dataset that was "
-            "prepared with these settings"
-        )
+        raise UserError(f"data.path: {shown(path)} does not exist; {ways}")
     print(
         f"source: {shown(data.path)} is not here, so the dataset is used as it was prepared last; "
         f"to look at the images again, {ways}"
     )
+
+
+def require_images(workspace: Workspace, why: str) -> None:
+    """UserError unless the raw images are here. why: they are needed, in words."""
+    path = raw_path(workspace)
+    if path is not None and not path.exists():
+        ways = _way_to_images(workspace, workspace.params.data.path, path)
+        if not workspace.dataset.exists() and workspace.has_remote:
+            ways = f"`dvc pull` the dataset as it was prepared, or {ways}"
+        raise UserError(f"{why}, and data.path: {shown(path)} does not exist; {ways}")
 
 
 def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:
@@ -71,7 +78,7 @@ def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:
             "let the experiment see them, which runs in a copy without what git ignores (--temp, "
             f"--queue): `dvc add {name}`, or an absolute data.path"
         )
-    return "put the images there"
+    return "put the images there, or correct data.path in params.yaml"
 
 
 def _fingerprint(
@@ -100,11 +107,43 @@ def _text(data: Data, found: Fingerprint) -> str:
     return json.dumps(about, indent=1) + "\n"
 
 
+MOVED = "many files moved since the last look; `dvc repro` compares their contents"
+
+
+def edited(workspace: Workspace) -> str | None:
+    """One line if the dataset was prepared with other settings than params.yaml has now."""
+    from pipeline.data.dataset import open_dataset
+
+    if not workspace.dataset.exists():
+        return None
+    before = open_dataset(workspace.dataset).info.settings
+    path = raw_path(workspace)
+    now = workspace.params.data.model_dump(exclude={"holdout"})
+    now["path"] = None if path is None else path.name
+    keys = [key for key in now if key in before and before[key] != now[key]]
+    if not keys:
+        return None
+    said = ", ".join(f"data.{key} ({_word(before[key])} -> {_word(now[key])})" for key in keys)
+    return f"{said} changed since the dataset was prepared; `dvc repro` prepares it again"
+
+
+def require_prepared(workspace: Workspace) -> None:
+    """UserError if the dataset was prepared with other settings than params.yaml has now."""
+    if changed := edited(workspace):
+        raise UserError(changed)
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
 def changes(workspace: Workspace) -> str | None:
-    """One line if the raw data is not what the dataset was prepared from, as dvc.lock has it.
+    """One line if the dataset is not that of params.yaml and the raw data; `MOVED` if unsure.
 
     None if it is, or if there is nothing to compare: never prepared, or no raw data here.
     """
+    if found := edited(workspace):
+        return found
     recorded = _recorded(workspace)
     path = raw_path(workspace)
     if recorded is None or (path is not None and not path.exists()):
@@ -114,7 +153,7 @@ def changes(workspace: Workspace) -> str | None:
         return "data.source, data.path or data.split changed since the dataset was prepared"
     found = _fingerprint(workspace, path, CHEAP_BYTES)
     if found is None:
-        return "many files moved since the last look; `dvc repro` compares their contents"
+        return MOVED
     if hashlib.md5(_text(data, found).encode(), usedforsecurity=False).hexdigest() == recorded:
         return None
     return "the images changed since the dataset was prepared; `dvc repro` prepares it again"

@@ -73,6 +73,16 @@ class Workspace:
         """Plans and logs of this checkout; may be deleted at any time."""
         return self.root / ".tspace"
 
+    @functools.cached_property
+    def has_remote(self) -> bool:
+        """Whether DVC knows a place that `dvc pull` could bring things from."""
+        files = (self.root / ".dvc" / name for name in ("config", "config.local"))
+        return any(file.is_file() and "remote " in file.read_text() for file in files)
+
+    @property
+    def way_to_artefacts(self) -> str:
+        return f"run `dvc repro`{' (or `dvc pull`)' if self.has_remote else ''} first"
+
     def read_sealed(self, path: Path) -> dict[str, Any]:
         """A JSON artefact with its digest inside. UserError if it is missing or damaged."""
         return self.read_json(path, sealed)
@@ -89,6 +99,6 @@ class Workspace:
         try:
             return parse(path.read_text())
         except FileNotFoundError as e:
-            raise UserError(f"{path}: missing; run `dvc repro` (or `dvc pull`) first") from e
+            raise UserError(f"{path}: missing; {self.way_to_artefacts}") from e
         except ValueError as e:
             raise UserError(f"{path}: damaged; delete it and run `dvc repro`") from e

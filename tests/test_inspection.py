@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import Field
 
 from pipeline import plan
@@ -26,7 +27,7 @@ from pipeline.sampling.samplers import sampler
 from pipeline.specs import FeaturesSpec, Images, LatentsSpec, Part
 from pipeline.store.files import reached, write_sealed
 from pipeline.training.run import Interrupted
-from stages import encode, facts, prepare
+from stages import encode, facts, prepare, source
 from stages.facts import facts_of
 from stages.job import run_job
 from stages.reporter import Reporter
@@ -157,6 +158,39 @@ def test_a_test_that_cannot_be_passed_is_told_in_a_fresh_clone(tmp_path, capsys)
     assert told in capsys.readouterr().out
     prepare.prepare(Workspace(tmp_path))
     assert told in capsys.readouterr().out
+
+
+def data_edited(workspace, data):
+    raw = yaml.safe_load(PARAMS)
+    raw["data"] |= data
+    (workspace.root / "params.yaml").write_text(yaml.safe_dump(raw))
+    return Workspace(workspace.root)
+
+
+def test_other_settings_of_the_data_are_planned_as_a_dataset_that_is_not_prepared(restored, capsys):
+    """What the old dataset could not give is no matter, and all is trained again."""
+    changed = data_edited(restored, {"limit": 90, "duplicates": "drop"})
+    found = planning.outlook(changed)
+    assert found.totals["experts_left"] == 5 and {r.status for r in found.experts} == {"trains"}
+    planning.show_plan(changed, None, everything=False, as_json=False)
+    assert (
+        "data: data.limit (80 -> 90), data.duplicates (keep -> drop) changed since the dataset was "
+        "prepared: 90 images of 8x8"
+    ) in capsys.readouterr().out
+    for command in (status.needed_jobs, source.require_prepared):
+        with pytest.raises(UserError, match=r"data\.limit \(80 -> 90\).*`dvc repro` prepares it"):
+            command(changed)
+    # 80 images could give no batch of 90, and 90 can.
+    text = PARAMS.replace("limit: 80", "limit: 90").replace("batch: 16, mile", "batch: 90, mile")
+    (restored.root / "params.yaml").write_text(text)
+    assert planning.outlook(Workspace(restored.root)).totals["experts_left"] == 5
+
+
+def test_a_refused_prepare_leaves_the_dataset_as_it_was(restored):
+    before = restored.dataset.read_bytes()
+    with pytest.raises(UserError, match="batch: 16 is larger than the dataset"):
+        prepare.prepare(data_edited(restored, {"limit": 10}))
+    assert restored.dataset.read_bytes() == before
 
 
 def test_all_cached_costs_nothing(trained):

@@ -136,7 +136,7 @@ def test_without_the_images_a_pulled_fingerprint_is_kept(make, capsys):
     assert found(workspace) == first
     assert capsys.readouterr().out == (
         "source: imgs is not here, so the dataset is used as it was prepared last; to look at the "
-        "images again, put the images there\n"
+        "images again, put the images there, or correct data.path in params.yaml\n"
     )
     with pytest.raises(UserError, match=r"data\.path: .*/others does not exist; put the images"):
         source(make("others"))

@@ -54,7 +54,25 @@ def test_equal_and_where_not(made, capsys):
     )
     cached.unlink()
     assert not verify(made, "HEAD")
-    assert "dvc fetch" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "DVC's cache has no list of them" in told and "dvc fetch" not in told
+    (made.root / ".dvc" / "config").write_text("['remote \"shared\"']\n    url = /elsewhere\n")
+    assert not verify(Workspace(made.root), "HEAD")
+    assert "`dvc fetch` brings it" in capsys.readouterr().out
+
+
+def test_stages_are_told_in_their_order_and_other_params_first(made, capsys):
+    md5 = listing_md5(listing(made.root / "artefacts" / "experts"))
+    outs = f"{{cmd: x, outs: [{{path: artefacts/experts, md5: {md5}}}]}}"
+    (made.root / "dvc.lock").write_text(f"stages: {{another: {outs}, train: {outs}}}\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *who, "commit", "-qam", "y"], cwd=made.root, check=True)
+    (made.root / "dvc.yaml").write_text("stages: {train: {}, another: {}}\n")
+    (made.root / "params.yaml").write_text("seed: 1\n")
+    verify(made, "HEAD")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "params.yaml is not that of HEAD, so results may well differ"
+    assert [line.split()[0] for line in lines[1:3]] == ["train", "another"]
 
 
 def test_what_cannot_be_compared_is_said(made):

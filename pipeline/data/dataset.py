@@ -75,6 +75,7 @@ def prepare(
     limit: int | None = None,
     split: str = "train",
     duplicates: str = "keep",
+    accept: Callable[[DatasetInfo], None] = lambda info: None,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetInfo:
     """Write a source's images to the Parquet file `out`, which appears only when complete.
@@ -89,6 +90,8 @@ def prepare(
     Images are scaled down by Pillow's antialiased Lanczos filter and up by its bicubic one; RGB
     becomes grey by its luma (ITU-R 601). Memory does not grow with the number of rows, but for
     about 150 bytes a row to find duplicates.
+
+    accept: is told what the dataset is before it takes its place, and may raise.
 
     Raises UserError for settings out of range, for a source that cannot be read, and for images
     that cannot be used, all of them in one message; `out` is then as it was before.
@@ -153,6 +156,7 @@ def prepare(
             "duplicates": duplicates,
         }
         info = writer.finish(classes if labelled else None, copies, settings)
+        accept(info)
     if progress is not None:
         progress(rows)
     return info

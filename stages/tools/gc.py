@@ -44,9 +44,12 @@ def gc(workspace: Workspace, dry_run: bool, yes: bool) -> None:
     for reason, number in found.kept.items():
         print(f"kept: {counted(number, 'entry', 'entries')} {reason}")
     if found.unknown:
+        way = ""
+        if workspace.has_remote:
+            way = "; `dvc fetch --all-commits` before this keeps such entries"
         print(
             f"not known: what {counted(found.unknown, 'recorded output')} named, as DVC's cache "
-            "has no list of it; `dvc fetch --all-commits` before this keeps such entries"
+            f"has no list of it{way}"
         )
     if workspace.store.root != workspace.root / "store":
         print(f"not known: what other checkouts need of the shared store {workspace.store.root}")

@@ -17,7 +17,7 @@ from stages import sample
 from stages.fanout import crowded, profile_settings
 from stages.numbers import counted, si
 from stages.report.costs import interval_costs
-from stages.source import changes, raw_path
+from stages.source import MOVED, changes, raw_path, require_images
 from stages.tools.forecast import (
     Costs,
     Drawing,
@@ -37,7 +37,11 @@ WEIGHT_BYTES = 4  # of a parameter in a snapshot
 
 @dataclass(frozen=True)
 class Row:
-    """One expert of a recipe in the plan. first, last: its states, counted from 1."""
+    """One expert of a recipe in the plan.
+
+    first, last: its states, counted from 1; of a continuous schedule there are none to count, and
+    `levels` says its range of log-SNR.
+    """
 
     recipe: str
     label: str
@@ -53,6 +57,7 @@ class Row:
     seconds_left: float | None  # None: nothing like it was trained yet
     estimated: bool  # its seconds are those of other networks, by their FLOPs
     weights_bytes: int
+    levels: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Outlook:
     """What a run would do.
 
     waiting: recipes whose experts are not known yet, and why. unknown: what is not known before the
-    dataset is prepared, in words; empty once it is. warnings: of what it will find too late.
+    dataset is prepared (again), in words; empty once it is. changed: how the dataset differs from
+    params.yaml and the raw images, or may. warnings: of what it will find too late.
     """
 
     experts: list[Row]
@@ -78,6 +84,7 @@ class Outlook:
     inputs: list[Input]
     totals: dict[str, Any]
     unknown: str = ""
+    changed: str = ""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -89,7 +96,8 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     params = workspace.params
     if only is not None and only not in params.recipes:
         raise UserError(f"--recipe {only}: no such recipe; one of: {', '.join(params.recipes)}")
-    facts, unknown, exact = _facts(workspace)
+    changed = changes(workspace) or ""
+    facts, unknown, exact = _facts(workspace, changed)
     recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
     finished = finished_experts(workspace)
     costs, reasons = Costs(finished, begun_experts(workspace)), Reasons(finished)
@@ -100,7 +108,7 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
             jobs[job.name] = job
             if job.name not in known:
                 known[job.name] = look(workspace, "experts", job.name)
-            rows.append(_row(recipe.name, expert, known[job.name], costs, reasons))
+            rows.append(_row(recipe, expert, known[job.name], costs, reasons))
     if unknown:  # names of jobs follow from the dataset, so none can be looked up
         rows = [dataclasses.replace(row, why="") for row in rows]
     samples = params.evaluate.samples
@@ -128,21 +136,24 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
         _inputs(workspace, facts),
         _totals(rows, jobs) | first,
         unknown,
+        changed,
         [*([crowd] if crowd else []), *doubted],
     )
 
 
-def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str, bool]:
-    """The dataset's facts, what they lack in words, and whether they count all images.
+def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, bool]:
+    """The dataset's facts, what is not known yet in words, and whether they count all images.
 
-    They are of the raw images where it is not prepared yet.
+    Those of the raw images where it is not prepared yet, or has to be prepared again.
     """
-    if workspace.dataset.exists():
+    if workspace.dataset.exists() and changed in ("", MOVED):
         return facts_here(workspace), "", True
     from pipeline.data.preview import preview
 
     data = workspace.params.data
     settings = data.model_dump(include={"source", "split", "resolution", "channels", "limit"})
+    why = changed.partition("; ")[0] or "the dataset is not prepared yet"
+    require_images(workspace, why)
     seen = preview(path=raw_path(workspace), **settings)
     classes = len(seen.class_counts)
     if seen.exact:
@@ -160,9 +171,9 @@ def _facts(workspace: Workspace) -> tuple[plan.DatasetFacts, str, bool]:
     )
     labels = f"{classes} classes" if classes else "no labels"
     lack = (
-        f"the dataset is not prepared yet: {'' if seen.exact else 'at least '}{seen.rows:,} images "
+        f"{why}: {'' if seen.exact else 'at least '}{seen.rows:,} images "
         f"of {seen.resolution}x{seen.resolution}, {counted(seen.channels, 'channel')}, {labels}, "
-        "by a look at the source; what a store already has is known after `tspace prepare`"
+        "by a look at the source; what a store already has is known after `dvc repro prepare`"
     )
     return facts, lack, seen.exact
 
@@ -222,8 +233,13 @@ def _of_features(params: Params, facts: plan.DatasetFacts) -> str:
     return f"{first}features of {facts.rows:,}"
 
 
-def _row(recipe: str, expert: plan.Expert, found: Found, costs: Costs, reasons: Reasons) -> Row:
+def _row(
+    recipe: plan.RecipePlan, expert: plan.Expert, found: Found, costs: Costs, reasons: Reasons
+) -> Row:
     job = expert.job
+    levels = ""
+    if recipe.continuous:
+        levels = f"log-SNR {recipe.log_snr[0]:.3g} to {recipe.log_snr[-1]:.3g}"
     cost = costs.of(job.spec)
     images = expert.images
     left = 0 if found.status == "done" else max(images - found.images, 0)
@@ -238,7 +254,7 @@ def _row(recipe: str, expert: plan.Expert, found: Found, costs: Costs, reasons: 
         again = f"; goes on at {found.images:,} images" if found.images else ""
         why = f"{found.error}{again}"
     return Row(
-        recipe=recipe,
+        recipe=recipe.name,
         label=job.label,
         name=job.name,
         first=expert.first + 1,
@@ -252,6 +268,7 @@ def _row(recipe: str, expert: plan.Expert, found: Found, costs: Costs, reasons: 
         seconds_left=0.0 if not left else cost.seconds and cost.seconds * left,
         estimated=cost.estimated,
         weights_bytes=WEIGHT_BYTES * cost.parameters * len(job.spec.snapshots),
+        levels=levels,
     )
 
 
@@ -304,10 +321,8 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
         print()
     for line in _total_lines(found):
         print(line)
-    if changed := changes(workspace):
-        print(f"data: {changed}")
-    if found.unknown:
-        print(f"data: {found.unknown}")
+    if told := found.unknown or found.changed:
+        print(f"data: {told}")
     for warning in found.warnings:
         print(f"WARNING: {warning}")
 
@@ -377,7 +392,9 @@ def _line(rows: Sequence[Row]) -> list[str]:
 
 
 def _owned(rows: Sequence[Row]) -> str:
-    """States of some experts: `state 3`, `4 experts, states 1-4`."""
+    """States of some experts: `state 3`, `4 experts, states 1-4`, `log-SNR 12 to -10`."""
+    if rows[0].levels:
+        return rows[0].levels
     runs: list[list[int]] = []
     for row in rows:
         if runs and row.first <= runs[-1][1] + 1:
@@ -400,7 +417,8 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         yield f"first: {counted(totals['pairing_jobs'], 'pairing job')}"
     if not totals["experts_left"]:
         if not found.waiting:
-            yield f"nothing to train: {counted(totals['experts'], 'expert')} cached"
+            unsure = ", unless the images changed" if found.changed else ""
+            yield f"nothing to train: {counted(totals['experts'], 'expert')} cached{unsure}"
         return
     yield (
         f"to train: {totals['experts_left']:,} of {counted(totals['experts'], 'expert')} in "

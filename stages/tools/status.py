@@ -20,6 +20,7 @@ from pipeline.store.entry import described
 from pipeline.store.files import reached
 from stages import evaluate, facts, merge
 from stages.numbers import counted, speed
+from stages.source import require_prepared
 from stages.workspace import Workspace
 
 WATCH_SECONDS = 2.0
@@ -77,7 +78,8 @@ def _read(path: Path) -> str:
 
 def facts_here(workspace: Workspace) -> plan.DatasetFacts:
     if not workspace.dataset.exists():
-        raise UserError(f"{workspace.dataset}: not made yet; run `dvc repro` first")
+        raise UserError(f"{workspace.dataset}: not made yet; {workspace.way_to_artefacts}")
+    require_prepared(workspace)
     return facts.facts_of(workspace)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def verify(workspace: Workspace, rev: str) -> bool:
     }
     states = [state for outs in found.values() for _, state, _ in outs]
     if all(state == "missing" for state in states):
-        raise UserError(f"{workspace.root}: nothing was made here yet; run `dvc repro` first")
+        raise UserError(f"{workspace.root}: nothing was made here; {workspace.way_to_artefacts}")
+    if git(workspace, "diff", "--name-only", rev, "--", "params.yaml").strip():
+        print(f"params.yaml is not that of {rev}, so results may well differ")
     width = max(map(len, stages))
     for stage, outs in found.items():
         other = [(out["path"], state, details) for out, state, details in outs if state != "equal"]
@@ -54,8 +56,6 @@ def verify(workspace: Workspace, rev: str) -> bool:
         print(
             f"{counted(pulled, 'entry', 'entries')} came with DVC and were not made in this store"
         )
-    if git(workspace, "diff", "--name-only", rev, "--", "params.yaml").strip():
-        print(f"params.yaml is not that of {rev}")
     if wrong := stale(workspace):
         print(f"{wrong}; run `tspace report`")
     other = len(states) - states.count("equal")
@@ -67,12 +67,23 @@ def verify(workspace: Workspace, rev: str) -> bool:
 
 
 def recorded(workspace: Workspace, rev: str) -> dict[str, list[dict[str, Any]]]:
-    """The outputs of each stage as a commit's dvc.lock has them. UserError if it has none."""
+    """The outputs of each stage as a commit's dvc.lock has them, in the order of dvc.yaml.
+
+    UserError if it has none.
+    """
     try:
-        lock = yaml.safe_load(git(workspace, "show", f"{rev}:./dvc.lock"))
-        return {name: stage["outs"] for name, stage in lock["stages"].items() if "outs" in stage}
+        lock = yaml.safe_load(git(workspace, "show", f"{rev}:./dvc.lock"))["stages"]
+        names = sorted(lock, key=_place_in(workspace.root / "dvc.yaml"))
+        return {name: lock[name]["outs"] for name in names if "outs" in lock[name]}
     except (yaml.YAMLError, KeyError, TypeError) as e:
         raise UserError(f"{rev}:dvc.lock: not what DVC writes ({one_line(e)})") from e
+
+
+def _place_in(pipeline: Path) -> Callable[[str], int]:
+    """The number of a stage in dvc.yaml; what it does not have comes last."""
+    stages = yaml.safe_load(pipeline.read_text())["stages"] if pipeline.exists() else {}
+    number = {name: i for i, name in enumerate(stages)}
+    return lambda name: number.get(name, len(number))
 
 
 def git(workspace: Workspace, *arguments: str) -> str:
@@ -100,7 +111,8 @@ def compare(workspace: Workspace, out: dict[str, Any]) -> tuple[str, list[str]]:
         return "equal", []
     there = cached_listing(workspace, out["md5"])
     if there is None:
-        return "differs", ["where is not known: `dvc fetch` brings the list of its files"]
+        way = "; `dvc fetch` brings it" if workspace.has_remote else ""
+        return "differs", [f"in which files is not known: DVC's cache has no list of them{way}"]
     return "differs", list(_differences(here, there, _labels(path)))
 
 
