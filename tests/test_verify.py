@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_said(made):
     with pytest.raises(UserError, match="git show nowhere"):
         verify(made, "nowhere")
     (made.root / "artefacts").rename(made.root / "elsewhere")
-    with pytest.raises(UserError, match="nothing was made here yet"):
+    with pytest.raises(UserError, match="nothing was made here"):
         verify(made, "HEAD")
 
 
