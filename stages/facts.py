@@ -20,6 +20,8 @@ def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
     """
     from pipeline.data.dataset import open_dataset
 
+    if not workspace.dataset.exists():
+        raise UserError(f"{workspace.dataset}: not made yet; {workspace.way_to_artefacts}")
     return facts_from(workspace, open_dataset(workspace.dataset).info, analysed)
 
 

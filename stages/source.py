@@ -62,8 +62,6 @@ def require_images(workspace: Workspace, why: str) -> None:
     path = raw_path(workspace)
     if path is not None and not path.exists():
         ways = _way_to_images(workspace, workspace.params.data.path, path)
-        if not workspace.dataset.exists() and workspace.has_remote:
-            ways = f"`dvc pull` the dataset as it was prepared, or {ways}"
         raise UserError(f"{why}, and data.path: {shown(path)} does not exist; {ways}")
 
 
@@ -78,7 +76,10 @@ def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:
             "let the experiment see them, which runs in a copy without what git ignores (--temp, "
             f"--queue): `dvc add {name}`, or an absolute data.path"
         )
-    return "put the images there, or correct data.path in params.yaml"
+    way = "put the images there, or correct data.path in params.yaml"
+    if not workspace.dataset.exists() and workspace.has_remote:
+        return f"`dvc pull` the dataset as it was prepared last, or {way}"
+    return way
 
 
 def _fingerprint(

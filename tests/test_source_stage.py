@@ -15,6 +15,9 @@ from pipeline.errors import UserError
 from stages import prepare
 from stages import source as module
 from stages.source import changes, raw_path, source
+from stages.tools.plan import outlook
+from stages.tools.status import needed_jobs
+from stages.train import train
 from stages.workspace import Workspace
 from tests.workflow import Checkout
 
@@ -125,6 +128,26 @@ def test_labels_from_1_keep_their_numbers_and_make_no_class_0(make, tmp_path, ca
         "2": 8,
         "3": 8,
     }
+
+
+def test_without_the_images_every_command_says_how_to_get_what_it_needs(make):
+    workspace = make("imgs")
+    put = "put the images there, or correct data.path in params.yaml"
+    made = r"dataset: not made yet; run `dvc repro` first"
+    for command in (source, outlook):
+        with pytest.raises(UserError, match=f"data.path: .*imgs does not exist; {put}"):
+            command(workspace)
+    for command in (train, needed_jobs):
+        with pytest.raises(UserError, match=made):
+            command(workspace)
+    (workspace.root / ".dvc").mkdir()
+    (workspace.root / ".dvc" / "config").write_text("['remote \"shared\"']\n    url = /x\n")
+    workspace = Workspace(workspace.root)
+    for command in (source, outlook):
+        with pytest.raises(UserError, match=f"`dvc pull` the dataset .*, or {put}"):
+            command(workspace)
+    with pytest.raises(UserError, match=r"run `dvc repro` \(or `dvc pull`\) first"):
+        train(workspace)
 
 
 def test_without_the_images_a_pulled_fingerprint_is_kept(make, capsys):

@@ -77,8 +77,6 @@ def _read(path: Path) -> str:
 
 
 def facts_here(workspace: Workspace) -> plan.DatasetFacts:
-    if not workspace.dataset.exists():
-        raise UserError(f"{workspace.dataset}: not made yet; {workspace.way_to_artefacts}")
     require_prepared(workspace)
     return facts.facts_of(workspace)
 
