@@ -6,16 +6,20 @@ metadata nor file times matter, and an interrupted or killed run is simply start
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import yaml
 
 from pipeline.errors import UserError
@@ -31,6 +35,7 @@ from stages.workspace import Workspace
 POLL_SECONDS = 0.5
 FINAL = ".final"  # beside an error.txt that another try would only bring about again
 NO_RECIPE = "-"  # of jobs that recipes share: encoder, latents and the like
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def fan_out(
@@ -194,15 +199,38 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
     ]
     with open(log, "w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=workspace.root
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=workspace.root,
+            preexec_fn=_end_with_this_process,
         )
+        before = signal.signal(signal.SIGTERM, lambda *_: _interrupt(process.pid))
         try:
             _watch(stage, process, missing, entries)
         except KeyboardInterrupt:
             process.wait()  # the terminal interrupted Snakemake as well: it stops its jobs
             raise KeyboardInterrupt(_interrupted(stage, missing, entries)) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if process.returncode:
         raise UserError(_failures(workspace, stage, plan["jobs"], missing, entries))
+
+
+def _interrupt(snakemake: int) -> NoReturn:
+    """Do to Snakemake and its jobs, and to this process, what Ctrl-C does in a terminal."""
+    root = psutil.Process(snakemake)
+    for process in [*root.children(recursive=True), root]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+def _end_with_this_process() -> None:
+    """In Snakemake's process: begin no further job once the one that called it was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def profile_name() -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,12 @@ from click.testing import CliRunner
 
 from pipeline.errors import UserError
 from pipeline.plan import Job
+from pipeline.store.entry import Entry
+from pipeline.store.files import reached
 from stages import cli, encode, fanout, prepare, train
 from stages.numbers import speed
 from stages.workspace import Workspace
-from tests.workflow import ROOT, Checkout
+from tests.workflow import ROOT, Checkout, environment
 
 PARAMS = """\
 seed: 0
@@ -244,3 +250,58 @@ def test_ctrl_c_says_what_is_kept(monkeypatch):
     assert done.exit_code == 130
     assert "tspace: experts: stopped; 2 of 5 jobs are finished and kept" in done.output
     assert "Aborted" not in done.output
+
+
+def begun(workspace: Workspace) -> list[Entry]:
+    """Experts of which a process took the lease."""
+    return [Entry(path.parent) for path in workspace.store.root.glob("expert/*/log.txt")]
+
+
+def snakemakes(root: Path) -> list[str]:
+    """Processes of a Snakemake that runs in a folder."""
+    told = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+    pids = [line.split()[0] for line in told.splitlines() if "-m snakemake" in line]
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}/cwd") and same(pid, root)]
+
+
+def same(pid: str, root: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == str(root)
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_when_a_stage_alone_is_killed_its_snakemake_ends(tmp_path, how):
+    """Asked to stop, it stops its jobs; killed outright, no further job begins."""
+    workspace = prepared(tmp_path / "tspace")
+    (workspace.root / "dvc.yaml").touch()
+    more = [f"  r{n}:\n    schedule: {{kind: log-snr, states: {n}}}\n" for n in range(3, 12)]
+    params = PARAMS.replace("images: 64", "images: 6000") + "".join(more)
+    (workspace.root / "params.yaml").write_text(params)
+    workspace = Workspace(workspace.root)
+    encode.encode(workspace)
+    code = "from stages.cli import main; main(['train'])"
+    stage = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=workspace.root,
+        env=environment(PYTHONPATH=str(workspace.root)),
+    )
+    while not begun(workspace):
+        assert stage.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    stage.send_signal(how)
+    stage.wait()
+    first = len(begun(workspace))
+    deadline = time.monotonic() + 120
+    while snakemakes(workspace.root):
+        assert time.monotonic() < deadline, "Snakemake goes on"
+        time.sleep(0.2)
+    assert len(begun(workspace)) <= first + 1 < 10
+    if how == signal.SIGTERM:
+        assert stage.returncode == 130
+        kept = [e.done or reached(e.state, "checkpoint.pt") > 0 for e in begun(workspace)]
+        assert any(kept)
