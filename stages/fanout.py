@@ -334,7 +334,7 @@ def status_line(stage: str, jobs: list[Job], entries: dict[str, Entry]) -> str:
 def _interrupted(stage: str, missing: list[Job], entries: dict[str, Entry]) -> str:
     done = sum(entries[job.name].done for job in missing)
     saved = sum(bool(reached(entries[job.name].state, "checkpoint.pt")) for job in missing)
-    kept = f"{done} of {len(missing)} jobs are finished and kept"
+    kept = f"{done} of {counted(len(missing), 'job')} finished and kept"
     if saved:
         kept += f", {saved} of the others go on from a checkpoint"
     return f"{stage}: stopped; {kept}; run the same command again to go on"

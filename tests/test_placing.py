@@ -242,13 +242,13 @@ def test_speeds_are_shown_in_units_that_say_something(rate, unit, text):
 
 def test_ctrl_c_says_what_is_kept(monkeypatch):
     def stop(_):
-        raise KeyboardInterrupt("experts: stopped; 2 of 5 jobs are finished and kept")
+        raise KeyboardInterrupt("experts: stopped; 2 of 5 jobs finished and kept")
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "train", stop)
     done = CliRunner().invoke(cli.main, ["train"])
     assert done.exit_code == 130
-    assert "tspace: experts: stopped; 2 of 5 jobs are finished and kept" in done.output
+    assert "tspace: experts: stopped; 2 of 5 jobs finished and kept" in done.output
     assert "Aborted" not in done.output
 
 

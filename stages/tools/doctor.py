@@ -120,7 +120,7 @@ def check_versions(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("fail", "packages", f"{text}; `pip install -c constraints.txt -e .`")
     if not wrong:
         count = len(project["dependencies"])
-        yield Finding("ok", "packages", f"{count} requirements of pyproject.toml hold")
+        yield Finding("ok", "packages", f"{counted(count, 'requirement')} of pyproject.toml hold")
 
 
 def check_torch() -> Iterator[Finding]:
@@ -128,7 +128,7 @@ def check_torch() -> Iterator[Finding]:
     import torch
 
     cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    about = f"{torch.__version__}, {threads} threads on {cpus} usable CPUs"
+    about = f"{torch.__version__}, {counted(threads, 'thread')} on {counted(cpus, 'usable CPU')}"
     if threads > cpus:
         yield Finding("warn", "torch", f"{about}; set OMP_NUM_THREADS to {cpus} at most")
     else:
