@@ -6,9 +6,7 @@ import functools
 import importlib.util
 import io
 import json
-import re
 import tarfile
-import typing
 import warnings
 from pathlib import Path
 
@@ -17,9 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.params.load import SECTIONS, load
-from pipeline.params.mistakes import forms_of
-from pipeline.params.recipe import Params, Recipe
+from pipeline.params.load import load
 from stages import consistency, fanout, source
 from stages.cli import stage_named
 from stages.report.write import report
@@ -82,39 +78,6 @@ defaults:
     assert preset.rehearsal(before, 0.01, 0.25) == after
     assert "images: 1000, batch: 125," in preset.rehearsal(before, 0.001, 1.0)
     assert preset.rehearsal(before, 1.0, 1.0) == before
-
-
-def test_every_key_and_form_is_documented():
-    """docs/params.md names each, in backquotes, in the section of its block."""
-    parts = re.split(r"^## (\w+)$", (ROOT / "docs" / "params.md").read_text(), flags=re.MULTILINE)
-    words = {
-        section: set(re.findall(r"[\w-]+", " ".join(re.findall("`([^`]+)`", body))))
-        for section, body in zip(["top", *parts[1::2]], parts[::2], strict=True)
-    }
-    absent = [f"{key} (a section)" for key in SECTIONS if key not in words["top"]]
-    for section, block in _blocks():
-        for name, field in block.model_fields.items():
-            wanted = {name} | _literals(field.annotation)
-            absent += [f"{section}: {word}" for word in wanted - words.get(section, set())]
-    assert not absent, "docs/params.md lacks " + ", ".join(sorted(absent))
-
-
-def _blocks():
-    """Every block of params.yaml, with the section of the documentation that it belongs to."""
-    yield "recipes", Recipe
-    for model in (Params, Recipe):
-        for key, field in model.model_fields.items():
-            for block in forms_of(field.annotation):
-                yield key, block
-                for inner, own in block.model_fields.items():
-                    if inner not in Recipe.model_fields:  # such a one has its own section
-                        yield from ((key, nested) for nested in forms_of(own.annotation))
-
-
-def _literals(annotation) -> set[str]:
-    if typing.get_origin(annotation) is typing.Literal:
-        return {value for value in typing.get_args(annotation) if isinstance(value, str)}
-    return {w for part in typing.get_args(annotation) for w in _literals(part)}
 
 
 # --- end to end

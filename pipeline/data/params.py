@@ -1,3 +1,5 @@
+"""Where the images come from, and what the networks see of them."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -29,51 +31,72 @@ SOURCES = {
 
 
 class Data(Block):
-    """Where the images come from and their normal form."""
+    """Where the images come from, and their normal form."""
 
     source: Literal[*SOURCES] = "digits"
+    """What reads the images; [data/README.md](../data/README.md) describes each source."""
     path: Text | None = None
+    """File or folder: relative to the project, absolute, or below `~`."""
     split: Literal["train", "test"] = "train"
-    # Pixels; null keeps the source's own
+    """The part that is read, of a source that has both."""
     resolution: Annotated[int, Field(gt=0, le=4096)] | None = None
-    channels: Literal[1, 3] | None = None  # null keeps the source's own
+    """Side in pixels; null keeps the source's own."""
+    channels: Literal[1, 3] | None = None
+    """1 is grey, 3 is RGB; null keeps the source's own."""
     crop: Literal["center", "none"] = "center"
-    limit: Images | None = None  # at most so many images, spread over the source
+    """`center` cuts the largest centred square, `none` refuses images that are not square."""
+    limit: Images | None = None
+    """At most so many images, spread over the source, each class in its proportion."""
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
-    holdout: ImagesOrNone = 0  # images kept from training and scoring: a selection set
+    """What to do with exact copies."""
+    holdout: ImagesOrNone = 0
+    """Images kept from training, a share of every class; searches of `merge` evaluate on them."""
 
 
 class Pixels(Block):
-    """The networks see scaled pixels."""
+    """The images themselves, scaled."""
 
     encoder: Literal["pixels"] = "pixels"
-    flips: bool = False  # every image mirrored as well, as a row of its own
-    shard: Images = 65_536  # rows a file
+    flips: bool = False
+    """Every image mirrored as well, as a row of its own."""
+    shard: Images = 65_536
+    """Rows per file, and per job."""
 
 
 class Autoencoder(Block):
-    """Latents of a small KL autoencoder that is trained here, on the dataset."""
+    """Latents of a small KL autoencoder that is trained here (Rombach et al. 2022)."""
 
     encoder: Literal["autoencoder"]
-    channels: Annotated[int, Field(gt=0, le=1024)] = 4  # of the latents
+    channels: Annotated[int, Field(gt=0, le=1024)] = 4
+    """Channels of the latents."""
     downsample: Literal[2, 4, 8, 16] = 4
-    width: Width = 32  # at the latents' resolution
-    blocks: Depth = 1  # residual blocks a level
-    images: Images = 150_000  # training budget
+    """Side of an image over the side of its latents."""
+    width: Width = 32
+    """Channels of the autoencoder at the latents' resolution."""
+    blocks: Depth = 1
+    """Residual blocks per level."""
+    images: Images = 150_000
+    """Training budget."""
     batch: Batch = 64
+    """Batch size of that training."""
     learning_rate: PositiveFloat = 4e-3
+    """Learning rate of that training, of Adam."""
     kl_weight: NonNegativeFloat = 1e-5
-    sample: bool = False  # train on draws from the encoder's Gaussian, not on its mean
+    """Weight of the KL term in the loss."""
+    sample: bool = False
+    """Train on draws from the encoder's Gaussian, not on its mean; takes twice the space."""
     flips: bool = False
     shard: Images = 65_536
     threads: Threads = 1
+    """CPU threads; part of the result's identity."""
 
 
 class Diffusers(Block):
-    """Latents of a published autoencoder, through the package `diffusers`."""
+    """Latents of a published autoencoder (`pip install 'tspace[latents]'`)."""
 
     encoder: Literal["diffusers"]
-    model: Text  # a local folder or a hub id: AutoencoderKL or AutoencoderTiny
+    model: Text
+    """A local folder or a name on the hub, of an AutoencoderKL or AutoencoderTiny."""
     channels: Annotated[int, Field(gt=0, le=1024)] = 4
     downsample: Literal[2, 4, 8, 16, 32] = 8
     sample: bool = False

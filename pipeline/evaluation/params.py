@@ -1,3 +1,5 @@
+"""How samples are scored, and on which features."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -29,58 +31,85 @@ def _class_in_file(text: str) -> str:
 
 
 class Classifier(Block):
-    """A small classifier trained here, on the dataset's labels (or on rotations without any)."""
+    """A small classifier, trained here on the labels, or on rotations where there are none or all
+    images have the same.
+
+    Where it tells held-out images apart no better than chance, there are no scores, and the table
+    says why.
+    """
 
     extractor: Literal["classifier"] = "classifier"
-    images: Images = 60_000  # training budget
+    images: Images = 60_000
+    """Training budget."""
     batch: Batch = 64
+    """Batch size of that training."""
     learning_rate: PositiveFloat = 4e-3
+    """Learning rate of that training, of AdamW."""
     dimension: Width = 64
+    """Number of features, a multiple of 8."""
     channels: Annotated[int, Field(gt=0, le=1024)] = 32
+    """Base width of the classifier, a multiple of 8."""
 
 
 class TorchModule(Block):
-    """Any torch module: `path/to/file.py:ClassName` with safetensors weights."""
+    """Any torch module."""
 
     extractor: Literal["module"]
     module: Annotated[Text, AfterValidator(_class_in_file)]
+    """`path/to/file.py:ClassName`."""
     weights: Text | None = None
+    """File of the weights, safetensors; null: as the class makes them."""
 
 
 class Inception(Block):
-    """torch-fidelity's port of the Inception network that published FIDs use."""
+    """The network of published FIDs (`inception`), or DINOv2 (`dinov2`), by torch-fidelity
+    (`pip install 'tspace[fid]'`)."""
 
     extractor: Literal["inception", "dinov2"]
-    weights: Text | None = None  # a local file; null lets torch-fidelity download its own
+    weights: Text | None = None
+    """File of the weights; null lets torch-fidelity download its own."""
 
 
 Features = Classifier | TorchModule | Inception
 
 
 class Consistency(Block):
-    """How alike recipes' or seeds' outputs are from the same noise."""
+    """How alike the outputs of several models are from the same noise (Xu et al. 2024; Zhang et al.
+    2024)."""
 
-    # Two or more; a name with `seeds` stands for all of its runs
     recipes: Annotated[list[str], Field(max_length=MOST_RUNS)]
+    """Recipes that are compared, two or more; a name with `seeds` stands for all of its runs."""
     samples: Annotated[int, Field(ge=2, le=10**5)] = 256
-    # Noise levels at which estimates from the same noisy images are compared.
+    """Noises that all models start from."""
     states: Annotated[int, Field(ge=2, le=1000)] = 9
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of the confidence intervals
-    resamples: Positive = 1_000  # of the bootstrap
-    similarity: Annotated[float, Field(gt=-1, lt=1)] | None = None  # cosine of alike; null: fitted
-    # Training images that copies are looked for in
+    """Noise levels at which the models' estimates from the same noisy images are compared."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the confidence intervals."""
+    resamples: Positive = 1_000
+    """Resamples of the bootstrap."""
+    similarity: Annotated[float, Field(gt=-1, lt=1)] | None = None
+    """Cosine of features from which two images count as alike; null: fitted to the real images."""
     nearest: Annotated[int, Field(ge=2, le=MOST_IMAGES)] = 50_000
+    """Training images that copies are looked for in."""
 
 
 class Evaluate(Block):
     """How samples are scored."""
 
     samples: Samples = 2_000
+    """Samples per recipe and milestone; scores of different numbers cannot be compared."""
     seed: Seed = 0
-    shard: Samples = 2_000  # samples a job
-    batch: Batch = 250  # samples at once; part of the results' identity only to the last bit
-    # k of precision, recall, density and coverage
+    """Seed of the samples."""
+    shard: Samples = 2_000
+    """Samples per job."""
+    batch: Batch = 250
+    """Samples drawn at once."""
     neighbours: Annotated[int, Field(gt=0, le=1000)] = 3
-    allow_few: bool = False  # score fewer samples than feature dimensions
-    labels: Literal["dataset", "uniform"] = "dataset"  # classes of samples, in what proportions
-    consistency: Consistency | None = None  # null: not measured
+    """k of precision, recall, density and coverage."""
+    allow_few: bool = False
+    """Score fewer samples than features, or more than there are images."""
+    labels: Literal["dataset", "uniform"] = "dataset"
+    """Classes of a class-conditional recipe's samples: `dataset` in the proportions of the images
+    trained on, `uniform` as many of each that occurs."""
+    consistency: Consistency | None = None
+    """Measure how alike the outputs of several models are; null: do not."""

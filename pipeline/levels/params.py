@@ -1,11 +1,14 @@
+"""Noise levels: which there are, how they are cut into intervals, and which is drawn when."""
+
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.block import (
     Block,
+    Form,
     Images,
     Interval,
     LogSnr,
@@ -19,86 +22,123 @@ from pipeline.block import (
     Widths,
 )
 
-# Added to every log-SNR; `unit-range`: what makes it a schedule for images in [-1, 1].
 Shift = LogSnr | Literal["unit-range"]
 
 
-class LinearSchedule(Block):
-    """DDPM's linear betas, re-spaced to any number of states."""
+class LinearSchedule(Form):
+    """DDPM's betas, re-spaced to any number of states (Ho et al. 2020)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:linear"
     kind: Literal["linear"]
     states: States = 1000
+    """Number of states; `continuous`: all log-SNRs between the ends."""
     shift: Shift = 0.0
+    """Added to every log-SNR; scaling the images by s is a shift of 2 ln s (Chen 2023).
+    `unit-range`, for pixels only: 2 ln of the dataset's standard deviation in [-1, 1].
+
+    Networks here see images of unit variance, so that log-SNRs mean what they say. Papers that
+    train on pixels add their noise to images in [-1, 1], whose standard deviation is about 0.5: the
+    same betas then leave 1.39 less in log-SNR. `unit-range` makes `linear` and `cosine` those of
+    the papers (the presets `cifar10` and `celeba64` use it); `edm` has it in `sigma_data`.
+    Published latents are scaled to about unit variance by their makers.
+    """
     zero_terminal: bool = False
+    """The last state has no signal, and the data's mean for its network (Lin et al. 2024)."""
 
 
-class CosineSchedule(Block):
+class CosineSchedule(Form):
+    """The cosine schedule of Nichol & Dhariwal 2021."""
+
+    made_by: ClassVar[str] = "pipeline.levels.schedule:cosine"
     kind: Literal["cosine"]
     states: States = 1000
     shift: Shift = 0.0
     zero_terminal: bool = False
 
 
-class LogSnrSchedule(Block):
-    """Uniform in log-SNR between two ends."""
+class LogSnrSchedule(Form):
+    """Uniform in log-SNR."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:log_snr"
     kind: Literal["log-snr"]
     states: States | Literal["continuous"] = 16
     log_snr_max: LogSnr = 9.0
+    """The clean end."""
     log_snr_min: LogSnr = -9.0
+    """The noisy end."""
     shift: Shift = 0.0
     zero_terminal: bool = False
 
 
-class EdmSchedule(Block):
-    """Karras et al.: sigma^(1/rho) uniform."""
+class EdmSchedule(Form):
+    """sigma^(1/rho) uniform (Karras et al. 2022)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:edm"
     kind: Literal["edm"]
     states: States | Literal["continuous"] = "continuous"
     sigma_min: Sigma = 0.002
+    """The clean end, as in the paper."""
     sigma_max: Sigma = 80.0
+    """The noisy end, as in the paper."""
     sigma_data: Sigma = 0.5
+    """Standard deviation of the data in [-1, 1], as in the paper."""
     rho: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)] = 7.0
+    """Spacing of the states, as in the paper."""
     shift: LogSnr = 0.0
 
 
-class LogisticSchedule(Block):
+class LogisticSchedule(Form):
     """Truncated logistic density in log-SNR: a widened cosine with pinned ends."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:logistic"
     kind: Literal["logistic"]
     states: States = 16
     mean: LogSnr = 0.0
+    """Mean of the density."""
     scale: Spread = 2.0
+    """Scale of the density."""
     log_snr_max: LogSnr = 9.0
     log_snr_min: LogSnr = -9.0
     shift: Shift = 0.0
     zero_terminal: bool = False
 
 
-class ExplicitSchedule(Block):
+class ExplicitSchedule(Form):
+    """The states one by one."""
+
+    made_by: ClassVar[str] = "pipeline.levels.schedule:explicit"
     kind: Literal["explicit"]
     log_snr: LogSnrs
+    """The states, descending."""
     shift: Shift = 0.0
     zero_terminal: bool = False
 
 
-class FittedSchedule(Block):
-    """Fitted to the data: node density (-d mmse / d log-SNR)^power between two ends."""
+class FittedSchedule(Form):
+    """Fitted to the data: density (-d mmse / d log-SNR)^power between the ends; ours, for the
+    T-space paper's "careful selection"."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:fitted"
     kind: Literal["fitted"]
     states: States = 16
     power: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.5
-    source: Literal["spectrum", "pilot"] = "spectrum"  # whose error: a Gaussian's, a short run's
-    pilot_images: Images = 20_000  # budget of that run
+    """Power of the density; 0 is uniform in log-SNR."""
+    source: Literal["spectrum", "pilot"] = "spectrum"
+    """Whose error (mmse): `spectrum`, that of a Gaussian with the data's covariance; `pilot`, that
+    of a short run of the recipe's network."""
+    pilot_images: Images = 20_000
+    """Training budget of that run."""
     log_snr_max: LogSnr = 9.0
     log_snr_min: LogSnr = -9.0
     shift: LogSnr = 0.0
     zero_terminal: bool = False
 
 
-class ElboSchedule(Block):
-    """The states with the least evidence bound. A diagnostic: it samples worse than any other."""
+class ElboSchedule(Form):
+    """The states with the least evidence bound (Watson et al. 2021). A diagnostic: it samples worse
+    than any other."""
 
+    made_by: ClassVar[str] = "pipeline.levels.schedule:elbo"
     kind: Literal["elbo"]
     states: States = 16
     source: Literal["spectrum", "pilot"] = "spectrum"
@@ -130,11 +170,12 @@ class SinglePartition(Block):
 class Cut(Block):
     """The time axis cut into intervals: an expert each, or a decoder of a multi-decoder network."""
 
-    channels: Widths = []  # base width of each expert, cleanest first; []: network.channels
+    channels: Widths = []
+    """Base width of each expert, cleanest first; []: `network.channels`."""
 
 
 class PerStatePartition(Cut):
-    """One expert per state: no time input."""
+    """One expert per state, without time input (Gupta et al. 2025)."""
 
     kind: Literal["per-state"]
 
@@ -144,17 +185,20 @@ class UniformPartition(Cut):
 
     kind: Literal["uniform"]
     intervals: Interval
+    """Number of intervals."""
 
 
 class BoundsPartition(Cut):
-    """An interval between each two of these log-SNRs (descending, the ends left out)."""
+    """An interval between each two given log-SNRs."""
 
     kind: Literal["bounds"]
     log_snr: LogSnrs
+    """The bounds, descending, the ends left out."""
 
 
 class SnrPartition(Cut):
-    """Least distance in log-SNR of the states to the middle of their interval (Go et al. 2023)."""
+    """Least distance of the states to the middle of their interval, in log-SNR (Go et al.
+    2023)."""
 
     kind: Literal["snr"]
     intervals: Interval = 3
@@ -165,21 +209,29 @@ class OptimalDenoiserPartition(Cut):
 
     kind: Literal["optimal-denoiser"]
     intervals: Interval = 3
-    # Two anchors give three intervals; `matrix` any number, from the similarities of all nodes.
     method: Literal["two-anchor", "matrix"] = "two-anchor"
+    """`two-anchor`, the paper's, gives three intervals; `matrix` any number, from the similarities
+    of all nodes."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Similarity that an interval keeps. The paper's value is not known."""
     eta: PositiveFloat = 2 / 256
+    """Difference that counts as none (2/256). The paper's value is not known."""
     draws: Positive = 5_000
-    nodes: Annotated[int, Field(ge=2, le=200)] = 40  # of `matrix`
-    rows: Images = 50_000  # of the dataset, a fair sample
+    """Pairs of image and noise."""
+    nodes: Annotated[int, Field(ge=2, le=200)] = 40
+    """Noise levels that are compared (by `optimal-denoiser`: with `method: matrix`)."""
+    rows: Images = 50_000
+    """Rows of the dataset, a fair sample."""
 
 
 class LearntPartition(Cut):
-    """From a short run of the recipe's network: equal parts of its loss, or alike gradients."""
+    """From a short run of the recipe's network: alike gradients (`gradient`, Go et al. 2023), or
+    equal parts of its loss (`loss`)."""
 
     kind: Literal["gradient", "loss"]
     intervals: Interval = 3
     pilot_images: Images = 20_000
+    """Training budget of that run."""
     nodes: Annotated[int, Field(ge=2, le=200)] = 40
 
 
@@ -195,6 +247,8 @@ Partition = (
 
 
 class UniformCurriculum(Block):
+    """Every state alike."""
+
     kind: Literal["uniform"] = "uniform"
 
 
@@ -202,14 +256,18 @@ class Clts(Block):
     """From uniform to a Gaussian over the time axis (Xu et al. 2024; a reconstruction)."""
 
     kind: Literal["clts"]
-    mu: LogSnr = 0.3  # place on the time axis, 0 cleanest, 1 noisiest
+    mu: LogSnr = 0.3
+    """Mean of the Gaussian on the time axis, from 0, cleanest, to 1. The paper gives this alone."""
     sigma: Spread = 0.3
-    end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the run: then it stays
+    """Standard deviation of the Gaussian on the time axis."""
+    end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of the run after which it stays as it is."""
     lambda_max: Share = 1.0
+    """Largest share of the Gaussian."""
 
 
 class StaticDensity(Block):
-    """CLTS's end state from the first image on: its control."""
+    """The Gaussian of `clts` from the first image on: its control."""
 
     kind: Literal["static"]
     mu: LogSnr = 0.3
@@ -218,41 +276,54 @@ class StaticDensity(Block):
 
 
 class EasyToHard(Block):
-    """Noisiest states first, then the union with ever cleaner ones (Kim et al. 2025)."""
+    """The noisiest states first, then ever cleaner ones as well (Kim et al. 2025; a
+    reconstruction)."""
 
     kind: Literal["easy-to-hard"]
     clusters: States | None = None
+    """Steps in which states are added; null: 20, or one per state if there are fewer."""
     end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class EdmLognormal(Block):
-    """ln sigma normal, as in EDM (sigma_data = 0.5)."""
+    """ln sigma normal (Karras et al. 2022)."""
 
     kind: Literal["edm-lognormal"]
     mean: LogSnr = -1.2
+    """Mean of ln sigma, in EDM's units (`sigma_data` 0.5)."""
     std: Spread = 1.2
+    """Standard deviation of ln sigma."""
 
 
 class LogitNormal(Block):
-    """Esser et al. 2024; their objective is this density with training.weighting: flow."""
+    """The density of Esser et al. 2024; their objective, that of a rectified flow, is this with
+    `training.weighting: {kind: flow}`."""
 
     kind: Literal["logit-normal"]
     mean: LogSnr = 0.0
+    """Mean of logit t."""
     std: Spread = 1.0
+    """Standard deviation of logit t."""
 
 
 class Speed(Block):
-    """SpeeD (Wang et al. 2025): k times as often below tau, in antithetic pairs, weighted."""
+    """k times as often below tau, in antithetic pairs, with change-aware weights (SpeeD, Wang et
+    al. 2025, by its code)."""
 
     kind: Literal["speed"]
     k: PositiveFloat = 5.0
+    """How many times as often."""
     tau: Share = 0.7
-    lam: Share | None = 0.6  # of the change-aware weights; null: none
+    """Place on the time axis, from 0, cleanest, to 1."""
+    lam: Share | None = 0.6
+    """Weights below tau, from 1 - lam where the noise's variance changes least from state to state
+    to lam where it changes most; beyond tau 1, as in its code. null: none."""
     mirror: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Place that pairs are mirrored at; null: as in its code."""
 
 
 class IntervalDensity(Block):
-    """Equally much training for every interval of the partition, as in the multi-stage paper."""
+    """Equally much for every interval of a partition (Zhang et al. 2024)."""
 
     kind: Literal["per-interval"]
     partition: (
@@ -261,10 +332,12 @@ class IntervalDensity(Block):
             Field(discriminator="kind"),
         ]
         | None
-    ) = None  # null: the recipe's own
-    # Of each interval, cleanest first; []: equal
+    ) = None
+    """A partition of its own, with the keys of [partition](#partition); null: the recipe's."""
     shares: Annotated[list[PositiveFloat], Field(max_length=1000)] = []
-    correct: bool = False  # importance weights that keep the objective of the uniform density
+    """Share of each interval, cleanest first; []: equal."""
+    correct: bool = False
+    """Importance weights that keep the objective of the uniform density."""
 
 
 Curriculum = (

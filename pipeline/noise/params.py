@@ -1,3 +1,5 @@
+"""Which noise an image is trained with."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -8,33 +10,50 @@ from pipeline.block import Block, PositiveFloat, Share, Width
 
 
 class Independent(Block):
-    """Each image with noise of its own, as everywhere."""
+    """Noise of its own, as everywhere."""
 
     method: Literal["independent"] = "independent"
-    # Factor on the noise. Below 1 it is the control for the short noise that `knn-l2` selects.
     scale: PositiveFloat = 1.0
+    """Factor on the noise; below 1 it is the control for the short noise of `knn-l2`."""
 
 
 class Assignment(Block):
-    """Linear assignment of the noises of a pass to its images (immiscible diffusion)."""
+    """Linear assignment of the noises of a pass over the dataset to its images (immiscible
+    diffusion, Li et al. 2024)."""
 
     method: Literal["assignment"]
-    block: Annotated[int, Field(gt=0, le=16_384)] = 256  # images that are solved together exactly
-    # 1 is batch-wise; more approach an assignment of the whole dataset
+    block: Annotated[int, Field(gt=0, le=16_384)] = 256
+    """Images that are solved together, exactly."""
     sweeps: Annotated[int, Field(gt=0, le=1000)] = 1
-    within_class: bool = True  # of a class-conditional network: noise then tells nothing of class
-    components: Width | None = None  # cost in so many principal components; null: all pixels
-    keep: Width | None = None  # paired noise in so many components, fresh noise in the others
-    refresh: Share = 0.0  # share of the noise's variance that is drawn anew
+    """1 is batch-wise; more approach an assignment of the whole dataset."""
+    within_class: bool = True
+    """For a class-conditional network: noise is exchanged within classes only, and so tells nothing
+    of the class; false is the code of Li et al."""
+    components: Width | None = None
+    """Cost in so many principal components; null: in all values."""
+    keep: Width | None = None
+    """Paired noise in so many components, fresh noise in the others; null: paired in all."""
+    refresh: Share = 0.0
+    """Share of the noise's variance that is drawn anew."""
     scale: PositiveFloat = 1.0
 
 
 class Nearest(Block):
-    """Each image chooses from some noises (improved immiscible diffusion)."""
+    """Of some noises, `knn-l2` takes the nearest (improved immiscible diffusion, Li et al. 2025,
+    but for `center`), which is too short a noise; `knn-dot` takes the one of largest inner product,
+    as long as any."""
 
     method: Literal["knn-l2", "knn-dot"]
     candidates: Annotated[int, Field(ge=2, le=65_536)] = 8
-    center: bool = True  # choose by the rows without their mean; false is the paper's
+    """Noises that an image chooses from."""
+    center: bool = True
+    """Choose by what the rows differ in from the mean image (of their class, if the network is told
+    it). A correction of ours: false is the paper's method.
+
+    Training is on the rows as they are. Without centring, each row pulls its noise towards itself,
+    and all together pull the noise's mean towards the mean image, where sampling does not start. An
+    assignment needs none, as it only reorders the noises.
+    """
     components: Width | None = None
     keep: Width | None = None
     refresh: Share = 0.0

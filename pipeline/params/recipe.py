@@ -30,19 +30,34 @@ from pipeline.training.params import Decouple, Training
 
 
 class Recipe(Block):
-    # A run for each, as NAME-seed0 ...; []: one with `seed`
+    """A named set of choices, merged over `defaults` key by key; a block of another form (another
+    `kind`, `method`, ...) replaces the default block whole."""
+
     seeds: Annotated[list[Seed], Field(max_length=MOST_RUNS)] = []
+    """A run for each, as NAME-seed0 ...; []: one run. No two runs may have one name."""
     seed: Seed | None = None
+    """Seed of this recipe; null: the one at the top."""
     network: Annotated[Network, Field(discriminator="kind")] = UNet()
+    """What predicts."""
     schedule: Annotated[Schedule, Field(discriminator="kind")] = LinearSchedule(kind="linear")
+    """Which states there are."""
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
+    """How the states are cut into intervals, with an expert each, or a decoder of a `multi-decoder`
+    network."""
     prediction: Literal["eps", "x0", "v"] = "v"
+    """What the network predicts. `v` with uniform weighting is EDM's preconditioning."""
     pairing: Annotated[Pairing, Field(discriminator="method")] = Independent()
+    """Which noise an image is trained with."""
     curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
+    """Which state is drawn when."""
     training: Training = Training()
+    """How the experts are trained."""
     decouple: Decouple = Decouple()
+    """How the experts of a parent are fine-tuned."""
     merge: Annotated[Merge, Field(discriminator="method")] = Route()
+    """How the experts become one model."""
     sampling: Annotated[Sampling, Field(discriminator="kind")] = DdimSampling()
+    """How images are drawn from the model."""
 
     @property
     def partition_channels(self) -> list[int]:
@@ -54,8 +69,14 @@ class Params(Block):
     """A whole params.yaml, every recipe resolved."""
 
     seed: Seed = 0
+    """Seed of everything that is drawn; a recipe can have its own."""
     data: Data = Data()
+    """Where the images come from, and their normal form."""
     latent: Annotated[Latent, Field(discriminator="encoder")] = Pixels()
+    """What the networks see."""
     features: Annotated[Features, Field(discriminator="extractor")] = Classifier()
+    """What scores are computed on."""
     evaluate: Evaluate = Evaluate()
+    """How samples are scored."""
     recipes: dict[str, Recipe]
+    """The recipes by name."""

@@ -1,3 +1,5 @@
+"""How experts are trained."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -21,65 +23,101 @@ from pipeline.block import (
 
 
 class PlainWeighting(Block):
-    """Unit weight on the network's own target, or on the error of another prediction."""
+    """Unit weight on the network's own target (`uniform`), on the error of another prediction
+    (`eps`, `x0`, `v`, or `edm`, which is `v`), or on that of a rectified flow's velocity (`flow`,
+    Liu et al. 2023): (alpha + sigma)^2 times that of `v`."""
 
     kind: Literal["uniform", "eps", "x0", "v", "edm", "flow"] = "uniform"
 
 
 class MinSnrWeighting(Block):
-    """Hang et al. 2023."""
+    """min(SNR, gamma) on the error of `x0` (Hang et al. 2023)."""
 
     kind: Literal["min-snr"]
     gamma: PositiveFloat = 5.0
+    """Greatest weight."""
 
 
 class P2Weighting(Block):
-    """Choi et al. 2022."""
+    """SNR / (k + SNR)^gamma on the error of `x0` (Choi et al. 2022)."""
 
     kind: Literal["p2"]
     k: PositiveFloat = 1.0
+    """Added to the SNR."""
     gamma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """Power of that sum."""
 
 
 class UncertaintyWeighting(Block):
-    """EDM2's learned weighting: every noise level contributes alike (Karras et al. 2024)."""
+    """Learnt, so that every noise level contributes alike (Karras et al. 2024)."""
 
     kind: Literal["uncertainty"]
 
 
+Weighting = PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting
+
+
 class Training(Block):
-    images: Images = 200_000  # in all, over all experts of the recipe
+    """How the experts of a recipe are trained."""
+
+    images: Images = 200_000
+    """Training budget in all: the experts of a recipe share it."""
     batch: Batch = 64
+    """Total batch."""
     learning_rate: PositiveFloat = 2e-3
-    warmup: ImagesOrNone = 5_000  # images, per expert at most a tenth of its budget
+    """Learning rate of Adam, or of AdamW with weight decay."""
+    warmup: ImagesOrNone = 5_000
+    """Images per expert over which the learning rate rises, at most a tenth of its budget."""
     decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "mdlrc", "momentum-decay"] = (
         "cosine"
     )
-    floor: Share = 0.05  # learning rate at the end of `linear` and `cosine`, as a factor
-    reference_images: Images | None = None  # of `inverse-sqrt`: where the decay begins
+    """How the learning rate falls: `inverse-sqrt` is that of Karras et al. 2024; `mdlrc` decaying
+    momentum with learning-rate compensation (Xu et al. 2024; a reconstruction); `momentum-decay`
+    the same without (Chen et al. 2019)."""
+    floor: Share = 0.05
+    """Learning rate at the end of `linear` and `cosine`, as a factor; `linear` with 0.1 is the
+    control of `mdlrc`."""
+    reference_images: Images | None = None
+    """Where the decay of `inverse-sqrt` begins, which needs it."""
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    """Betas of Adam."""
     weight_decay: NonNegativeFloat = 0.0
-    ema_halflife: ImagesOrNone = 10_000  # images of an expert; 0 keeps the last weights
-    # Averages kept beside it, for merge.method: post-hoc
+    """Weight decay of AdamW; 0 is Adam."""
+    ema_halflife: ImagesOrNone = 10_000
+    """Images per expert in which the weights' moving average forgets half; 0 keeps the last
+    weights."""
     power_ema: Annotated[list[Length], Field(max_length=20)] = []
-    budget: Literal["uniform", "curriculum", "by-difficulty"] = "uniform"  # split over experts
+    """Lengths (sigma_rel, such as [0.05, 0.1]) of power-function averages that are kept at each
+    milestone, for `merge.method: post-hoc` (Karras et al. 2024)."""
+    budget: Literal["uniform", "curriculum", "by-difficulty"] = "uniform"
+    """How experts share the images: `uniform` equally, `curriculum` as it draws their states,
+    `by-difficulty` more where the data's error changes most."""
     start: Literal["random", "shared-seed"] = "random"
-    parent: Text | None = None  # start from the network that this recipe ends with
-    train: Literal["all", "decoders"] = "all"  # of a multi-decoder network with a parent
-    # Images in all; the end always is one
+    """`shared-seed` gives all experts of a seed the same first weights."""
+    parent: Text | None = None
+    """Start from the network that this recipe ends with."""
+    train: Literal["all", "decoders"] = "all"
+    """`decoders` of a multi-decoder network only, with a parent."""
     milestones: Annotated[list[Images], Field(max_length=1000)] = []
-    weighting: Annotated[
-        PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting,
-        Field(discriminator="kind"),
-    ] = PlainWeighting()
+    """Images in all at which snapshots are kept and scored; the end always is one."""
+    weighting: Annotated[Weighting, Field(discriminator="kind")] = PlainWeighting()
+    """Weight of each noise level in the loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False  # torch.compile: other roundings, so part of the result's identity
-    experts_per_job: Positive = 1  # small experts trained by one process, one after the other
-    threads: Threads = 1  # CPU threads of a job: fixed, so that results do not depend on the host
+    """`bfloat16` is autocast."""
+    compile: bool = False
+    """Train through torch.compile; the job's log says how long compiling took and after how many
+    images it has paid. Part of the result's identity, as it rounds otherwise."""
+    experts_per_job: Positive = 1
+    """Small experts trained by one process, one after the other; no part of the identity."""
+    threads: Threads = 1
+    """CPU threads per job; part of the result's identity."""
 
 
 class Decouple(Block):
-    """How the experts of a parent are fine-tuned, for merging (Decouple-then-Merge)."""
+    """How the experts of a `training.parent` are fine-tuned (Decouple-then-Merge, Ma et al.
+    2025)."""
 
-    outside: Share = 0.0  # probability that a sample's state is drawn outside the expert's own
-    consistency: NonNegativeFloat = 0.0  # weight of the distance to the frozen parent's answers
+    outside: Share = 0.0
+    """Probability that an image's state is drawn outside the expert's own; 0.3 in its code."""
+    consistency: NonNegativeFloat = 0.0
+    """Weight of the distance to the frozen parent's answers; 1 in the paper."""
