@@ -23,6 +23,7 @@ from common import machine, print_table, write_results
 from pairing import DIM, make_rows
 
 from pipeline.levels import optimal_denoiser, partition, schedule
+from pipeline.levels.params import LinearSchedule
 from pipeline.noise import philox
 
 KEY = philox.derive_key("benchmark", "clustering")
@@ -109,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     described = machine()
 
-    log_snr = schedule.build("linear", 1000)
+    log_snr = schedule.build(LinearSchedule(kind="linear"), 1000)
     x = make_rows(options.rows)
     measured, curves = two_anchors(x, log_snr, options.draws)
     runs = sorted({max(1, options.draws // share) for share in (1, 4, 16)}, reverse=True)

@@ -6,10 +6,11 @@ import pytest
 from scipy import special
 
 from pipeline.errors import UserError
-from pipeline.levels import optimal_denoiser, partition, schedule
+from pipeline.levels import optimal_denoiser, partition
 from pipeline.levels.optimal_denoiser import Curves
 from pipeline.levels.params import BoundsPartition, UniformPartition
 from pipeline.noise import philox
+from tests.levels import states_of
 
 KEY = philox.derive_key("test clustering")
 
@@ -106,7 +107,7 @@ def test_optimal_denoiser_of_many_gaussian_rows_is_the_wiener_filter():
 
 def test_curves_equal_brute_force():
     rows = make_rows(60, 24)
-    log_snr = schedule.build("cosine", 200, zero_terminal=True)
+    log_snr = states_of("cosine", 200, zero_terminal=True)
     etas = (0.01, 0.1)
     curves = optimal_denoiser.measure_curves(
         source(rows), 60, log_snr, key=KEY, draws=400, etas=etas, memory=100_000
@@ -130,7 +131,7 @@ def test_curves_equal_brute_force():
 
 def test_curves_do_not_depend_on_memory_and_are_pure():
     rows = make_rows(50, 8)
-    log_snr = schedule.build("log-snr", 20)
+    log_snr = states_of("log-snr", 20)
     made = [
         optimal_denoiser.measure_curves(
             source(rows), 50, log_snr, key=key, draws=100, memory=memory
@@ -176,7 +177,7 @@ def test_clean_interval_ends_at_the_first_crossing():
 
 def test_clean_end_of_real_curves_is_u_shaped():
     rows = make_rows(400, 64)
-    log_snr = schedule.build("linear", 500)
+    log_snr = states_of("linear", 500)
     eta = 0.05
     curves = optimal_denoiser.measure_curves(
         source(rows), 400, log_snr, key=KEY, draws=2000, etas=(eta,), memory=1 << 24
@@ -218,7 +219,7 @@ def test_sensitivity():
     rows = make_rows(200, 32)
     etas = (0.01, 0.02)
     curves = optimal_denoiser.measure_curves(
-        source(rows), 200, schedule.build("linear", 300), key=KEY, draws=1200, etas=etas
+        source(rows), 200, states_of("linear", 300), key=KEY, draws=1200, etas=etas
     )
     table = optimal_denoiser.sensitivity(curves, (0.8, 0.95), (300, 1200))
     assert len(table) == 8
@@ -326,7 +327,7 @@ def test_interval_misuse_is_refused():
 
 def test_snr_bounds_are_the_published_ones():
     """arXiv 2312.09181, table 4: SNR clustering of the continuous linear schedule, (.348, .709)."""
-    found = partition.snr_bounds(schedule.build("linear", 1000), 3)
+    found = partition.snr_bounds(states_of("linear", 1000), 3)
     np.testing.assert_allclose(found.first_states / 1000, [0.348, 0.709], atol=0.01)
 
 
@@ -347,7 +348,7 @@ def test_snr_bounds_equal_exhaustive_search():
 @pytest.mark.parametrize("zero_terminal", [False, True])
 @pytest.mark.parametrize("intervals", [1, 2, 3, 10])
 def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
-    log_snr = schedule.build("cosine", 10, zero_terminal=zero_terminal)
+    log_snr = states_of("cosine", 10, zero_terminal=zero_terminal)
     axis = partition.axis_of(log_snr, False)
     intervals = min(intervals, len(axis))
     found = partition.uniform_bounds(axis, intervals)

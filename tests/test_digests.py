@@ -82,17 +82,18 @@ SAMPLER_KEYS = '''class EulerSampling(Walk):
 
 
 Sampling = EulerSampling | '''
-SCHEDULE = """
+SCHEDULE = '''"""States between 5 and -5."""
 
-def _squeezed(states: int, **_: object) -> np.ndarray:
+import numpy as np
+
+
+def squeezed(states: int) -> np.ndarray:
     return np.linspace(5.0, -5.0, states)
-
-
-_BUILDERS["squeezed"] = _squeezed
-"""
-SCHEDULE_KEYS = '''class SqueezedSchedule(Block):
+'''
+SCHEDULE_KEYS = '''class SqueezedSchedule(Form):
     """Between 5 and -5."""
 
+    made_by: ClassVar[str] = "pipeline.levels.squeezed:squeezed"
     kind: Literal["squeezed"]
     states: States = 16
 
@@ -118,7 +119,7 @@ TABLE = {
     ),
     "add a schedule": (
         edits(
-            add("pipeline/levels/schedule.py", SCHEDULE),
+            add("pipeline/levels/squeezed.py", SCHEDULE),
             replace("pipeline/levels/params.py", "\nSchedule = (\n    ", "\n" + SCHEDULE_KEYS),
         ),
         set(),

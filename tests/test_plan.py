@@ -14,6 +14,7 @@ from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.levels import curriculum, schedule
 from pipeline.params.load import resolve
+from tests.levels import states_of
 
 FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,), class_counts=(100,) * 10)
 RAW = {
@@ -226,7 +227,7 @@ def test_a_fitted_schedule_needs_its_measurement_and_follows_it():
     recipes = {"fitted": {"schedule": {"kind": "fitted", "states": 8}}}
     with pytest.raises(UserError, match=r"spectrum: not measured yet.*dvc repro"):
         of(recipes, analyses=False)
-    expected = schedule.build("fitted", 8, spectrum=SPECTRUM["spectrum"])
+    expected = states_of("fitted", 8, spectrum=SPECTRUM["spectrum"])
     assert np.array_equal(of(recipes)["fitted"].log_snr, expected)
 
 
@@ -363,7 +364,7 @@ def test_a_schedule_for_images_in_the_unit_range_is_the_papers_on_them():
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     expected = np.log(0.6**2 * alpha_bar / (1 - alpha_bar))  # signal over noise
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(np.diff(found), np.diff(schedule.build("linear", 1000)), atol=2e-8)
+    np.testing.assert_allclose(np.diff(found), np.diff(states_of("linear", 1000)), atol=2e-8)
 
 
 # --- latents

@@ -9,10 +9,11 @@ import pytest
 import torch
 from pydantic import Field
 
-from pipeline.levels.schedule import build, subset
+from pipeline.levels.schedule import subset
 from pipeline.sampling import samplers
 from pipeline.sampling.params import Sampling
 from pipeline.sampling.samplers import clipped, guided
+from tests.levels import states_of as build
 from tests.mixtures import GaussianMixture, three_in_the_plane, two_on_a_line
 from tests.specs import block
 

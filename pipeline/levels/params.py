@@ -59,7 +59,7 @@ class CosineSchedule(Form):
 class LogSnrSchedule(Form):
     """Uniform in log-SNR."""
 
-    made_by: ClassVar[str] = "pipeline.levels.schedule:log_snr"
+    made_by: ClassVar[str] = "pipeline.levels.schedule:uniform"
     kind: Literal["log-snr"]
     states: States | Literal["continuous"] = 16
     log_snr_max: LogSnr = 9.0
@@ -159,6 +159,7 @@ Schedule = (
     | FittedSchedule
     | ElboSchedule
 )
+FROM_DATA = (FittedSchedule, ElboSchedule)  # their states follow from what is measured on the data
 
 
 class SinglePartition(Block):

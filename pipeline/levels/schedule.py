@@ -15,109 +15,62 @@ x0 error of some denoiser at n noise levels. Measured with the same images and n
 it is smooth; where it is nearly flat, noise of 1 % moves a fitted state by up to 1 in log-SNR.
 """
 
-import difflib
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.levels.params import Schedule
 
 ErrorCurve = tuple[Sequence[float], Sequence[float]]
 
+# DDPM's betas go from the one over T to the other over T.
+BETA_START, BETA_END = 0.1, 20.0
 # DDPM's and iDDPM's bound on a step's variance, without which their last state has no signal left.
 MAX_BETA = 0.999
+COSINE_OFFSET = 0.008
 # Grid cells over which a fitted density is integrated: about 1e-6 in log-SNR over a range of 18.
 CELLS = 8192
+# Even log-SNRs that `elbo` chooses from: so many, or more for many states.
+CANDIDATES, CANDIDATES_PER_STATE = 513, 8
 DECIMALS = 8
-
-ENDS: dict[str, Any] = {"log_snr_max": 9.0, "log_snr_min": -9.0}
-KINDS: dict[str, dict[str, Any]] = {
-    "linear": {"beta_start": 0.1, "beta_end": 20.0},
-    "cosine": {"offset": 0.008},
-    "log-snr": ENDS,
-    "edm": {"rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5},
-    "logistic": {"mean": 0.0, "scale": 2.0, **ENDS},
-    "explicit": {"log_snr": None},
-    "fitted": {"power": 0.5, **ENDS},
-    "elbo": {"candidates": None, **ENDS},
-}
-FROM_DATA = ("fitted", "elbo")
 
 
 def build(
-    kind: str,
+    block: Schedule,
     states: int,
     *,
     spectrum: Sequence[float] | None = None,
     error_curve: ErrorCurve | None = None,
-    zero_terminal: bool = False,
-    shift: float = 0.0,
-    **options: Any,
 ) -> np.ndarray:
     """A schedule of `states` log-SNRs, cleanest first: float64 [states], strictly decreasing.
 
-    Kinds and their options (defaults in `KINDS`):
-
-    * `linear`: DDPM's betas, evenly spaced from beta_start/T to beta_end/T, at most 0.999
-      (Nichol & Dhariwal 2021 for T other than 1000);
-    * `cosine`: alpha^2 = cos^2((t/T + offset)/(1 + offset) pi/2), betas at most 0.999 (same paper);
-    * `log-snr`: even in log-SNR from log_snr_max (clean) to log_snr_min (noisy);
-    * `edm`: even in sigma^(1/rho) from sigma_min to sigma_max for data of standard deviation
-      sigma_data (Karras et al. 2022, equation 5), log-SNR = -2 ln(sigma/sigma_data);
-    * `logistic`: quantiles of a logistic density in log-SNR (mean, scale), truncated to the ends.
-      The cosine schedule's density is close to scale 1.73; a large scale tends to `log-snr`;
-    * `explicit`: the list `log_snr`;
-    * `fitted`: node density (-d mmse / d log_snr)^power between the ends, from `spectrum` or
-      `error_curve`. Power 1 makes every step change x0hat alike in mean square, power 0 is
-      `log-snr`; 1/4 to 1/2 sample well;
-    * `elbo`: the states between the ends with the least evidence bound, from `spectrum` or
-      `error_curve`, by exact dynamic programming over `candidates` even log-SNRs (default: 8 per
-      state, at least 513). For comparison: it crowds the clean end, and samples worse than any
-      other kind.
+    block: its `shift` a number. states: the block's own number, or any of a continuous one.
+    spectrum, error_curve: what a schedule that is fitted to the data is fitted to; given both, the
+    measured curve decides.
 
     With T = 1 the one state is the schedule's noisy end, where sampling starts (for `cosine` and
     `linear` the last beta alone). `zero_terminal` replaces the noisiest state by -inf (alpha = 0);
-    with T = 1 that leaves nothing but the data's mean to learn. `shift` is added to every log-SNR:
-    2 ln b for inputs scaled by b (Chen 2023), 2 ln sigma_data for data not scaled to unit variance.
-    Spectrum and error curve are ignored by the kinds that place states without them; given both,
-    the measured curve decides.
+    with T = 1 that leaves nothing but the data's mean to learn.
 
-    Log-SNRs are rounded to 8 decimals. UserError, naming the option, for anything that does not
-    give T distinct states.
+    Log-SNRs are rounded to 8 decimals. UserError for settings that do not give T distinct states,
+    or an error curve that ends before the schedule.
     """
-    if kind not in KINDS:
-        raise UserError(f"schedule: kind '{kind}' is unknown{_nearest(kind, KINDS)}")
-    for name in options:
-        if name not in KINDS[kind]:
-            raise UserError(
-                f"schedule '{kind}' has no option '{name}'{_nearest(name, KINDS[kind])}"
-            )
-    if isinstance(states, bool) or not isinstance(states, int | np.integer) or states < 1:
-        raise UserError(f"schedule: states must be a whole number from 1 up, not {states!r}")
-    settings = KINDS[kind] | options
-    for name, value in (settings | {"shift": shift}).items():
-        if name not in ("log_snr", "candidates"):
-            _require(kind, name, value, _is_number(value), "a finite number")
-    if "log_snr_max" in settings:
-        _require(
-            kind,
-            "log_snr_max",
-            settings["log_snr_max"],
-            settings["log_snr_max"] > settings["log_snr_min"],
-            f"above log_snr_min ({settings['log_snr_min']})",
-        )
-    if kind in FROM_DATA:
-        settings["mmse"] = _mmse(kind, spectrum, error_curve, settings)
+    options = block.options("states", "shift", "zero_terminal", "source", "pilot_images")
+    if spectrum is not None or error_curve is not None:
+        options["mmse"] = _mmse(block, spectrum, error_curve)
     # Rounded, because the last bits of log and exp differ between CPUs and a state's value is part
     # of an expert's identity; adding 0 makes -0 the same state as 0.
-    log_snr = np.round(_BUILDERS[kind](int(states), **settings) + shift, DECIMALS) + 0.0
-    if zero_terminal:
+    log_snr = np.round(block.maker(states, **options) + block.shift, DECIMALS) + 0.0
+    if getattr(block, "zero_terminal", False):
         log_snr[-1] = -math.inf
     if not (np.isfinite(log_snr[:-1]).all() and (np.diff(log_snr) < 0).all()):
         raise UserError(
-            f"schedule '{kind}': these options do not give {states} distinct states; "
+            f"schedule '{block.kind}': these options do not give {states} distinct states; "
             "use fewer states or a wider range"
         )
     return log_snr
@@ -276,38 +229,40 @@ def _from_betas(betas: np.ndarray) -> np.ndarray:
     return log_alpha2 - np.log(-np.expm1(log_alpha2))
 
 
-def _linear(states: int, *, beta_start: float, beta_end: float) -> np.ndarray:
-    _require("linear", "beta_start", beta_start, beta_start > 0, "positive")
-    _require("linear", "beta_end", beta_end, beta_end >= beta_start, "at least beta_start")
-    return _from_betas(_even(beta_start, beta_end, states) / states)
+def linear(states: int) -> np.ndarray:
+    """DDPM's betas, evenly spaced, at most 0.999 (Nichol & Dhariwal 2021 for T other than 1000)."""
+    return _from_betas(_even(BETA_START, BETA_END, states) / states)
 
 
-def _cosine(states: int, *, offset: float) -> np.ndarray:
-    _require("cosine", "offset", offset, offset >= 0, "zero or positive")
+def cosine(states: int) -> np.ndarray:
+    """alpha^2 = cos^2((t/T + offset)/(1 + offset) pi/2), betas at most 0.999 (the same paper)."""
     time = np.arange(states + 1) / states
-    alpha2 = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
+    alpha2 = np.cos((time + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
     return _from_betas(1 - alpha2[1:] / alpha2[:-1])
 
 
-def _log_snr(states: int, *, log_snr_max: float, log_snr_min: float) -> np.ndarray:
+def uniform(states: int, log_snr_max: float, log_snr_min: float) -> np.ndarray:
+    """Even in log-SNR from the clean end to the noisy one."""
     return _even(log_snr_max, log_snr_min, states)
 
 
-def _edm(
-    states: int, *, rho: float, sigma_min: float, sigma_max: float, sigma_data: float
+def edm(
+    states: int, sigma_min: float, sigma_max: float, sigma_data: float, rho: float
 ) -> np.ndarray:
-    _require("edm", "rho", rho, rho > 0, "positive")
-    _require("edm", "sigma_min", sigma_min, sigma_min > 0, "positive")
-    _require("edm", "sigma_max", sigma_max, sigma_max > sigma_min, "above sigma_min")
-    _require("edm", "sigma_data", sigma_data, sigma_data > 0, "positive")
+    """Even in sigma^(1/rho) for data of standard deviation sigma_data (Karras et al. 2022, equation
+    5), log-SNR = -2 ln(sigma/sigma_data).
+    """
     sigma = _even(sigma_min ** (1 / rho), sigma_max ** (1 / rho), states) ** rho
     return -2 * np.log(sigma / sigma_data)
 
 
-def _logistic(
-    states: int, *, mean: float, scale: float, log_snr_max: float, log_snr_min: float
+def logistic(
+    states: int, mean: float, scale: float, log_snr_max: float, log_snr_min: float
 ) -> np.ndarray:
-    _require("logistic", "scale", scale, scale > 0, "positive")
+    """Quantiles of a logistic density in log-SNR, truncated to the ends.
+
+    The cosine schedule's density is close to scale 1.73; a large scale tends to `uniform`.
+    """
     clean, noisy = (log_snr_max - mean) / scale, (log_snr_min - mean) / scale
     # Quantiles lose their digits close to 1: work on the side of the mean with more of the range.
     side = -1 if clean + noisy > 0 else 1
@@ -317,26 +272,19 @@ def _logistic(
     return _pinned(log_snr, log_snr_max, log_snr_min)
 
 
-def _explicit(states: int, *, log_snr: Sequence[float] | None) -> np.ndarray:
-    if log_snr is None:
-        raise UserError("schedule 'explicit' needs the option 'log_snr', a list of log-SNRs")
-    listed = isinstance(log_snr, Sequence | np.ndarray) and not isinstance(log_snr, str)
-    if not listed or not all(_is_number(v) or v == -math.inf for v in log_snr):
-        raise UserError("schedule 'explicit': log_snr must be a list of numbers (-inf at the end)")
-    values = np.array(log_snr, dtype=np.float64)
-    if len(values) != states:
-        raise UserError(
-            f"schedule 'explicit': log_snr lists {len(values)} values for {states} states"
-        )
-    if not (np.diff(values) < 0).all():
-        raise UserError("schedule 'explicit': log_snr must fall strictly, cleanest state first")
-    return values
+def explicit(states: int, log_snr: Sequence[float]) -> np.ndarray:
+    """The states as they are listed."""
+    return np.array(log_snr, dtype=np.float64)
 
 
-def _fitted(
-    states: int, *, power: float, log_snr_max: float, log_snr_min: float, mmse: Mmse
+def fitted(
+    states: int, power: float, log_snr_max: float, log_snr_min: float, mmse: Mmse
 ) -> np.ndarray:
-    _require("fitted", "power", power, power >= 0, "zero or positive")
+    """Node density (-d mmse / d log_snr)^power between the ends.
+
+    Power 1 makes every step change x0hat alike in mean square, power 0 is `uniform`; 1/4 to 1/2
+    sample well.
+    """
     grid = np.linspace(log_snr_min, log_snr_max, CELLS + 1)
     density = mmse.slope(grid) ** power
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
@@ -344,31 +292,15 @@ def _fitted(
     return _pinned(log_snr, log_snr_max, log_snr_min)
 
 
-def _elbo(
-    states: int, *, candidates: int | None, log_snr_max: float, log_snr_min: float, mmse: Mmse
-) -> np.ndarray:
-    if candidates is None:
-        candidates = max(513, 8 * states + 1)
-    whole = isinstance(candidates, int | np.integer) and not isinstance(candidates, bool)
-    needed = max(states, 2)
-    _require(
-        "elbo", "candidates", candidates, whole and candidates >= needed, f"a number from {needed}"
-    )
-    grid = np.linspace(log_snr_min, log_snr_max, candidates)
+def elbo(states: int, log_snr_max: float, log_snr_min: float, mmse: Mmse) -> np.ndarray:
+    """The states between the ends with the least evidence bound, by exact dynamic programming.
+
+    For comparison: it crowds the clean end, and samples worse than any other schedule.
+    """
+    number = max(CANDIDATES, CANDIDATES_PER_STATE * states + 1)
+    grid = np.linspace(log_snr_min, log_snr_max, number)
     path = least_bound_path(np.exp(grid), mmse(grid), states - 1)
     return grid[path][::-1]
-
-
-_BUILDERS: dict[str, Callable[..., np.ndarray]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "log-snr": _log_snr,
-    "edm": _edm,
-    "logistic": _logistic,
-    "explicit": _explicit,
-    "fitted": _fitted,
-    "elbo": _elbo,
-}
 
 
 def least_bound_path(snr: np.ndarray, mmse: np.ndarray, steps: int) -> np.ndarray:
@@ -418,24 +350,15 @@ def _pinned(log_snr: np.ndarray, clean: float, noisy: float) -> np.ndarray:
     return log_snr
 
 
-def _mmse(
-    kind: str,
-    spectrum: Sequence[float] | None,
-    error_curve: ErrorCurve | None,
-    settings: dict[str, Any],
-) -> Mmse:
+def _mmse(block: Any, spectrum: Sequence[float] | None, error_curve: ErrorCurve | None) -> Mmse:
     if error_curve is None:
-        if spectrum is None:
-            raise UserError(
-                f"schedule '{kind}' needs the data's spectrum or a measured error curve"
-            )
         return _Gaussian(spectrum)
     measured = _Measured(error_curve)
     lowest, highest = measured.range
-    if settings["log_snr_min"] < lowest or settings["log_snr_max"] > highest:
+    if block.log_snr_min < lowest or block.log_snr_max > highest:
         raise UserError(
-            f"schedule '{kind}': log_snr_min and log_snr_max must lie within the error curve, "
-            f"which spans {lowest:g} to {highest:g}"
+            f"schedule '{block.kind}': log_snr_min and log_snr_max must lie within the error "
+            f"curve, which spans {lowest:g} to {highest:g}"
         )
     return measured
 
@@ -445,19 +368,3 @@ def _checked_spectrum(spectrum: Sequence[float]) -> np.ndarray:
     if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or not values.any():
         raise ValueError("a spectrum is a list of finite eigenvalues, none negative, not all zero")
     return values
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    return math.isfinite(value)
-
-
-def _require(kind: str, name: str, value: object, holds: bool, what: str) -> None:
-    if not holds:
-        raise UserError(f"schedule '{kind}': {name} must be {what}, not {value!r}")
-
-
-def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; use one of {', '.join(known)}"

@@ -8,8 +8,7 @@ from pipeline.block import MOST_LOG_SNR
 from pipeline.errors import UserError
 from pipeline.levels import partition, schedule
 from pipeline.levels.params import (
-    ElboSchedule,
-    FittedSchedule,
+    FROM_DATA,
     LearntPartition,
     Partition,
     UniformCurriculum,
@@ -29,7 +28,6 @@ PILOT_NODES = 64  # noise levels at which a pilot's error is measured
 
 
 HALF_RANGE = 127.5  # in uint8 units, of images that are scaled to [-1, 1]
-FROM_DATA = (FittedSchedule, ElboSchedule)
 
 
 class NotMeasured(UserError):
@@ -125,17 +123,16 @@ def states_of(params: Params, data: DatasetFacts, recipe: Recipe) -> np.ndarray:
 
 
 def build_states(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> np.ndarray:
-    block = recipe.schedule
-    apart = {"kind", "states", "source", "pilot_images"}
-    options = block.model_dump(exclude=apart)
-    if options["shift"] == "unit-range":
-        options["shift"] = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
+    block, measured = recipe.schedule, {}
+    if block.shift == "unit-range":
+        shift = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
+        block = block.model_copy(update={"shift": shift})
     if isinstance(block, FROM_DATA):
         if block.source == "pilot":
-            options["error_curve"] = measured_errors(params, data, recipe)
+            measured["error_curve"] = measured_errors(params, data, recipe)
         else:
-            options["spectrum"] = measured_on(data, spectrum(params, data))["spectrum"]
-    found = schedule.build(block.kind, states, **options)
+            measured["spectrum"] = measured_on(data, spectrum(params, data))["spectrum"]
+    found = schedule.build(block, states, **measured)
     ends = found[np.isfinite(found)]
     if len(ends) and np.abs(ends[[0, -1]]).max() > MOST_LOG_SNR:
         raise UserError(
