@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from pipeline.levels import params, schedule
+from pipeline.levels import curriculum, params, schedule
 
 SCHEDULES = TypeAdapter(Annotated[params.Schedule, Field(discriminator="kind")])
+CURRICULA = TypeAdapter(Annotated[params.Curriculum, Field(discriminator="kind")])
 
 
 def states_of(
@@ -20,3 +23,18 @@ def states_of(
         options["states"] = states
     block = SCHEDULES.validate_python({"kind": kind, **options})
     return schedule.build(block, states, spectrum=spectrum, error_curve=error_curve)
+
+
+def curriculum_of(
+    kind: str,
+    log_snrs: np.ndarray,
+    continuous: bool = False,
+    *,
+    cells: int = curriculum.CELLS,
+    bounds: Sequence[float] = (),
+    **options: Any,
+) -> curriculum.Curriculum:
+    """A curriculum over states, or over a range of `cells` cells."""
+    block = CURRICULA.validate_python({"kind": kind, **options})
+    with mock.patch.object(curriculum, "CELLS", cells):
+        return curriculum.build(block, log_snrs, continuous, bounds)

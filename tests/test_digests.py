@@ -17,10 +17,12 @@ SAY = """
 import json
 from pathlib import Path
 from pipeline import plan
+from pipeline.levels.params import UniformCurriculum
 from pipeline.networks.params import UNet
 from pipeline.params.load import load
 from pipeline.sampling.params import DdimSampling
-forms = {"expert": [UNet()], "samples": [UNet(), DdimSampling()], "outputs": [UNet()]}
+forms = {"expert": [UNet(), UniformCurriculum()]}
+forms |= {"samples": [UNet(), DdimSampling()], "outputs": [UNet()]}
 found = {kind: plan.code_of(kind, *forms.get(kind, ())) for kind in plan.CODE}
 facts = plan.DatasetFacts("0" * 64, 1000, 16, 1, 10, (127.5,), (73.9,), class_counts=(100,) * 10)
 params = load(Path("params.yaml"))
@@ -101,6 +103,24 @@ SCHEDULE_KEYS = '''class SqueezedSchedule(Form):
 Schedule = (
     SqueezedSchedule
     | '''
+CURRICULUM = '''"""The middle state alone."""
+
+import numpy as np
+
+
+def middle(axis):
+    return axis.constant(np.eye(len(axis.x))[len(axis.x) // 2])
+'''
+CURRICULUM_KEYS = '''class Middle(Form):
+    """The middle state alone."""
+
+    made_by: ClassVar[str] = "pipeline.levels.middle:middle"
+    kind: Literal["middle"]
+
+
+Curriculum = (
+    Middle
+    | '''
 NETWORK_KEYS = '''class Wide(UNet):
     """Another network."""
 
@@ -122,6 +142,25 @@ TABLE = {
             add("pipeline/levels/squeezed.py", SCHEDULE),
             replace("pipeline/levels/params.py", "\nSchedule = (\n    ", "\n" + SCHEDULE_KEYS),
         ),
+        set(),
+    ),
+    "add a curriculum": (
+        edits(
+            add("pipeline/levels/middle.py", CURRICULUM),
+            replace("pipeline/levels/params.py", "\nCurriculum = (\n    ", "\n" + CURRICULUM_KEYS),
+        ),
+        set(),
+    ),
+    "edit a curriculum that experts use": (
+        replace(
+            "pipeline/levels/curriculum.py",
+            "return axis.constant(axis.uniform)",
+            "return axis.constant(axis.uniform**2)",
+        ),
+        {"expert"},
+    ),
+    "edit a curriculum that they do not use": (
+        replace("pipeline/levels/curriculum.py", "MOST_CLUSTERS = 20", "MOST_CLUSTERS = 10"),
         set(),
     ),
     "add a network": (

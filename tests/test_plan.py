@@ -12,9 +12,9 @@ import pytest
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.levels import curriculum, schedule
+from pipeline.levels import schedule
 from pipeline.params.load import resolve
-from tests.levels import states_of
+from tests.levels import curriculum_of, states_of
 
 FACTS = plan.DatasetFacts("d" * 64, 1000, 8, 1, 10, (77.0,), (80.0,), class_counts=(100,) * 10)
 RAW = {
@@ -263,7 +263,7 @@ def test_a_curriculum_can_split_the_budget_of_single_state_experts():
         "training": {"budget": "curriculum"},
     }
     images = [e.images for e in of({"r": recipe})["r"].experts]
-    wanted = curriculum.build("static", of({"r": recipe})["r"].log_snr, sigma=0.2).average()
+    wanted = curriculum_of("static", of({"r": recipe})["r"].log_snr, sigma=0.2).average()
     assert sum(images) == 1000
     np.testing.assert_allclose(np.array(images) / 1000, wanted, atol=1e-3)
 

@@ -13,19 +13,22 @@ equal length of the phases in the second, are choices made here.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.levels import params
 
 if TYPE_CHECKING:
     from pipeline.specs import OwnCurriculum
 
+CELLS = 1024  # of a continuous range
+EDM_SIGMA_DATA = 0.5
+MOST_CLUSTERS = 20  # of `easy-to-hard`, where the block leaves the number open
 _BELOW_ONE = np.nextafter(1.0, 0.0)
 
 
@@ -140,7 +143,7 @@ class Curriculum:
         return index, upper + inside * (lower - upper)
 
     def restrict(self, indices: Sequence[int] | np.ndarray) -> Curriculum:
-        """The curriculum of an expert that owns only these states (or adjoining cells).
+        """The curriculum of an expert that owns only these of a list of states.
 
         The expert sees what the whole run would give to its states, in the same order: its
         progress counts its own images. Its states are numbered from 0. One state alone has no
@@ -151,92 +154,44 @@ class Curriculum:
         indices = np.unique(_checked_indices(indices, len(self)))
         if len(indices) == len(self):
             return self
-        edges = None
-        if self.edges is not None:
-            if np.any(np.diff(indices) != 1):
-                raise ValueError("a part of a continuous range must consist of adjoining cells")
-            edges = self.edges[indices[0] : indices[-1] + 2]
-        return self._part(self.log_snrs[indices], edges, indices, np.ones(len(indices)))
-
-    def between(self, high: float, low: float) -> Curriculum:
-        """`restrict` for a continuous range, to log-SNRs from `high` down to `low`."""
-        if self.edges is None:
-            raise ValueError("between() needs a continuous range; use restrict() for states")
-        if not self.edges[0] >= high > low >= self.edges[-1]:
-            raise ValueError(
-                f"log-SNRs {high} to {low} are not inside {self.edges[0]} to {self.edges[-1]}"
-            )
-        kept = np.clip(self.edges, low, high)
-        fraction = np.diff(kept) / np.diff(self.edges)
-        indices = np.flatnonzero(fraction > 0)
-        if len(indices) == len(self) and np.all(fraction == 1):
-            return self
-        edges = kept[indices[0] : indices[-1] + 2]
-        return self._part((edges[:-1] + edges[1:]) / 2, edges, indices, fraction[indices])
-
-    def _part(
-        self, log_snrs: np.ndarray, edges: np.ndarray | None, indices: np.ndarray, kept: np.ndarray
-    ) -> Curriculum:
-        start, end = self.start[:, indices] * kept, self.end[:, indices] * kept
+        start, end = self.start[:, indices], self.end[:, indices]
         weights = None if self.weights is None else self.weights[indices]
-        part = Curriculum(log_snrs, self.knots, start, end, edges, weights=weights)
-        share = part._drawn[-1] / self._drawn[-1]
+        part = Curriculum(self.log_snrs[indices], self.knots, start, end, weights=weights)
+        total = part._drawn[-1]
+        share = self.share * (total / self._drawn[-1])
         if len(indices) == 1:
             knots, one = np.array([0.0, 1.0]), np.ones((1, 1))
-            return replace(part, knots=knots, start=one, end=one, share=self.share * share)
-        total = part._drawn[-1]
-        return replace(part, start=start / total, end=end / total, share=self.share * share)
+            return replace(part, knots=knots, start=one, end=one, share=share)
+        return replace(part, start=start / total, end=end / total, share=share)
 
 
 def build(
-    kind: str, log_snrs: np.ndarray, continuous: bool = False, *, cells: int = 1024, **options
+    block: params.Curriculum,
+    log_snrs: np.ndarray,
+    continuous: bool,
+    bounds: Sequence[float] = (),
 ) -> Curriculum:
-    """Curriculum of one kind over a list of states, or over a continuous range of log-SNR.
+    """The curriculum of a block over a list of states, or over a continuous range of log-SNR.
 
     log_snrs: strictly decreasing, cleanest first [T]; for `continuous` the two ends [2] of the
-    range, which is cut into `cells` equal cells.
-
-    kinds and their options:
-      uniform        the control
-      clts           mu, sigma, end_fraction, lambda_max: from uniform to a Gaussian in x over the
-                     first end_fraction of the run, to lambda_max of it (arXiv 2404.07946)
-      static         mu, sigma, lambda_max: the end of clts from the first image on, its control
-      easy-to-hard   clusters, end_fraction: N clusters of x, the noisiest first, phase n on the
-                     n noisiest, phases of equal length (arXiv 2403.10348)
-      edm-lognormal  mean, std of ln sigma at data of standard deviation 0.5 (arXiv 2206.00364)
-      logit-normal   mean, std of logit(t), x_t = (1 - t) z + t eps (arXiv 2403.03206)
-      per-interval   bounds (log-SNRs), shares: each interval's part of the images, uniform inside
-                     (arXiv 2312.09181: equal parts)
-      speed          k, tau, mirror, lam: k times as often for x < tau, in antithetic pairs x and
-                     |mirror - x|, and weighted there by how fast the noise's variance changes, from
-                     1 - lam to lam; by 1 for x >= tau, as in its code (arXiv 2405.17403)
+    range, which is cut into equal cells. bounds: log-SNRs between the intervals of `per-interval`.
 
     The two normal laws are laws of the log-SNR. A state gets the mass of all log-SNRs to which it
     is the nearest one; a continuous range cuts the tails off.
 
-    Raises UserError for an unknown kind or option and for values out of range.
+    Raises UserError for settings that leave no state, or none in an interval.
     """
     log_snrs = np.asarray(log_snrs, dtype=np.float64)
     if log_snrs.ndim != 1 or not len(log_snrs) or np.any(np.diff(log_snrs) >= 0):
         raise ValueError("log_snrs must be a strictly decreasing vector")
-    builder = _BUILDERS.get(kind)
-    if builder is None:
-        raise UserError(f"curriculum.kind: unknown kind {kind!r}; known: {', '.join(KINDS)}")
-    known = list(inspect.signature(builder).parameters)[1:]
-    for name in options:
-        if name not in known:
-            accepted = ", ".join(known) if known else "none"
-            raise UserError(
-                f"curriculum.{name}: {kind} has no such option; its options: {accepted}"
-            )
     edges = None
     if continuous:
-        if len(log_snrs) != 2:
-            raise ValueError("a continuous range is given by its two ends")
-        _require(cells >= 2, "cells", f"must be at least 2, got {cells}")
-        edges = np.linspace(log_snrs[0], log_snrs[1], cells + 1)
+        edges = np.linspace(*log_snrs, CELLS + 1)
         log_snrs = (edges[:-1] + edges[1:]) / 2
-    return builder(_Axis(log_snrs, edges), **options)
+    options = block.options("correct", "partition")
+    if isinstance(block, params.IntervalDensity):
+        options["bounds"] = bounds
+    return block.maker(Axis(log_snrs, edges), **options)
 
 
 def built(
@@ -246,15 +201,17 @@ def built(
 
     Raises UserError if the whole run draws none of these states.
     """
-    options = spec.form.options("correct", "partition")
-    if spec.bounds:
-        options["bounds"] = spec.bounds
-    whole = build(spec.form.kind, np.asarray(spec.axis or log_snrs), continuous, **options)
+    whole = build(spec.form, np.asarray(spec.axis or log_snrs), continuous, spec.bounds)
     return whole.restrict(np.arange(spec.own[0], spec.own[1] + 1)) if spec.own else whole
 
 
 @dataclass(frozen=True, eq=False)
-class _Axis:
+class Axis:
+    """What a curriculum is made over: states, or the cells of a range (see `Curriculum`).
+
+    x [T]: the position of each, from the clean end to the noisy one, in (0, 1).
+    """
+
     log_snrs: np.ndarray
     edges: np.ndarray | None
 
@@ -274,47 +231,34 @@ class _Axis:
         return self.curriculum([0, 1], [p], [p], **pairs)
 
 
-def _uniform(axis: _Axis) -> Curriculum:
+def uniform(axis: Axis) -> Curriculum:
+    """The control."""
     return axis.constant(axis.uniform)
 
 
-def _gaussian_mixture(axis: _Axis, mu: float, sigma: float, lambda_max: float) -> np.ndarray:
-    _require(sigma > 0, "sigma", f"must be positive, got {sigma}")
-    _require(0 <= lambda_max <= 1, "lambda_max", f"must lie in [0, 1], got {lambda_max}")
+def _gaussian_mixture(axis: Axis, mu: float, sigma: float, lambda_max: float) -> np.ndarray:
     exponent = -0.5 * ((axis.x - mu) / sigma) ** 2
     # Shifted by its maximum, so that a mu far outside (0, 1) cannot underflow everywhere.
     gaussian = np.exp(exponent - exponent.max())
     return (1 - lambda_max) * axis.uniform + lambda_max * gaussian / gaussian.sum()
 
 
-def _clts(
-    axis: _Axis,
-    mu: float = 0.3,
-    sigma: float = 0.3,
-    end_fraction: float = 1.0,
-    lambda_max: float = 1.0,
-) -> Curriculum:
-    _require_fraction(end_fraction, "end_fraction")
+def clts(axis: Axis, mu: float, sigma: float, end_fraction: float, lambda_max: float) -> Curriculum:
+    """From uniform to lambda_max of a Gaussian in x, over the first end_fraction of the run."""
     last = _gaussian_mixture(axis, mu, sigma, lambda_max)
     if end_fraction == 1:
         return axis.curriculum([0, 1], [axis.uniform], [last])
     return axis.curriculum([0, end_fraction, 1], [axis.uniform, last], [last, last])
 
 
-def _static(
-    axis: _Axis, mu: float = 0.3, sigma: float = 0.3, lambda_max: float = 1.0
-) -> Curriculum:
+def static(axis: Axis, mu: float, sigma: float, lambda_max: float) -> Curriculum:
+    """The end of `clts` from the first image on."""
     return axis.constant(_gaussian_mixture(axis, mu, sigma, lambda_max))
 
 
-def _easy_to_hard(
-    axis: _Axis, clusters: int | None = None, end_fraction: float = 1.0
-) -> Curriculum:
-    """`clusters`: by default 20, or one a state if there are fewer states."""
-    states = len(axis.log_snrs)
-    clusters = min(20, states) if clusters is None else clusters
-    _require(1 <= clusters <= states, "clusters", f"must lie in [1, {states}], got {clusters}")
-    _require_fraction(end_fraction, "end_fraction")
+def easy_to_hard(axis: Axis, clusters: int | None, end_fraction: float) -> Curriculum:
+    """Clusters of x, the noisiest first: phase n on the n noisiest, phases of equal length."""
+    clusters = min(MOST_CLUSTERS, len(axis.log_snrs)) if clusters is None else clusters
     cluster = np.floor(axis.x * clusters)
     phases = [(cluster >= clusters - n).astype(np.float64) for n in range(1, clusters + 1)]
     knots = list(np.arange(clusters + 1) * (end_fraction / clusters))
@@ -323,8 +267,7 @@ def _easy_to_hard(
     return axis.curriculum(knots, rows, rows)
 
 
-def _normal_in_log_snr(axis: _Axis, mean: float, std: float) -> Curriculum:
-    _require(std > 0, "std", f"must be positive, got {std}")
+def _normal_in_log_snr(axis: Axis, mean: float, std: float) -> Curriculum:
     if axis.edges is None:
         middles = (axis.log_snrs[:-1] + axis.log_snrs[1:]) / 2
         edges = np.concatenate([[np.inf], middles, [-np.inf]])
@@ -335,46 +278,45 @@ def _normal_in_log_snr(axis: _Axis, mean: float, std: float) -> Curriculum:
     above = np.array([math.erfc(v / math.sqrt(2)) / 2 for v in z])
     mass = np.where(z[1:] > 0, np.diff(above), -np.diff(below))
     total = mass.sum()
-    _require(total > 0, "mean", f"leaves no probability inside the range of log-SNRs, got {mean}")
+    if not total > 0:
+        raise UserError(
+            "curriculum.mean leaves no probability inside the schedule's range of log-SNRs; "
+            "move it there, or raise curriculum.std"
+        )
     return axis.constant(mass / total)
 
 
-def _edm_lognormal(axis: _Axis, mean: float = -1.2, std: float = 1.2) -> Curriculum:
+def edm_lognormal(axis: Axis, mean: float, std: float) -> Curriculum:
+    """Normal in ln sigma, for data of EDM's standard deviation (arXiv 2206.00364)."""
     # log-SNR = -2 ln(sigma / sigma_data).
-    return _normal_in_log_snr(axis, -2 * (mean - math.log(0.5)), 2 * std)
+    return _normal_in_log_snr(axis, -2 * (mean - math.log(EDM_SIGMA_DATA)), 2 * std)
 
 
-def _logit_normal(axis: _Axis, mean: float = 0.0, std: float = 1.0) -> Curriculum:
+def logit_normal(axis: Axis, mean: float, std: float) -> Curriculum:
+    """Normal in logit(t), x_t = (1 - t) z + t eps (arXiv 2403.03206)."""
     # log-SNR = 2 ln((1 - t) / t) = -2 logit(t).
     return _normal_in_log_snr(axis, -2 * mean, 2 * std)
 
 
-def _per_interval(axis: _Axis, bounds: Sequence[float], shares: Sequence[float]) -> Curriculum:
-    _require(len(shares) == len(bounds) + 1, "shares", "must be one for each interval")
-    _require(min(shares) > 0, "shares", "must be positive")
+def per_interval(axis: Axis, bounds: Sequence[float], shares: Sequence[float]) -> Curriculum:
+    """Each interval's share of the images, uniform inside (arXiv 2312.09181: equal shares)."""
     interval = (axis.log_snrs[:, None] < np.asarray(bounds, dtype=np.float64)).sum(axis=1)
     members = np.bincount(interval, minlength=len(shares))
-    _require(members.min() > 0, "bounds", "must leave a state in every interval")
+    if members.min() == 0:
+        raise UserError("curriculum.partition must leave a state in every interval")
     p = (np.asarray(shares, dtype=np.float64) / members)[interval]
     return axis.constant(p / p.sum())
 
 
-def _speed(
-    axis: _Axis,
-    k: float = 5.0,
-    tau: float = 0.7,
-    mirror: float | None = None,
-    lam: float | None = 0.6,
-) -> Curriculum:
-    """`mirror` by default as in SpeeD: where d sqrt(1 - alpha_bar) / dx has fallen below 0.1."""
-    _require(k > 0, "k", f"must be positive, got {k}")
-    _require(0 <= tau <= 1, "tau", f"must lie in [0, 1], got {tau}")
+def speed(axis: Axis, k: float, tau: float, lam: float | None, mirror: float | None) -> Curriculum:
+    """SpeeD (arXiv 2405.17403): k times as often for x < tau, in antithetic pairs x, |mirror - x|.
+
+    Weighted below tau by how fast the noise's variance changes, from 1 - lam to lam; from there on
+    by 1, as in its code. mirror: null is where d sqrt(1 - alpha_bar) / dx has fallen below 0.1, as
+    in SpeeD.
+    """
     states = len(axis.log_snrs)
-    if mirror is None:
-        m = _end_of_growth(axis.log_snrs)
-    else:
-        _require_fraction(mirror, "mirror")
-        m = max(1, round(mirror * states))
+    m = _end_of_growth(axis.log_snrs) if mirror is None else max(1, round(mirror * states))
     first = np.where(axis.x < tau, k, 1.0)
     first /= first.sum()
     index = np.arange(states)
@@ -384,9 +326,7 @@ def _speed(
     return axis.constant((first + second) / 2, mirror=m, unmirrored=first, weights=weights)
 
 
-def _change_aware(axis: _Axis, tau: float, lam: float) -> np.ndarray:
-    """SpeeD's weights: d(1 - alpha_bar)/dx in the range 1 - lam to lam below tau, 1 from there."""
-    _require(0 <= lam <= 1, "lam", f"must lie in [0, 1], got {lam}")
+def _change_aware(axis: Axis, tau: float, lam: float) -> np.ndarray:
     weights = np.ones(len(axis.log_snrs))
     if len(weights) == 1:
         return weights
@@ -405,19 +345,6 @@ def _end_of_growth(log_snrs: np.ndarray) -> int:
     steepest = int(growth.argmax())
     flat = np.flatnonzero(growth[steepest:] < 0.1)
     return min(steepest + int(flat[0]) + 1, len(log_snrs)) if len(flat) else len(log_snrs)
-
-
-_BUILDERS: dict[str, Callable[..., Curriculum]] = {
-    "uniform": _uniform,
-    "clts": _clts,
-    "static": _static,
-    "easy-to-hard": _easy_to_hard,
-    "edm-lognormal": _edm_lognormal,
-    "logit-normal": _logit_normal,
-    "per-interval": _per_interval,
-    "speed": _speed,
-}
-KINDS = tuple(_BUILDERS)
 
 
 def stratified(batch: int, u: np.ndarray, antithetic: bool = False) -> np.ndarray:
@@ -482,12 +409,3 @@ def _checked_indices(indices: Sequence[int] | np.ndarray, states: int) -> np.nda
     if not whole or not len(indices) or indices.min() < 0 or indices.max() >= states:
         raise ValueError(f"expected a non-empty list of indices below {states}, got {indices}")
     return indices
-
-
-def _require(ok: bool, key: str, problem: str) -> None:
-    if not ok:
-        raise UserError(f"curriculum.{key} {problem}")
-
-
-def _require_fraction(value: float, key: str) -> None:
-    _require(0 < value <= 1, key, f"must lie in (0, 1], got {value}")

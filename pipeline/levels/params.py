@@ -247,15 +247,17 @@ Partition = (
 )
 
 
-class UniformCurriculum(Block):
+class UniformCurriculum(Form):
     """Every state alike."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:uniform"
     kind: Literal["uniform"] = "uniform"
 
 
-class Clts(Block):
+class Clts(Form):
     """From uniform to a Gaussian over the time axis (Xu et al. 2024; a reconstruction)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:clts"
     kind: Literal["clts"]
     mu: LogSnr = 0.3
     """Mean of the Gaussian on the time axis, from 0, cleanest, to 1. The paper gives this alone."""
@@ -267,28 +269,31 @@ class Clts(Block):
     """Largest share of the Gaussian."""
 
 
-class StaticDensity(Block):
+class StaticDensity(Form):
     """The Gaussian of `clts` from the first image on: its control."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:static"
     kind: Literal["static"]
     mu: LogSnr = 0.3
     sigma: Spread = 0.3
     lambda_max: Share = 1.0
 
 
-class EasyToHard(Block):
+class EasyToHard(Form):
     """The noisiest states first, then ever cleaner ones as well (Kim et al. 2025; a
     reconstruction)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:easy_to_hard"
     kind: Literal["easy-to-hard"]
     clusters: States | None = None
     """Steps in which states are added; null: 20, or one per state if there are fewer."""
     end_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class EdmLognormal(Block):
+class EdmLognormal(Form):
     """ln sigma normal (Karras et al. 2022)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:edm_lognormal"
     kind: Literal["edm-lognormal"]
     mean: LogSnr = -1.2
     """Mean of ln sigma, in EDM's units (`sigma_data` 0.5)."""
@@ -296,10 +301,11 @@ class EdmLognormal(Block):
     """Standard deviation of ln sigma."""
 
 
-class LogitNormal(Block):
+class LogitNormal(Form):
     """The density of Esser et al. 2024; their objective, that of a rectified flow, is this with
     `training.weighting: {kind: flow}`."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:logit_normal"
     kind: Literal["logit-normal"]
     mean: LogSnr = 0.0
     """Mean of logit t."""
@@ -307,10 +313,11 @@ class LogitNormal(Block):
     """Standard deviation of logit t."""
 
 
-class Speed(Block):
+class Speed(Form):
     """k times as often below tau, in antithetic pairs, with change-aware weights (SpeeD, Wang et
     al. 2025, by its code)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:speed"
     kind: Literal["speed"]
     k: PositiveFloat = 5.0
     """How many times as often."""
@@ -323,9 +330,10 @@ class Speed(Block):
     """Place that pairs are mirrored at; null: as in its code."""
 
 
-class IntervalDensity(Block):
+class IntervalDensity(Form):
     """Equally much for every interval of a partition (Zhang et al. 2024)."""
 
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:per_interval"
     kind: Literal["per-interval"]
     partition: (
         Annotated[

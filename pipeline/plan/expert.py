@@ -73,6 +73,7 @@ def expert_spec(
     start = seed_of(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
     apart = ["class_conditional", *([] if classes else ["label_dropout"])]
+    drawn = _own_curriculum(run, interval)
     spec = ExpertSpec(
         network=network.without(*apart),
         # A parent's network was told its state, and its weights fit no other kind.
@@ -84,7 +85,7 @@ def expert_spec(
         log_snr=own,
         continuous=run.continuous,
         prediction=recipe.prediction,
-        curriculum=_own_curriculum(run, interval),
+        curriculum=drawn,
         pairing=recipe.pairing,
         noise_key=derive_key(seed_of(params, recipe), "noise"),
         stream_key=stream,
@@ -93,7 +94,7 @@ def expert_spec(
         snapshots=snapshots,
         training=recipe.training.without(*APART),
         latents=list(shards),
-        code=code_of("expert", recipe.network),
+        code=code_of("expert", recipe.network, drawn.form),
     )
     if run.parent is None:
         return spec
