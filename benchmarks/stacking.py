@@ -18,7 +18,7 @@ from torch.nn import functional
 from pipeline.networks.build import network_of
 from pipeline.networks.params import UNet
 from pipeline.specs import NetworkSpec
-from pipeline.training.optim import make_optimizer
+from pipeline.training.optim import Adam
 
 SHAPE, BATCH = (2, 8, 8), 32
 
@@ -34,10 +34,10 @@ def contenders(count: int, channels: int) -> dict[str, Any]:
     )
     networks = [network_of(spec, seed) for seed in range(count)]
     x = torch.randn(count, BATCH, *SHAPE)
-    optimizers = [make_optimizer(network.parameters()) for network in networks]
+    optimizers = [Adam(network.parameters(), 1e-3, (0.9, 0.999), 0.0) for network in networks]
     stacked, _ = torch.func.stack_module_state(networks)
     base = copy.deepcopy(networks[0]).to("meta")
-    whole = make_optimizer(list(stacked.values()))
+    whole = Adam(list(stacked.values()), 1e-3, (0.9, 0.999), 0.0)
 
     def one_after_the_other() -> None:
         for network, rows, optimizer in zip(networks, x, optimizers, strict=True):

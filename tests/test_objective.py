@@ -7,9 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from pipeline.errors import UserError
 from pipeline.noise.process import (
-    PREDICTIONS,
     add_noise,
     alpha_sigma,
     broadcast,
@@ -17,10 +15,17 @@ from pipeline.noise.process import (
     target,
     to_x0,
 )
-from pipeline.training.loss import WEIGHTINGS, Uncertainty, weighting
+from pipeline.training.loss import Uncertainty, weight
+from pipeline.training.params import Training
 from tests.mixtures import three_in_the_plane
 
+PREDICTIONS = ("eps", "x0", "v")
 LEVELS = [-30.0, -12.0, -3.5, 0.0, 0.7, 6.0, 14.0, 30.0]
+
+
+def weighting(kind, **options):
+    block = Training(weighting={"kind": kind, **options}).weighting
+    return lambda log_snr, prediction: weight(block, log_snr, prediction)
 
 
 def draws(n=256, seed=0):
@@ -176,10 +181,10 @@ def test_published_forms_of_min_snr_and_p2():
     log_snr = torch.linspace(-8, 8, 33)
     snr = torch.exp(log_snr)
     least = snr.clamp(max=3)
-    weight = weighting("min-snr", gamma=3)
-    torch.testing.assert_close(weight(log_snr, "eps"), least / snr)
-    torch.testing.assert_close(weight(log_snr, "x0"), least)
-    torch.testing.assert_close(weight(log_snr, "v"), least / (snr + 1))
+    weigh = weighting("min-snr", gamma=3)
+    torch.testing.assert_close(weigh(log_snr, "eps"), least / snr)
+    torch.testing.assert_close(weigh(log_snr, "x0"), least)
+    torch.testing.assert_close(weigh(log_snr, "v"), least / (snr + 1))
     torch.testing.assert_close(weighting("p2", k=2, gamma=0.5)(log_snr, "eps"), (2 + snr).rsqrt())
     # Their own value: linear betas, T = 1000, t = 300, gamma = 1.
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -209,50 +214,23 @@ def test_flow_is_the_loss_of_a_rectified_flow(prediction):
     assert weighting("flow")(0.0, "v").item() == pytest.approx(2)
 
 
-@pytest.mark.parametrize("kind", WEIGHTINGS)
+@pytest.mark.parametrize("kind", ["uniform", *SNR_WEIGHT_ON_X0])
 def test_weights_stay_finite_in_float32_and_at_no_signal(kind):
     log_snr = torch.tensor([-math.inf, -30, 0, 30])
     for prediction in PREDICTIONS:
-        weight = weighting(kind)(log_snr, prediction)
-        assert weight.dtype == torch.float32 and weight.shape == (4,)
-        assert not weight.isnan().any() and (weight >= 0).all()
-        assert weight[1:].isfinite().all()
+        found = weighting(kind)(log_snr, prediction)
+        assert found.dtype == torch.float32 and found.shape == (4,)
+        assert not found.isnan().any() and (found >= 0).all()
+        assert found[1:].isfinite().all()
         if prediction != "eps":
-            assert weight[0].isfinite()
-        assert weighting(kind)(0.0, prediction).item() == pytest.approx(weight[2].item())
+            assert found[0].isfinite()
+        assert weighting(kind)(0.0, prediction).item() == pytest.approx(found[2].item())
     assert (weighting("uniform")(log_snr, "v") == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "named"),
-    [
-        ("min-snrr", {}, "min-snrr"),
-        ("min-snr", {"gama": 5}, "gama"),
-        ("uniform", {"gamma": 5}, "none"),
-        ("min-snr", {"gamma": 0}, "gamma"),
-        ("p2", {"k": 0}, "k must"),
-        ("p2", {"gamma": -1}, "gamma"),
-        ("p2", {"k": math.inf}, "k must"),
-    ],
-)
-def test_impossible_weightings(kind, options, named):
-    with pytest.raises(UserError, match=named):
-        weighting(kind, **options)
 
 
 def test_p2_without_emphasis_is_unit_weight_on_eps():
     log_snr = torch.linspace(-8, 8, 9)
     torch.testing.assert_close(weighting("p2", gamma=0)(log_snr, "eps"), torch.ones(9))
-
-
-def test_an_unknown_prediction_is_named():
-    for call in (
-        lambda: target("score", *draws(1), 0.0),
-        lambda: to_x0("score", *draws(1), 0.0),
-        lambda: weighting("uniform")(0.0, "score"),
-    ):
-        with pytest.raises(UserError, match="score"):
-            call()
 
 
 def test_broadcast_and_squared_error():

@@ -4,13 +4,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-
 LogSnr = float | Tensor
 Denoiser = Callable[[Tensor, LogSnr], Tensor]
-
-
-PREDICTIONS = ("eps", "x0", "v")
 
 
 def alpha_sigma(log_snr: LogSnr) -> tuple[LogSnr, LogSnr]:
@@ -40,7 +35,6 @@ def add_noise(z: Tensor, eps: Tensor, log_snr: LogSnr) -> Tensor:
 
 def target(prediction: str, z: Tensor, eps: Tensor, log_snr: LogSnr) -> Tensor:
     """What a network with this prediction must answer at x = alpha z + sigma eps, shape of z."""
-    check_prediction(prediction)
     if prediction == "eps":
         return eps
     if prediction == "x0":
@@ -56,7 +50,6 @@ def to_x0(prediction: str, output: Tensor, x: Tensor, log_snr: LogSnr) -> Tensor
     network's error (and rounding) by e^(-log_snr/2), and says nothing about z at -inf: ValueError
     for a float, a non-finite answer for a tensor.
     """
-    check_prediction(prediction)
     if prediction == "x0":
         return output
     if prediction == "eps" and not isinstance(log_snr, Tensor) and log_snr == -math.inf:
@@ -69,10 +62,3 @@ def squared_error(output: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error per sample, [N, ...] -> [N], in at least float32."""
     dtype = torch.promote_types(torch.promote_types(output.dtype, wanted.dtype), torch.float32)
     return (output.to(dtype) - wanted.to(dtype)).square().flatten(1).mean(1)
-
-
-def check_prediction(prediction: str) -> None:
-    if prediction not in PREDICTIONS:
-        raise UserError(
-            f"prediction '{prediction}' is unknown; use one of {', '.join(PREDICTIONS)}"
-        )

@@ -36,7 +36,7 @@ from pipeline.noise import philox
 from pipeline.store.files import write_text
 from pipeline.store.identity import canonical_json
 from pipeline.training.ema import EMA
-from pipeline.training.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.training.optim import Adam, apply, rate_and_momentum
 from pipeline.training.run import CURVE_POINTS, Progress, Run
 
 BETAS = (0.9, 0.99)
@@ -102,7 +102,7 @@ def train_autoencoder(
         "blocks": settings.blocks,
     }
     network = Autoencoder(**config, seed=philox.derive_key(seed, "weights") >> 1, device=device)
-    optimizer = make_optimizer(network.parameters(), "adam", settings.learning_rate, BETAS)
+    optimizer = Adam(network.parameters(), settings.learning_rate, BETAS, weight_decay=0.0)
     budget, batch = settings.images, settings.batch
     ema = EMA(network, budget * EMA_HALFLIFE)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
@@ -136,11 +136,12 @@ def train_autoencoder(
                 stop_at,
                 beta0=BETAS[0],
                 floor=0.0,
+                reference_images=None,
                 warmup_images=int(budget * WARMUP),
             )
             apply(optimizer, settings.learning_rate * factor, beta1)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             ema.update(start, stop_at - start)
             run.add_loss(loss, stop_at - start)
 

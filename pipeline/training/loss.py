@@ -21,31 +21,18 @@ Wherever `log_snr` is asked for, it is a Python float (all samples at one state)
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.noise.process import LogSnr, check_prediction
-
-Weighting = Callable[[LogSnr, str], Tensor]
+from pipeline.noise.process import LogSnr
+from pipeline.training.params import MinSnrWeighting, P2Weighting, PlainWeighting
 
 
-WEIGHTINGS: dict[str, dict[str, float]] = {
-    "uniform": {},
-    "eps": {},
-    "x0": {},
-    "v": {},
-    "edm": {},
-    "flow": {},
-    "min-snr": {"gamma": 5.0},
-    "p2": {"k": 1.0, "gamma": 1.0},
-}
-
-
-def weighting(kind: str, **options: float) -> Weighting:
-    """The factor w(log_snr, prediction) on a network's per-sample squared error.
+def weight(
+    block: PlainWeighting | MinSnrWeighting | P2Weighting, log_snr: LogSnr, prediction: str
+) -> Tensor:
+    """The factor on a network's per-sample squared error: a tensor of the shape of log_snr.
 
     A kind is defined by the weight it puts on the x0 error, whatever the network predicts, except
     `uniform`, which is unit weight on the network's own target:
@@ -56,50 +43,31 @@ def weighting(kind: str, **options: float) -> Weighting:
     * `flow` (1 + sqrt(snr))^2: unit weight on the velocity eps - z of a rectified flow x_t =
       (1 - t) z + t eps (Liu et al. 2023), whose t is sigma/(alpha + sigma). On v it is
       (alpha + sigma)^2, from 1 at both ends to 2 at t = 1/2;
-    * `min-snr` min(snr, gamma) (Hang et al. 2023), option gamma = 5;
-    * `p2` snr/(k + snr)^gamma (Choi et al. 2022), options k = 1, gamma = 1.
-
-    The function returned takes log_snr as a float or tensor [N] and gives a tensor of that shape.
-    UserError for an unknown kind or option, or a value that is not positive (gamma of p2: not
-    negative).
+    * `min-snr` min(snr, gamma) (Hang et al. 2023);
+    * `p2` snr/(k + snr)^gamma (Choi et al. 2022).
     """
-    if kind not in WEIGHTINGS:
-        raise UserError(f"weighting '{kind}' is unknown; use one of {', '.join(WEIGHTINGS)}")
-    settings = WEIGHTINGS[kind] | options
-    for name, value in options.items():
-        if name not in WEIGHTINGS[kind]:
-            known = ", ".join(WEIGHTINGS[kind]) or "none"
-            raise UserError(f"weighting '{kind}' has no option '{name}'; its options: {known}")
-        lowest_allowed = kind == "p2" and name == "gamma" and value == 0
-        if not ((math.isfinite(value) and value > 0) or lowest_allowed):
-            raise UserError(f"weighting '{kind}': {name} must be a positive number, not {value}")
-
-    def weight(log_snr: LogSnr, prediction: str) -> Tensor:
-        check_prediction(prediction)
-        if not isinstance(log_snr, Tensor):
-            log_snr = torch.tensor(log_snr, dtype=torch.float64)
-        if kind == "uniform":
-            return torch.ones_like(log_snr)
-        # The weights `eps` and `x0` on this output's error. Every kind is a combination of the two
-        # in which no infinite term meets a zero, so each limit at -inf that exists comes out.
-        eps, x0 = {
-            "eps": lambda: (torch.ones_like(log_snr), torch.exp(-log_snr)),
-            "x0": lambda: (torch.exp(log_snr), torch.ones_like(log_snr)),
-            "v": lambda: (torch.sigmoid(log_snr), torch.sigmoid(-log_snr)),
-        }[prediction]()
-        if kind == "eps":
-            return eps
-        if kind == "x0":
-            return x0
-        if kind == "flow":  # the square of the sum of their roots, no infinity times zero in it
-            return (eps.sqrt() + x0.sqrt()) ** 2
-        if kind == "min-snr":
-            return torch.minimum(eps, settings["gamma"] * x0)
-        if kind == "p2":
-            return eps * (settings["k"] + torch.exp(log_snr)) ** -settings["gamma"]
-        return eps + x0
-
-    return weight
+    if not isinstance(log_snr, Tensor):
+        log_snr = torch.tensor(log_snr, dtype=torch.float64)
+    if block.kind == "uniform":
+        return torch.ones_like(log_snr)
+    # The weights `eps` and `x0` on this output's error. Every kind is a combination of the two
+    # in which no infinite term meets a zero, so each limit at -inf that exists comes out.
+    eps, x0 = {
+        "eps": lambda: (torch.ones_like(log_snr), torch.exp(-log_snr)),
+        "x0": lambda: (torch.exp(log_snr), torch.ones_like(log_snr)),
+        "v": lambda: (torch.sigmoid(log_snr), torch.sigmoid(-log_snr)),
+    }[prediction]()
+    if block.kind == "eps":
+        return eps
+    if block.kind == "x0":
+        return x0
+    if block.kind == "flow":  # the square of the sum of their roots, no infinity times zero in it
+        return (eps.sqrt() + x0.sqrt()) ** 2
+    if block.kind == "min-snr":
+        return torch.minimum(eps, block.gamma * x0)
+    if block.kind == "p2":
+        return eps * (block.k + torch.exp(log_snr)) ** -block.gamma
+    return eps + x0
 
 
 class Uncertainty(nn.Module):

@@ -26,8 +26,8 @@ from pipeline.store.identity import file_digest
 from pipeline.training.compiled import compiled
 from pipeline.training.draws import Draws, flops_per_image
 from pipeline.training.ema import EMA, PowerEMA
-from pipeline.training.loss import Uncertainty, weighting
-from pipeline.training.optim import apply, make_optimizer, rate_and_momentum
+from pipeline.training.loss import Uncertainty, weight
+from pipeline.training.optim import Adam, apply, rate_and_momentum
 from pipeline.training.run import CURVE_POINTS, Progress, Run, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -87,17 +87,15 @@ def train(
     if settings.weighting.kind == "uncertainty":
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
-    optimizer = make_optimizer(
+    optimizer = Adam(
         [*trainable, *(uncertainty.parameters() if uncertainty else ())],
-        "adamw" if settings.weight_decay else "adam",
         settings.learning_rate,
-        tuple(settings.betas),
+        settings.betas,
         settings.weight_decay,
     )
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     plain = settings.weighting.kind in ("uniform", "uncertainty")
-    weigh = None if plain else weighting(settings.weighting.kind, **settings.weighting.options())
     draws = Draws(spec, latents, pairings, components)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     parts |= {"power": power, "uncertainty": uncertainty}
@@ -127,8 +125,8 @@ def train(
                 loss = functional.mse_loss(output.float(), one.wanted)
             else:
                 error = process.squared_error(output, one.wanted)
-                if weigh is not None:
-                    error = error * weigh(one.log_snr, spec.prediction)
+                if not plain:
+                    error = error * weight(settings.weighting, one.log_snr, spec.prediction)
                 if uncertainty is not None:
                     level = one.log_snr
                     if draws.fixed:
@@ -152,7 +150,7 @@ def train(
             )
             apply(optimizer, settings.learning_rate * factor, beta1)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             if ema is not None:
                 ema.update(start, stop_at - start)
             if power is not None:
