@@ -72,21 +72,10 @@ def test_rows_come_back_as_they_were(tmp_path, images, labels, small_groups):
     data.verify()
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 30, 99, 100, 1000])
-def test_batches_are_the_rows_in_order(tmp_path, images, labels, small_groups, size):
-    batches = list(prepared(tmp_path, images, labels).batches(size))
-    assert [len(batch) for batch, _ in batches[:-1]] == [size] * (len(batches) - 1)
-    assert 0 < len(batches[-1][0]) <= size
-    got = np.concatenate([batch for batch, _ in batches])
-    assert np.array_equal(got, images.transpose(0, 3, 1, 2))
-    assert np.array_equal(np.concatenate([part for _, part in batches]), labels)
-
-
 def test_without_labels(tmp_path, images):
     data = prepared(tmp_path, images)
     assert data.info.classes is None
     assert data.labels(0, 10) is None
-    assert [part for _, part in data.batches(60)] == [None, None]
     data.verify()
 
 
@@ -96,8 +85,6 @@ def test_rows_out_of_range_are_a_mistake_of_the_caller(tmp_path, images, labels)
         for method in (data.images, data.labels, data.source_ids):
             with pytest.raises(IndexError):
                 method(start, stop)
-    with pytest.raises(ValueError):
-        next(data.batches(0))
 
 
 def test_the_file_is_plain_parquet(tmp_path, images, labels):
@@ -368,6 +355,26 @@ def test_damage_anywhere_is_noticed(tmp_path, images, labels, small_groups):
     assert noticed > len(positions) // 2
 
 
+def test_row_groups_that_do_not_make_all_rows_are_refused(tmp_path, images, small_groups):
+    """Each number of rows in the footer, damaged so that the file still says how many it has."""
+    sound = prepared(tmp_path, images[:20]).path.read_bytes()
+    other, refused = tmp_path / "other.parquet", 0
+    for position in range(len(sound) - int.from_bytes(sound[-8:-4], "little") - 8, len(sound) - 8):
+        damaged = bytearray(sound)
+        damaged[position] ^= 0x24
+        try:
+            found = pq.read_metadata(pa.BufferReader(bytes(damaged)))
+            rows = [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+        except (OSError, pa.ArrowException):
+            continue
+        if found.num_rows == 20 != sum(rows):
+            other.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"other\.parquet: "):
+                open_dataset(other).verify()
+            refused += 1
+    assert refused
+
+
 def test_a_file_cut_anywhere_is_refused(tmp_path, images, labels):
     data = prepared(tmp_path, images, labels)
     sound = data.path.read_bytes()
@@ -476,8 +483,9 @@ source, out, few, many = sys.argv[1:]
 growth = []
 for raw in (few, many):
     prepare(Path(out), source=source, path=Path(raw), resolution=32)
-    for batch in open_dataset(Path(out)).batches(512):
-        pass
+    data = open_dataset(Path(out))
+    for start in range(0, len(data), 512):
+        data.images(start, min(start + 512, len(data)))
     growth.append(peak())
 print(growth[1] - growth[0])
 """

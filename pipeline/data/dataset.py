@@ -482,11 +482,12 @@ def open_dataset(path: Path) -> "Dataset":
     info = DatasetInfo(**fields)
     if file.schema_arrow.remove_metadata() != _schema(info.resolution, info.channels):
         raise UserError(f"{shown(path)}: its columns were changed; prepare it again")
-    if file.metadata.num_rows != info.rows:
-        raise UserError(
-            f"{shown(path)}: has {file.metadata.num_rows} rows, but {info.rows} were written; "
-            "prepare it again"
-        )
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    for rows in (file.metadata.num_rows, sum(groups)):
+        if rows != info.rows:
+            raise UserError(
+                f"{shown(path)}: has {rows} rows, but {info.rows} were written; prepare it again"
+            )
     return Dataset(path, info, file)
 
 
@@ -533,25 +534,6 @@ class Dataset:
         """The rows' names within their source."""
         self._check_rows(start, stop)
         return self._values("source_id", start, stop)
-
-    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Images and labels of `size` rows after another, the last batch as long as it comes."""
-        if size < 1:
-            raise ValueError(f"size is {size}")
-        # One row group is decoded once, whatever the size.
-        left: list[np.ndarray] = []
-        done = held = 0
-        for start, stop in zip(self._starts, self._starts[1:], strict=False):
-            left.append(self.images(start, stop))
-            held += stop - start
-            if held < size and stop < len(self):
-                continue
-            images = np.concatenate(left)
-            while held >= size or (held and stop == len(self)):
-                batch, images = images[:size], images[size:]
-                yield batch, self.labels(done, done + len(batch))
-                done, held = done + len(batch), len(images)
-            left = [images]
 
     def verify(self) -> None:
         """Read all rows and compare digest, mean and standard deviation with `info`.
