@@ -361,12 +361,6 @@ def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
         assert partition.owned(partition.bounds(given, axis, dict), axis) == owned
 
 
-def test_nearest_states():
-    bounds = partition.Bounds(np.array([2.4, -1.5]), np.array([3, 5]))
-    assert optimal_denoiser.nearest_states(bounds, np.array([4.0, 2, 0, -1, -2])).tolist() == [1, 3]
-    assert optimal_denoiser.nearest_states(bounds, np.array([3.0, -np.inf])).tolist() == [0, 0]
-
-
 def test_degenerate_measurements_are_refused():
     rows = make_rows(6, 3)
     log_snr = np.linspace(5, -5, 8)

@@ -35,7 +35,14 @@ def alignment(x, paired, slot=0):
 
 
 def pair(x, method="assignment", **settings):
-    return assignment.pair_slot(method, source(x), len(x), **{"key": KEY, "slot": 0} | settings)
+    own = {"block": 256, "sweeps": 16} if method == "assignment" else {"candidates": 8}
+    return assignment.pair_slot(
+        method, source(x), len(x), **{"key": KEY, "slot": 0} | own | settings
+    )
+
+
+def paired_noise(*args, **given):
+    return pairing.paired_noise(*args, **{"refresh": 0.0, "basis": None, "scale": 1.0} | given)
 
 
 # --- assignment -----------------------------------------------------------------------------------
@@ -60,12 +67,6 @@ def test_one_block_is_the_exact_assignment(slot):
     distances = ((x[:, None] - eps) ** 2).sum(axis=2)
     best = min(itertools.permutations(range(6)), key=lambda p: distances[range(6), p].sum())
     assert list(paired) == list(best)
-
-
-def test_a_batch_in_memory_is_assigned_alike():
-    x = make_rows(80, 100)
-    chosen = assignment.assign(x, philox.normal(KEY, 0, np.arange(80), (100,)), cost_bits=32)
-    np.testing.assert_array_equal(chosen, pair(x, block=80, cost_bits=32))
 
 
 def test_eight_bits_cost_little():
@@ -229,7 +230,7 @@ def test_centred_rows_leave_the_noise_at_zero_and_others_pull_it_to_the_mean_ima
     assert expected > 0.6
     assert found["mean_share"] == pytest.approx(share, rel=0.02)
     rows = assignment.centred(source(x), mean[None])
-    chosen = assignment.pair_slot(method, rows, count, key=KEY, slot=0)
+    chosen = assignment.pair_slot(method, rows, count, key=KEY, slot=0, candidates=8)
     found = diagnostics.diagnose(x, noises(x, chosen, method), mean=mean)
     assert abs(found["noise_mean"]) < 4 * found["noise_mean_error"]
     assert found["noise_mean_error"] == pytest.approx(1 / math.sqrt(count))
@@ -245,7 +246,7 @@ def test_rows_are_centred_around_their_class():
     along = {}
     for name, given in (("all", None), ("class", labels)):
         rows = assignment.centred(source(x), means, given)
-        chosen = assignment.pair_slot("knn-dot", rows, count, key=KEY, slot=0)
+        chosen = assignment.pair_slot("knn-dot", rows, count, key=KEY, slot=0, candidates=8)
         eps = noises(x, chosen, "knn-dot")
         along[name] = diagnostics.diagnose(x, eps, mean=means[1 + labels])["noise_mean"]
     assert along["all"] > 0.5
@@ -297,12 +298,10 @@ def test_knn_l2_is_biased_as_the_closed_form_says(k):
 
 def test_paired_noise_without_options_is_the_noise():
     ids = np.array([5, 2, 9])
-    eps = pairing.paired_noise(KEY, 3, np.arange(3), ids, (2, 4))
+    eps = paired_noise(KEY, 3, np.arange(3), ids, (2, 4))
     np.testing.assert_array_equal(eps, philox.normal(KEY, 3, ids, (2, 4)))
-    half = pairing.paired_noise(KEY, 3, np.arange(3), ids, (2, 4), scale=0.5)
+    half = paired_noise(KEY, 3, np.arange(3), ids, (2, 4), scale=0.5)
     np.testing.assert_array_equal(half, eps * np.float32(0.5))
-    with pytest.raises(ValueError):
-        pairing.paired_noise(KEY, 3, ids, ids, (2, 4), refresh=1.5)
 
 
 @pytest.mark.parametrize("refresh", [0.0, 0.3, 1.0])
@@ -318,7 +317,7 @@ def test_refresh_and_keep_leave_the_noise_standard_normal(refresh, kept):
         basis = full[:kept].astype(np.float32)
         inside, outside = full[:kept], full[kept:]
     stored = philox.normal(KEY, 4, ids, (dim,))
-    eps = pairing.paired_noise(KEY, 4, rows, ids, (dim,), refresh=refresh, basis=basis)
+    eps = paired_noise(KEY, 4, rows, ids, (dim,), refresh=refresh, basis=basis)
     assert eps.dtype == np.float32
     assert np.abs(eps.mean(axis=0)).max() < 4.5 / math.sqrt(count)
     covariance = np.cov(eps.T)
@@ -328,23 +327,19 @@ def test_refresh_and_keep_leave_the_noise_standard_normal(refresh, kept):
     assert abs(correlation - math.sqrt(1 - refresh)) < 0.01
     if kept:
         assert abs(((eps @ outside.T) * (stored @ outside.T)).mean()) < 0.01
-    # The fresh part is a function of row and visit.
-    again = pairing.paired_noise(KEY, 4, rows[7:9], ids[7:9], (dim,), refresh=refresh, basis=basis)
+    # The fresh part is a function of the row.
+    again = paired_noise(KEY, 4, rows[7:9], ids[7:9], (dim,), refresh=refresh, basis=basis)
     np.testing.assert_allclose(again, eps[7:9], atol=1e-6)
-    visited = pairing.paired_noise(KEY, 4, rows, ids, (dim,), refresh=refresh, basis=basis, visit=9)
-    assert np.array_equal(visited, eps) == (refresh == 0 and not kept)
 
 
 def test_paired_noise_on_torch():
     rows, ids = torch.arange(6), torch.tensor([3, 1, 4, 0, 5, 2])
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((24, 3)))[0].T.astype(np.float32)
     basis = np.ascontiguousarray(basis)
-    of_torch = pairing.paired_noise(
+    of_torch = paired_noise(
         KEY, 1, rows, ids, (2, 3, 4), refresh=0.2, basis=torch.from_numpy(basis)
     )
-    of_numpy = pairing.paired_noise(
-        KEY, 1, rows.numpy(), ids.numpy(), (2, 3, 4), refresh=0.2, basis=basis
-    )
+    of_numpy = paired_noise(KEY, 1, rows.numpy(), ids.numpy(), (2, 3, 4), refresh=0.2, basis=basis)
     np.testing.assert_allclose(of_torch.numpy(), of_numpy, atol=1e-5)
 
 
@@ -424,28 +419,6 @@ def test_determinism_rises_with_sweeps():
         ids = [pair(x, block=40, sweeps=sweeps).astype(np.int64) for x in (x_a, x_b)]
         found.append(diagnostics.determinism(ids[0], x_a, ids[1], x_b))
     assert 0.05 < found[0] < found[1] - 0.05
-
-
-def test_cluster_distance_and_slot_overlap():
-    eps = philox.normal(KEY, 0, np.arange(20 * 50), (64,)).reshape(20, 50, 64)
-    measured, independent = diagnostics.cluster_distance(eps)
-    np.testing.assert_allclose(measured, independent, rtol=0.03)
-    np.testing.assert_allclose(independent, math.sqrt(2 * 64 / 50))
-    centres = 10 * np.eye(20, 64)[:, None]
-    np.testing.assert_allclose(
-        diagnostics.cluster_distance(eps + centres)[0],
-        math.sqrt(200 + independent**2),
-        rtol=0.01,
-    )
-    a, b = eps[:10].reshape(-1, 64), eps[10:].reshape(-1, 64)
-    assert abs(diagnostics.slot_overlap(a, b)) < 4 / math.sqrt(a.size)
-    assert abs(diagnostics.slot_overlap(a, 0.6 * a + 0.8 * b) - 0.6) < 0.03
-    axis = assignment.Components(np.eye(64, dtype=np.float32)[:2], np.ones(2))
-    shared = b.copy()
-    shared[:, :2] = a[:, :2]
-    assert (
-        diagnostics.slot_overlap(a, shared) < 0.1 < 0.9 < diagnostics.slot_overlap(a, shared, axis)
-    )
 
 
 # --- files ----------------------------------------------------------------------------------------

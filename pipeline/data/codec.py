@@ -228,7 +228,6 @@ def fetch_diffusers(
     count: int,
     *,
     shape: tuple[int, int, int],
-    revision: str | None = None,
     device: torch.device | str = "cpu",
     threads: int = 1,
     limit: int = MEASURE_IMAGES,
@@ -236,8 +235,8 @@ def fetch_diffusers(
 ) -> None:
     """Make a codec in `folder` of a pretrained `AutoencoderKL` or `AutoencoderTiny`.
 
-    model: a folder that `save_pretrained` wrote, or the name of a model on the Hugging Face hub
-    (`revision`: its branch, tag or commit). Only safetensors weights are read, never pickles. The
+    model: a folder that `save_pretrained` wrote, or the name of a model on the Hugging Face
+    hub. Only safetensors weights are read, never pickles. The
     scale is measured as for our own; the model's `scaling_factor` is not used.
     rows, count, shape, limit: as for `train_autoencoder`. Images of one channel are repeated to the
     model's, and averaged back when decoded.
@@ -248,9 +247,8 @@ def fetch_diffusers(
     diffusers = _import_diffusers()
     torch.set_num_threads(threads)
     device = torch.device(device)
-    source = {} if revision is None else {"revision": revision}
     try:
-        config = dict(diffusers.AutoencoderKL.load_config(str(model), **source))
+        config = dict(diffusers.AutoencoderKL.load_config(str(model)))
         name = config.get("_class_name")
         if name not in DIFFUSERS_CLASSES:
             raise ValueError(f"it is a {name}, not one of {', '.join(DIFFUSERS_CLASSES)}")
@@ -260,7 +258,6 @@ def fetch_diffusers(
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,
-            **source,
         )
         if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(f"weights missing: {report['missing_keys'][:3]}")

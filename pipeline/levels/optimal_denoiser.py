@@ -500,18 +500,6 @@ def analyse(
     }
 
 
-# --- bounds and schedules -------------------------------------------------------------------------
-
-
-def nearest_states(bounds: Bounds, log_snr: np.ndarray) -> np.ndarray:
-    """For each bound the index of the state of a (possibly other) schedule that is nearest.
-
-    log_snr: [T], strictly descending. int64 [k - 1]; of two equally near, the cleaner.
-    """
-    log_snr = checked_schedule(log_snr)
-    return np.abs(log_snr - bounds.log_snr[:, None]).argmin(axis=1)
-
-
 def _require_count(count: int) -> None:
     if count < 1:
         raise UserError("clustering: the dataset is empty")

@@ -9,8 +9,6 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.noise import philox
 
-METHODS = ("independent", "assignment", "knn-l2", "knn-dot")
-
 RowSource = Callable[[np.ndarray], np.ndarray]
 
 
@@ -196,9 +194,9 @@ def pair_slot(
     key: int,
     slot: int,
     labels: np.ndarray | None = None,
-    block: int = 256,
-    sweeps: int = 16,
-    candidates: int = 8,
+    block: int = 0,
+    sweeps: int = 0,
+    candidates: int = 0,
     components: Components | None = None,
     cost_bits: int = 10,
     memory: int = 1 << 30,
@@ -210,14 +208,14 @@ def pair_slot(
 
     labels: integers [count]; `assignment` then only exchanges noise within a class, which makes
         the noise independent of the class.
-    block, sweeps: size of the blocks that `assignment` solves, and how often it covers all rows.
+    block, sweeps: of `assignment`: size of the blocks that it solves, and how often it covers all.
         The blocks of the first sweep are random: `sweeps=1` is batch-wise assignment. Those of
         later sweeps hold rows that are alike (the leaves of a random projection tree), which
         improves about three times faster than random ones. A `block` of all rows is the exact
         assignment.
     cost_bits: costs are solved as integers of so many bits (32: all of them). The best alignment
         is missed by some 0.2 % with 8 and 0.01 % with 10, and found in half the time.
-    candidates: how many noises a row of `knn-*` chooses from.
+    candidates: of `knn-*`: how many noises a row chooses from.
     components: take the cost in these components only.
     memory, workers: bytes for coordinates that are kept, and number of threads. Neither changes
         the answer. `assignment` keeps 3 bytes a row (of a class) and dimension; if that is more
@@ -225,8 +223,6 @@ def pair_slot(
         working set is about 100 bytes a row, and block * (16 * dimensions + 24 * block) bytes a
         worker.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown pairing method {method!r}; known are {', '.join(METHODS)}")
     with ThreadPoolExecutor(workers) as pool:
         if method == "independent":
             paired = np.arange(count)
@@ -288,16 +284,11 @@ def _assign(at, count, key, block, sweeps, cost_bits, pool):
     return order
 
 
-def assign(x: np.ndarray, eps: np.ndarray, cost_bits: int = 10) -> np.ndarray:
-    """The assignment of one batch in memory: int64 [n], so that x[i] is paired with eps[answer[i]].
-
-    x, eps: float32 [n, ...], of unit average variance. Costs are integers as in `pair_slot`.
-    """
-    return solve(integer_cost(x, eps), cost_bits)
-
-
 def integer_cost(x: np.ndarray, eps: np.ndarray) -> np.ndarray:
-    """The cost -<x, eps> of a batch, in multiples of a constant: int32 [n, n]. As for `assign`."""
+    """The cost -<x, eps> of a batch in memory, in multiples of a constant: int32 [n, n].
+
+    x, eps: float32 [n, ...], of unit average variance.
+    """
     x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
     scale, row_limit, noise_limit = _limits(x.shape[1], x.shape[1])
     negated = _whole(x, -scale, _INT16, row_limit)

@@ -127,33 +127,6 @@ def determinism(ids_a: np.ndarray, x_a: np.ndarray, ids_b: np.ndarray, x_b: np.n
     return float(((x_a[at_a] - centre) * (x_b[at_b] - centre)).sum() / len(at_a) / variance)
 
 
-def cluster_distance(eps: np.ndarray) -> tuple[float, float]:
-    """The miscibility measure of arXiv 2505.18521, and its value for independent noise.
-
-    eps [images, draws, d]: noises that were paired with each of some images. The measure is the
-    mean distance between the means of two images' noises; it depends on d and draws, independent
-    noise has about sqrt(2 d / draws).
-    """
-    images, draws, d = eps.shape
-    centres = eps.mean(axis=1, dtype=np.float64)
-    squares = (centres**2).sum(axis=1)
-    distances = squares[:, None] + squares - 2 * centres @ centres.T
-    above = np.triu_indices(images, 1)
-    return float(np.sqrt(np.maximum(distances[above], 0)).mean()), math.sqrt(2 * d / draws)
-
-
-def slot_overlap(eps_a: np.ndarray, eps_b: np.ndarray, components: Components | None = None):
-    """How alike the noises are that the same rows get in two slots: mean <eps_a, eps_b> / d.
-
-    eps_a, eps_b: [n, d]. 0 for independent pairing, 1 for the same noise; in the components if
-    given. High overlap means that more slots add little fresh noise.
-    """
-    eps_a, eps_b = eps_a.reshape(len(eps_a), -1), eps_b.reshape(len(eps_b), -1)
-    if components is not None:
-        eps_a, eps_b = eps_a @ components.basis.T, eps_b @ components.basis.T
-    return float(np.einsum("nd,nd->", eps_a, eps_b, dtype=np.float64) / eps_a.size)
-
-
 def expected_maximum(k: int) -> float:
     """m_k, the mean of the largest of k standard normals."""
     z = np.linspace(-12, 12, 20_001)

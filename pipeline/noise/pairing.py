@@ -55,31 +55,25 @@ def paired_noise(
     ids: Any,
     shape: tuple[int, ...],
     *,
-    refresh: float = 0.0,
-    basis: Any = None,
-    scale: float = 1.0,
-    visit: Any = None,
+    refresh: float,
+    basis: Any,
+    scale: float,
 ) -> Any:
     """The noise to train `rows` with: float32 [n, *shape], of the kind and on the device of `ids`.
 
     A pure function of its arguments. rows, ids: int64 [n], numpy or torch; ids from `noise_ids`.
-    slot, visit: integers, or one a row (int64 [n], like `ids`).
+    slot: an integer, or one per row (int64 [n], like `ids`).
 
     refresh: share b of the variance that is drawn anew, sqrt(1 - b) * eps + sqrt(b) * fresh.
     basis: keep eps only in these components (`Components.basis`, of the same kind as `ids`) and
-        draw the rest anew.
+        draw the rest anew; None for all.
     scale: factor on the result; the control for the smaller noise of `knn-l2`.
-    visit: number of the pass over the dataset, if a slot is used in several: each draws its own
-        fresh part. Without it, the slot.
 
     If the paired noise is N(0, I), so is the answer (for `scale=1`).
     """
-    if not 0 <= refresh <= 1:
-        raise ValueError(f"refresh must be in 0..1, not {refresh}")
     eps = philox.normal(key, slot, ids, shape)
     if refresh > 0 or basis is not None:
-        fresh_key = philox.derive_key(key, "fresh")
-        fresh = philox.normal(fresh_key, slot if visit is None else visit, rows, shape)
+        fresh = philox.normal(philox.derive_key(key, "fresh"), slot, rows, shape)
         eps *= math.sqrt(1 - refresh)
         if basis is None:
             fresh *= math.sqrt(refresh)
