@@ -179,7 +179,7 @@ def build(
     The two normal laws are laws of the log-SNR. A state gets the mass of all log-SNRs to which it
     is the nearest one; a continuous range cuts the tails off.
 
-    Raises UserError for settings that leave no state, or none in an interval.
+    Raises UserError where nothing falls on the range, or an interval of `per-interval` is empty.
     """
     log_snrs = np.asarray(log_snrs, dtype=np.float64)
     if log_snrs.ndim != 1 or not len(log_snrs) or np.any(np.diff(log_snrs) >= 0):
@@ -303,7 +303,7 @@ def per_interval(axis: Axis, bounds: Sequence[float], shares: Sequence[float]) -
     interval = (axis.log_snrs[:, None] < np.asarray(bounds, dtype=np.float64)).sum(axis=1)
     members = np.bincount(interval, minlength=len(shares))
     if members.min() == 0:
-        raise UserError("curriculum.partition must leave a state in every interval")
+        raise UserError("curriculum: per-interval needs a state in every interval of its partition")
     p = (np.asarray(shares, dtype=np.float64) / members)[interval]
     return axis.constant(p / p.sum())
 
