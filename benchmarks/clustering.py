@@ -23,10 +23,11 @@ from common import machine, print_table, write_results
 from pairing import DIM, make_rows
 
 from pipeline.levels import optimal_denoiser, partition, schedule
-from pipeline.levels.params import LinearSchedule
+from pipeline.levels.params import LinearSchedule, OptimalDenoiserPartition
 from pipeline.noise import philox
 
 KEY = philox.derive_key("benchmark", "clustering")
+DEFAULTS = OptimalDenoiserPartition(kind="optimal-denoiser")
 ETAS = (1 / 256, 2 / 256, 4 / 256, 8 / 256)
 ALPHAS = (0.8, 0.9, 0.95)
 
@@ -50,8 +51,8 @@ def two_anchors(x, log_snr, draws):
         )
         seconds = time.perf_counter() - start
         curves = curves or made
-        table = optimal_denoiser.sensitivity(made, (optimal_denoiser.ALPHA,), (draws,))
-        row = next(row for row in table if row["eta"] == optimal_denoiser.ETA)
+        table = optimal_denoiser.sensitivity(made, (DEFAULTS.alpha,), (draws,))
+        row = next(row for row in table if row["eta"] == DEFAULTS.eta)
         rows.append({"part": "two anchors", "n": count, "seconds": seconds, **row})
     print_table(rows, ["part", "n", "draws", "seconds", "time_1", "time_2", "log_snr_1"])
     return rows, curves
@@ -82,7 +83,7 @@ def naive_seconds(x, log_snr, draws):
 def matrix(x, log_snr, nodes, draws):
     start = time.perf_counter()
     similarity = optimal_denoiser.similarity_matrix(
-        lambda i: x[i], len(x), log_snr, key=KEY, nodes=nodes, draws=draws
+        lambda i: x[i], len(x), log_snr, key=KEY, nodes=nodes, draws=draws, eta=DEFAULTS.eta
     )
     seconds = time.perf_counter() - start
     rows = [{"part": "matrix", "n": len(x), "draws": draws, "nodes": nodes, "seconds": seconds}]
@@ -121,7 +122,7 @@ def main() -> None:
         sensitive,
         ["eta", "alpha", "draws", "repeats", "usable", "time_1", "std_1", "time_2", "std_2"],
     )
-    binned = curves.binned(optimal_denoiser.ETA, 25)
+    binned = curves.binned(DEFAULTS.eta, 25)
     curve = [
         {
             "part": "curve",

@@ -48,14 +48,12 @@ from pipeline.levels.partition import (
     bounds_of,
     checked_schedule,
     node_states,
-    require_whole,
 )
 from pipeline.noise import philox
 from pipeline.noise.assignment import RowSource
 from pipeline.rows import spread
 
-ALPHA = 0.9
-ETA = 2 / 256
+MATRIX_DRAWS = 256
 MEMORY = 1 << 29
 
 # Rows whose weight is below e^-30 of the largest are left out: together below 1e-6 for 1e7 rows.
@@ -264,8 +262,6 @@ class Curves:
 
     def _cuts(self, alpha: float, eta: float, draws: slice) -> tuple[int, int]:
         """First state after the clean interval (T: none), first of the noisy one (T: none)."""
-        if not 0 < alpha <= 1:
-            raise UserError(f"clustering: alpha must be in (0, 1], not {alpha!r}")
         e, total = self._eta(eta), len(self.log_snr)
         states = self.states[draws]
         clean = _first_below(states, self.s0[e, draws], total, alpha)
@@ -292,8 +288,8 @@ def measure_curves(
     log_snr: np.ndarray,
     *,
     key: int,
-    draws: int = 5000,
-    etas: Sequence[float] = (ETA,),
+    draws: int,
+    etas: Sequence[float],
     memory: int = MEMORY,
 ) -> Curves:
     """S0 and S1 of `draws` random (row, noise, state), against all `count` rows.
@@ -304,13 +300,10 @@ def measure_curves(
     covers the axis evenly. Takes draws * count * d multiplications, and as much again for the draws
     whose posterior has spread.
 
-    Raises UserError for etas that are not positive or rows that are not finite.
+    Raises UserError for rows that are not finite.
     """
     log_snr = checked_schedule(log_snr)
     _require_count(count)
-    require_whole("draws", draws, 1)
-    for eta in etas:
-        _require_eta(eta)
     number = np.arange(draws)
     start = philox.uniform(philox.derive_key(key, "clustering", "time"), 0, np.arange(1))[0]
     states = (np.mod(start + number * _GOLDEN, 1.0) * len(log_snr)).astype(np.int64)
@@ -340,7 +333,7 @@ def _pairs(rows, chosen, number, d, key) -> tuple[np.ndarray, np.ndarray]:
     return z, philox.normal(philox.derive_key(key, "clustering", "noise"), 0, number, (d,))
 
 
-def two_anchor_bounds(curves: Curves, alpha: float = ALPHA, eta: float = ETA) -> Bounds:
+def two_anchor_bounds(curves: Curves, alpha: float, eta: float) -> Bounds:
     """Three intervals: the outer ones are as long as their mean similarity to their end is alpha.
 
     Each outer interval ends where the running mean first falls below alpha.
@@ -382,7 +375,6 @@ def sensitivity(
     for eta in curves.etas:
         for alpha in alphas:
             for n in draws:
-                require_whole("draws", n, 1)
                 if n > made:
                     raise UserError(f"clustering: {n} draws asked for, {made} were made")
                 repeats = made // n
@@ -406,9 +398,9 @@ def similarity_matrix(
     log_snr: np.ndarray,
     *,
     key: int,
-    nodes: int = 40,
-    draws: int = 256,
-    eta: float = ETA,
+    nodes: int,
+    draws: int,
+    eta: float,
     memory: int = MEMORY,
 ) -> np.ndarray:
     """Mean similarity of the optimal noise estimates of each two nodes: float64 [nodes, nodes].
@@ -419,9 +411,6 @@ def similarity_matrix(
     """
     log_snr = checked_schedule(log_snr)
     _require_count(count)
-    require_whole("draws", draws, 1)
-    require_whole("nodes", nodes, 1)
-    _require_eta(eta)
     levels = log_snr[node_states(len(log_snr), nodes)]
     ratio = np.exp(levels / 2)[:, None, None]
     number = np.arange(draws)
@@ -483,7 +472,9 @@ def analyse(
     etas = tuple(eta * factor for factor in FACTORS)
     curves = measure_curves(rows, count, log_snr, key=key, draws=draws, etas=etas)
     nodes = min(nodes, len(log_snr))
-    matrix = similarity_matrix(rows, count, log_snr, key=key, nodes=nodes, eta=eta)
+    matrix = similarity_matrix(
+        rows, count, log_snr, key=key, nodes=nodes, draws=MATRIX_DRAWS, eta=eta
+    )
     if method == "two-anchor":
         bounds = two_anchor_bounds(curves, alpha, eta)
     else:
@@ -503,8 +494,3 @@ def analyse(
 def _require_count(count: int) -> None:
     if count < 1:
         raise UserError("clustering: the dataset is empty")
-
-
-def _require_eta(eta: float) -> None:
-    if not 0 < eta < math.inf:
-        raise UserError(f"clustering: eta must be positive, not {eta!r}")

@@ -152,13 +152,7 @@ def checked_schedule(log_snr: Any) -> np.ndarray:
     return log_snr
 
 
-def require_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"clustering: {name} must be a whole number from {least} up, not {value!r}")
-
-
 def _require_intervals(intervals: int, most: int, what: str) -> None:
-    require_whole("intervals", intervals, 1)
     if intervals > most:
         raise UserError(f"clustering: {intervals} intervals for {most} {what}")
 
