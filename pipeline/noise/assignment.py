@@ -1,3 +1,5 @@
+"""Which noise each row gets: linear assignment in blocks, or the nearest of some noises."""
+
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +11,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.noise import philox
 
+# Row indices, int64 [n] -> rows of unit average variance, float32 [n, d].
 RowSource = Callable[[np.ndarray], np.ndarray]
-
 
 # Noise is rounded to multiples of 1/32 and cut at 127/32, rows as finely as exactness allows.
 _NOISE_SCALE = 32

@@ -1,3 +1,5 @@
+"""What a pairing does to the noise: its alignment, its marginal and what it tells of classes."""
+
 import math
 from typing import Any
 
@@ -11,7 +13,6 @@ DIAGNOSED_ROWS = 4096  # of a slot, a fair sample
 DIAGNOSED_COMPONENTS = 4  # along which the noise is looked at
 
 
-# --- diagnostics ------------------------------------------------------------------------------
 def diagnose_slot(
     method: str,
     rows: RowSource,

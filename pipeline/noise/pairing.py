@@ -44,8 +44,6 @@ from pipeline.noise import philox
 from pipeline.noise.assignment import Components, noise_ids
 from pipeline.store.files import replacing
 
-"""Row indices, int64 [n] -> rows of unit average variance, float32 [n, d]."""
-
 
 # --- noise at training time -------------------------------------------------------------------
 def paired_noise(

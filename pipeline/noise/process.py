@@ -1,3 +1,5 @@
+"""The noising process x = alpha z + sigma eps, and what a network predicts of it (`loss`)."""
+
 import math
 from collections.abc import Callable
 
