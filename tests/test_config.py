@@ -48,13 +48,13 @@ BAD = [
     ("seed", "a", "seed: expected a whole number, found 'a'"),
     ("seed", 1.5, "seed: expected a whole number, found 1.5"),
     ("seed", True, "seed: expected a whole number, found true"),
-    ("data.source", "digit", "data.source: 'digit' is none of them; did you mean `digits`?"),
+    ("data.source", "digit", "data.source: 'digit' is not allowed; did you mean `digits`?"),
     ("data.pth", "x", "data.pth: no such key; did you mean `path`?"),
-    ("data.channels", 2, "data.channels: 2 is none of them"),
+    ("data.channels", 2, "data.channels: 2 is not allowed"),
     ("data.resolution", 0, "data.resolution: must be above 0, found 0"),
     ("data.limit", "ten", "data.limit: expected a whole number or null, found 'ten'"),
     ("data", [1], "data: expected keys, found [1]; its keys are source"),
-    ("latent.encoder", "pixel", "latent.encoder: 'pixel' is none of them; did you mean `pixels`?"),
+    ("latent.encoder", "pixel", "latent.encoder: 'pixel' is not allowed; did you mean `pixels`?"),
     ("features.extractor", "clasifier", "did you mean `classifier`?"),
     ("features.dimension", -3, "features.dimension: must be above 0, found -3"),
     ("evaluate.samples", 0, "evaluate.samples: must be above 0, found 0"),
@@ -76,7 +76,7 @@ BAD = [
         [],
         "defaults.network.multipliers: has too few values (at least 1)",
     ),
-    ("defaults.network.kind", "unett", "defaults.network.kind: 'unett' is none of them; did you"),
+    ("defaults.network.kind", "unett", "defaults.network.kind: 'unett' is not allowed; did you"),
     ("recipes", {}, "recipes: at least one recipe is needed"),
     ("recipes", None, "recipes: at least one recipe is needed"),
     ("recipes", ["ddpm"], "recipes: at least one recipe is needed"),
@@ -87,7 +87,7 @@ BAD = [
     (
         "recipes.one.schedule.kind",
         "liner",
-        "recipes.one.schedule.kind: 'liner' is none of them; did you mean `linear`?",
+        "recipes.one.schedule.kind: 'liner' is not allowed; did you mean `linear`?",
     ),
     ("recipes.one.schedule", {"states": 3}, "recipes.one.schedule.kind: missing; one of: linear"),
     (
@@ -126,7 +126,7 @@ BAD = [
     (
         "recipes.two.training.milestones",
         [2000],
-        "recipes.two.training.milestones.0: 2000 is past the budget (training.images: 1000)",
+        "recipes.two.training.milestones: 2000 is past the budget (training.images: 1000)",
     ),
     (
         "recipes.two.training.milestones",
@@ -147,7 +147,7 @@ BAD = [
     (
         "recipes.one.sampling",
         {"kind": "ddpm", "variance": "learnt"},
-        "recipes.one.sampling.variance: 'learnt' is none of them",
+        "recipes.one.sampling.variance: 'learnt' is not allowed",
     ),
     (
         "recipes.one.sampling",
@@ -159,7 +159,7 @@ BAD = [
         {"kind": "heun", "s_churn": 40, "s_min": 2.0, "s_max": 1.0},
         "recipes.one.sampling.s_min: must be below s_max (1.0)",
     ),
-    ("recipes.one.prediction", "epsilon", "recipes.one.prediction: 'epsilon' is none of them"),
+    ("recipes.one.prediction", "epsilon", "recipes.one.prediction: 'epsilon' is not allowed"),
     (
         "recipes.one.training.decay",
         "inverse-sqrt",
@@ -168,7 +168,7 @@ BAD = [
     (
         "recipes.one.curriculum",
         {"kind": "cltss"},
-        "recipes.one.curriculum.kind: 'cltss' is none of them; did you mean `clts`?",
+        "recipes.one.curriculum.kind: 'cltss' is not allowed; did you mean `clts`?",
     ),
 ]
 
@@ -242,7 +242,9 @@ def test_a_block_of_another_form_replaces_the_default_block():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: [1", "not valid YAML"),
+        ("seed: [1", "params.yaml: line 1, column 9: not valid YAML: while parsing a flow"),
+        ("a:\n \tb: 1", "params.yaml: line 2: starts with a tab; YAML is indented by spaces only"),
+        ("seed:0\ndata: {}", "line 2, column 5: .* has a colon without a space after it"),
         ("seed: 1\nseed: 2", "params.yaml: line 2: the key `seed` stands there twice"),
         ("a: " + "[" * 3000 + "]" * 3000, "params.yaml: nested too deep"),
         ("a: &a [*a]", "params.yaml: nested too deep"),
@@ -291,7 +293,7 @@ def test_what_the_dataset_makes_impossible_is_refused_together():
         check_against(resolve(raw), rows=50, resolution=10, channels=1, classes=0)
     text = str(caught.value)
     for line in (
-        "recipes.one.training.batch: 100 is larger than the dataset (50 images)",
+        "recipes.one.training.batch: 100 is more than the dataset's 50 images; lower it",
         "recipes.one.network.multipliers: 3 levels halve the image 2 times, but 10 pixels are not "
         "a multiple of 4",
         "recipes.one.network.attention: no level has resolution 7; there are [10, 5, 2]",
@@ -447,6 +449,116 @@ def test_what_a_job_would_refuse_is_refused_at_once(where, value, line):
     assert line in [one.strip() for one in found]
 
 
+# (where, what is put there, the whole line) of values of another form or type than a key's.
+WRITTEN_OTHERWISE = [
+    ("recipes.one.schedule", "cosine", "expected keys, found 'cosine'; write {kind: cosine}"),
+    (
+        "recipes.one.merge",
+        "averag",
+        "expected keys, found 'averag'; write {method: ...}, did you mean `average`? (one of: "
+        "route, average, task-vector, ties, snapshots, post-hoc)",
+    ),
+    ("latent", "off", "expected keys, found 'off'; write {encoder: pixels}, the default"),
+    ("latent", None, "expected keys, found null; write {encoder: pixels}, the default"),
+    ("data", "digits", "expected keys, found 'digits'; write {source: digits}"),
+    ("data", None, "expected keys, found null; write {} for its defaults"),
+    (
+        "defaults.decouple",
+        True,
+        "expected keys, found true; its keys are outside, consistency",
+    ),
+    (
+        "defaults.training.milestones",
+        300,
+        "expected a list of whole numbers, found 300; write [300]",
+    ),
+    (
+        "defaults.training.milestones",
+        "300, 1e3",
+        "expected a list of whole numbers, found '300, 1e3'; write [300, 1000]",
+    ),
+    (
+        "defaults.training.betas",
+        0.9,
+        "expected a list of numbers, found 0.9; the default is [0.9, 0.99]",
+    ),
+    (
+        "recipes.one.seeds",
+        2,
+        "expected a list of whole numbers, found 2; write [0, 1] for 2 seeds, [2] for the seed 2",
+    ),
+    ("recipes.one.seeds", 0, "expected a list of whole numbers, found 0; write [0]"),
+    ("defaults.training.images", "60k", "expected a whole number, found '60k'; write 60000"),
+    (
+        "defaults.training.images",
+        None,
+        "expected a whole number, found null; the default is 200000",
+    ),
+    (
+        "recipes.two.schedule.states",
+        "many",
+        "expected a whole number or `continuous`, found 'many'",
+    ),
+    ("recipes.two.schedule.states", 0, "must be 1 or more, found 0"),
+    (
+        "recipes.one.schedule.log_snr_max",
+        5,
+        "no such key of kind: linear; it belongs to log-snr, logistic, fitted, elbo",
+    ),
+    (
+        "recipes.one.pairing.candidates",
+        4,
+        "no such key of method: independent; it belongs to knn-l2, knn-dot",
+    ),
+    ("defaults", [], "expected keys, found []; its keys are seeds, seed, network"),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"), WRITTEN_OTHERWISE, ids=[f"{w[0]}={w[1]}" for w in WRITTEN_OTHERWISE]
+)
+def test_a_value_of_another_form_is_answered_by_how_it_is_written(where, value, told):
+    raw = with_change(where, value)
+    raw["recipes"] = {"one": raw["recipes"]["one"]} if "one" in where else raw["recipes"]
+    with pytest.raises(UserError) as caught:
+        config.resolve(raw)
+    assert f"{caught.value}".startswith(f"params.yaml: {where}: {told}")
+    assert "\n" not in f"{caught.value}"
+
+
+def test_a_block_that_leaves_its_form_out_has_the_default_form():
+    with pytest.raises(UserError) as caught:
+        config.resolve(with_change("recipes.one.partition", {"intervals": 3}))
+    assert str(caught.value) == (
+        "params.yaml: recipes.one.partition.intervals: no such key of kind: single; it belongs to "
+        "uniform, snr, optimal-denoiser, gradient, loss"
+    )
+
+
+def test_of_a_value_of_several_types_the_closest_is_told():
+    for weights, told in (
+        ({"enc": 1}, "weights.enc: expected a list of numbers, found 1; write [1]"),
+        (["a"], "weights.0: expected a number, found 'a'"),
+    ):
+        block = {"method": "task-vector", "weights": weights}
+        with pytest.raises(UserError) as caught:
+            config.resolve(with_change("recipes.one.merge", block))
+        assert str(caught.value) == f"params.yaml: recipes.one.merge.{told}"
+
+
+def test_a_misspelt_section_is_named_beside_the_missing_one(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text(
+        "{seed: 0, dta: {}, latent: {}, features: {}, evaluate: {}, defaults: {}, recipes: {a: {}}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        config.load(tmp_path / "params.yaml")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "params.yaml: 2 mistakes:"  # not its place on this machine
+    assert lines[0] == "  data: missing; `data: {}` is enough"
+    assert lines[1].startswith("  dta: no such key; did you mean `data`?")
+
+
 ALIASED = [
     ("defaults.training.lr", "did you mean `learning_rate`?"),
     ("recipes.one.lr", "did you mean `training.learning_rate`?"),
@@ -543,6 +655,11 @@ IMPOSSIBLE = [
         (20_000, 8, 1, 2),
         "latent.shard: 1 rows a file make 20,000 files; at most 10,000: raise it",
     ),
+    (
+        {"data.holdout": 70},
+        (70, 8, 1, 2),
+        "data.holdout: 70 of 70 images leave none to train; lower it",
+    ),
 ]
 
 
@@ -557,9 +674,10 @@ def test_what_a_dataset_cannot_give_is_refused_by_the_exact_keys(changes, facts,
         here[last] = value
     with pytest.raises(UserError) as caught:
         check_against(resolve(raw), *facts)
-    assert line in [
-        one.strip() for one in f"{caught.value}".replace("params.yaml: ", "").splitlines()
-    ]
+    found = [one.strip() for one in f"{caught.value}".replace("params.yaml: ", "").splitlines()]
+    assert line in found
+    if "data.holdout" in changes:
+        assert found == [line]  # without what follows from having no image
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_fresh_clone_is_planned_before_anything_runs(tmp_path, capsys):
 
 def test_what_the_source_cannot_give_is_refused_in_a_fresh_clone(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS.replace("batch: 16, mile", "batch: 96, mile"))
-    with pytest.raises(UserError, match="batch: 96 is larger than the dataset"):
+    with pytest.raises(UserError, match="batch: 96 is more than the dataset"):
         planning.outlook(Workspace(tmp_path))
 
 

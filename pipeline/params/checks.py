@@ -216,12 +216,10 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
             "training.images",
             f"{training.images} images for {experts} experts: one each at least",
         )
-    for i, milestone in enumerate(training.milestones):
-        if milestone > training.images:
-            yield (
-                f"training.milestones.{i}",
-                f"{milestone} is past the budget (training.images: {training.images})",
-            )
+    late = [str(milestone) for milestone in training.milestones if milestone > training.images]
+    if late:
+        is_past = f"{', '.join(late[:5])} {'is' if len(late) == 1 else 'are'} past"
+        yield "training.milestones", f"{is_past} the budget (training.images: {training.images})"
     if training.decay == "inverse-sqrt" and training.reference_images is None:
         yield "training.reference_images", "needed by decay: inverse-sqrt"
     if not _descending([-m for m in training.milestones]):

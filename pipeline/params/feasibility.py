@@ -56,8 +56,9 @@ def _network(recipe: Recipe, side: int, what: str, classes: int) -> Iterator[str
     factor = 2 ** (levels - 1)
     if side % factor:
         yield (
-            f"network.multipliers: {levels} levels halve the image {levels - 1} times, but "
-            f"{side} {what} are not a multiple of {factor}"
+            f"network.multipliers: {levels} levels halve the image "
+            f"{'once' if levels == 2 else f'{levels - 1} times'}, but {side} {what} are not a "
+            f"multiple of {factor}; use fewer levels, or another data.resolution"
         )
     sizes = [side // 2**i for i in range(levels)]
     for wanted in recipe.network.attention:
@@ -71,7 +72,7 @@ def _training(recipe: Recipe, rows: int, seen: int, size: int) -> Iterator[str]:
     """rows: images; seen: rows that training sees, of `size` values each."""
     training, pairing = recipe.training, recipe.pairing
     if training.batch > rows:
-        yield f"training.batch: {training.batch} is larger than the dataset ({rows} images)"
+        yield f"training.batch: {training.batch} is more than the dataset's {rows} images; lower it"
     if pairing.method == "independent":
         return
     passes = -(-training.images // max(seen, 1))
@@ -102,7 +103,8 @@ def _evaluation(params: Params, rows: int) -> Iterator[str]:
     if evaluate.samples > rows and not evaluate.allow_few:
         yield (
             f"evaluate.samples: {evaluate.samples} samples against {rows} real images: "
-            "scores at different numbers cannot be compared; lower it, or set allow_few: true"
+            "scores at different numbers cannot be compared; lower it, or set evaluate.allow_few: "
+            "true"
         )
     if evaluate.neighbours >= rows:
         yield (

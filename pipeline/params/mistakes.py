@@ -244,18 +244,16 @@ def _mistake(place: _Place, error: Any, root: type[Block], top: type[Block]) -> 
     if kind == "extra_forbidden":
         return f": no such key{_meant(place, root, top)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag, given = str(context["discriminator"]).strip("'"), context.get("tag")
+        tag = str(context["discriminator"]).strip("'")
         options = _tags(forms_of(place.annotation), tag)
-        if given is None:
+        if tag not in value:
             return f".{tag}: missing; {nearest('', options)}"
-        return f".{tag}: {shown(given)} is none of them; {nearest(given, options)}"
+        return f".{tag}: {_no_choice(value[tag], options)}"
     if kind == "missing":
         return f": missing; give {_expected(place.annotation)}"
     options = [o for o in _options(place.annotation) if o is not type(None)]
     if all(_is(option, Literal) for option in options):
-        given = value if isinstance(value, str) else shown(value)
-        names = [str(name) for option in options for name in option.__args__]
-        return f": {shown(value)} is none of them; {nearest(given, names)}"
+        return f": {_no_choice(value, [str(v) for o in options for v in o.__args__])}"
     if kind in EXPECTED:
         way_out = _rewritten(place)
         found = f": expected {_expected(place.annotation)}, found {shown(value)}"
@@ -266,6 +264,11 @@ def _mistake(place: _Place, error: Any, root: type[Block], top: type[Block]) -> 
         ends = {k: f"{v:,.0f}" if v == int(v) else f"{v:g}" for k, v in numbers.items()}
         text = BOUNDS[kind].format_map(ends)
     return f": {text.removeprefix('Value error, ')}, found {shown(value)}"
+
+
+def _no_choice(value: Any, options: list[str]) -> str:
+    given = value if isinstance(value, str) else shown(value)
+    return f"{shown(value)} is not allowed; {nearest(given, options)}"
 
 
 def _cut(name: str) -> str:
@@ -392,12 +395,12 @@ def _meant(place: _Place, root: type[Block], top: type[Block]) -> str:
         tag = _tag(place.forms)
         return f" of {tag}: {_tags([block], tag)[0]}; it belongs to {', '.join(_tags(others, tag))}"
     if close:
-        return f"; {nearest(given, whole)}"
+        return f"; {nearest(given, whole, 0.6)}"
     known = {path.rpartition(".")[2]: path for path in reversed(list(_paths(root)))}
     above = {path.rpartition(".")[2]: path for path in reversed(list(_paths(top)))}
     found = alias or known.get(word) or above.get(word)
     if not found:
-        return f"; {nearest(given, whole)}"
+        return f"; {nearest(given, whole, 0.6)}"
     first = found.partition(".")[0]
     if first not in _fields(root):  # a section of the whole file
         if block is top:
@@ -468,9 +471,9 @@ def _form(forms: Sequence[type[Block]], value: Any) -> type[Block] | None:
     return None
 
 
-def nearest(given: Any, names: list[str]) -> str:
-    """The name that was probably meant, and all there are."""
-    close = difflib.get_close_matches(str(given)[:80], names, n=1, cutoff=0.5)
+def nearest(given: Any, names: list[str], alike: float = 0.5) -> str:
+    """The name that was probably meant, where one is as much `alike`, and all there are."""
+    close = difflib.get_close_matches(str(given)[:80], names, n=1, cutoff=alike)
     options = ", ".join(names[:MOST_OPTIONS]) + (", ..." if len(names) > MOST_OPTIONS else "")
     return f"did you mean `{close[0]}`? (one of: {options})" if close else f"one of: {options}"
 
