@@ -34,7 +34,7 @@ SENTENCES = {
     "{ddpm_knn-l2-centered_gain_16} without the mean image (DDPM); by {edm_knn-l2_gain_16} and "
     "{edm_knn-l2-centered_gain_16} (EDM)",
     "clustering": "50,000 images: two anchors of the time axis in {seconds_50k} s, "
-    "{speedup_vs_naive} times faster a draw than the usual way of summing",
+    "{speedup_vs_naive} times faster per draw than the usual way of summing",
     "consistency": "samples of networks trained apart, from the same noise: consistency "
     "{seeds_alike_uniform} ({by_chance} by chance); 16 experts {seeds_alike_experts}",
     "curriculum": "FID uniform {fid_uniform}, CLTS {fid_clts}, its end state from the start "
@@ -65,7 +65,7 @@ SENTENCES = {
     "averaged, {fid_confirmed} searched and confirmed, {fid_longer} of one longer fine-tune",
     "multistage": "FID at equal FLOPs: one decoder {fid_unified}, a decoder a stage "
     "{fid_equal-widths}, tailored {fid_tailored}",
-    "orchestration": "1,000 experts: {overhead_seconds_per_expert_1000} s overhead an expert, "
+    "orchestration": "1,000 experts: {overhead_seconds_per_expert_1000} s overhead per expert, "
     "{noop_seconds} s for a stage with nothing to do, {dvc_noop_seconds} s for `dvc repro`",
     "pairing": "{speedup_vs_paper_n1024} times as fast as the paper's recipe at n = 1024, "
     "{speedup_vs_paper_as_written_n1024} times as its code; 50,000 images in "
@@ -209,9 +209,10 @@ def show_results() -> None:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     floor = " ".join(floor_text(summary["reference"]["floor"]))
+    real = next(iter(recipes.values()))["reference_samples"]
     notes = " ".join(filter(None, [seeds(recipes, groups), footnote_text(recipes)]))
     lines.append(
-        f"\n{samples_text(recipes)} against all real images. {floor} "
+        f"\n{samples_text(recipes)} against {number(real)} real images. {floor} "
         f"{notes} Measured with `make repro` on {describe(machine())}; numbers in "
         "[docs/results.json](docs/results.json)."
     )

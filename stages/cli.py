@@ -100,19 +100,27 @@ _stage("merge", "Combine each recipe's experts into one model.")
     type=click.Path(path_type=Path),
     help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), or a folder.",
 )
-def sample(recipe: str | None, number: int, seed: int, out: Path | None) -> None:
+@click.pass_context
+def sample(
+    context: click.Context, recipe: str | None, number: int, seed: int, out: Path | None
+) -> None:
     """Draw samples for scoring, or from one recipe to a file.
 
-    Without options this runs the stage; --recipe and --out go together."""
+    Without options this runs the stage; with any, --recipe and --out are needed."""
     from stages import sample as stage
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
-    if recipe is None and out is None:
+    sources = map(context.get_parameter_source, context.params)
+    if set(sources) == {click.core.ParameterSource.DEFAULT}:
         stage.sample(workspace)
         return
     if recipe is None or out is None:
-        raise UserError("sample: --recipe and --out go together")
+        lacking = [name for name, given in (("--recipe", recipe), ("--out", out)) if given is None]
+        raise UserError(
+            f"sample: {' and '.join(lacking)} missing; give both to draw from one recipe, or no "
+            "option to run the stage"
+        )
     stage.draw_from(workspace, recipe, number, seed, out)
 
 

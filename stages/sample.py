@@ -35,9 +35,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     from stages.fanout import adopt
     from stages.inputs import device
 
-    recipes = workspace.params.recipes
-    if name not in recipes:
-        raise UserError(f"--recipe {name}: no such recipe; one of: {', '.join(recipes)}")
+    workspace.known_recipe(name)
     suffix = out.suffix.lower()
     if suffix not in ("", ".png", ".npz"):
         raise UserError(f"--out {out}: give a .png or an .npz file, or a folder (without a suffix)")

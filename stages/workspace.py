@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.params.load import load
+from pipeline.params.mistakes import nearest
 from pipeline.params.recipe import Params
 from pipeline.store.entry import Store
 from pipeline.store.files import sealed
@@ -43,6 +44,17 @@ class Workspace:
     @functools.cached_property
     def params(self) -> Params:
         return load(self.root / "params.yaml")
+
+    def known_recipe(self, name: str) -> None:
+        """UserError where --recipe names no recipe, or one that stands for a run for each seed."""
+        recipes = self.params.recipes
+        runs = [own for own, recipe in recipes.items() if own == f"{name}-seed{recipe.seed}"]
+        if name not in recipes and runs:
+            raise UserError(
+                f"--recipe {name}: has `seeds`; name one of its runs: {', '.join(runs)}"
+            )
+        if name not in recipes:
+            raise UserError(f"--recipe {name}: no such recipe; {nearest(name, list(recipes))}")
 
     @functools.cached_property
     def store(self) -> Store:

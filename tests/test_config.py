@@ -521,14 +521,14 @@ def test_a_value_of_another_form_is_answered_by_how_it_is_written(where, value, 
     raw = with_change(where, value)
     raw["recipes"] = {"one": raw["recipes"]["one"]} if "one" in where else raw["recipes"]
     with pytest.raises(UserError) as caught:
-        config.resolve(raw)
+        resolve(raw)
     assert f"{caught.value}".startswith(f"params.yaml: {where}: {told}")
     assert "\n" not in f"{caught.value}"
 
 
 def test_a_block_that_leaves_its_form_out_has_the_default_form():
     with pytest.raises(UserError) as caught:
-        config.resolve(with_change("recipes.one.partition", {"intervals": 3}))
+        resolve(with_change("recipes.one.partition", {"intervals": 3}))
     assert str(caught.value) == (
         "params.yaml: recipes.one.partition.intervals: no such key of kind: single; it belongs to "
         "uniform, snr, optimal-denoiser, gradient, loss"
@@ -542,7 +542,7 @@ def test_of_a_value_of_several_types_the_closest_is_told():
     ):
         block = {"method": "task-vector", "weights": weights}
         with pytest.raises(UserError) as caught:
-            config.resolve(with_change("recipes.one.merge", block))
+            resolve(with_change("recipes.one.merge", block))
         assert str(caught.value) == f"params.yaml: recipes.one.merge.{told}"
 
 
@@ -552,7 +552,7 @@ def test_a_misspelt_section_is_named_beside_the_missing_one(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        config.load(tmp_path / "params.yaml")
+        load(tmp_path / "params.yaml")
     first, *lines = str(caught.value).splitlines()
     assert first == "params.yaml: 2 mistakes:"  # not its place on this machine
     assert lines[0] == "  data: missing; `data: {}` is enough"

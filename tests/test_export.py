@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.sampling.exported import load_exported
-from stages import analyse, merge, train
+from stages import analyse, cli, merge, train
 from stages.facts import facts_of
 from stages.pictures import LABEL_PIXELS
 from stages.sample import draw_from
 from stages.tools.export import _copy_files, export_recipe
+from stages.tools.plan import outlook
 from tests.test_inspection import edited, make, small_workspace
 
 PARAMS = """\
@@ -105,6 +107,71 @@ def test_the_example_runs(finished, copy, tmp_path):
     assert (cells[5] == 255).all()
 
 
+def example(folder, *options):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "sample.py", *options]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_the_example_writes_what_evaluators_read_and_no_traceback(finished, tmp_path):
+    folder = tmp_path / "told"
+    export_recipe(finished, "told", folder)
+    done = example(folder, "-n", "3", "--seed", "3", "--out", "new/s.npz")
+    assert done.returncode == 0, done.stderr
+    found = np.load(folder / "new" / "s.npz")
+    draw_from(finished, "told", 3, 3, tmp_path / "own.npz")
+    own = np.load(tmp_path / "own.npz")
+    assert found.files == own.files == ["arr_0", "arr_1"]
+    assert all(np.array_equal(found[key], own[key]) for key in own.files)
+    for options in (("--out", "s.jpg"), ("-n", "0"), ("--seed", "-1")):
+        done = example(folder, *options)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "--out a .png or an .npz file" in done.stderr
+    (folder / "model.json").unlink()
+    done = example(folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "model.json: missing" in done.stderr
+
+
+def test_a_recipe_with_seeds_is_asked_for_by_the_names_of_its_runs(finished, tmp_path):
+    path = finished.root / "params.yaml"
+    try:
+        seeds = edited(finished, "  told:\n", "  told:\n    seeds: [3, 5]\n")
+        for ask in (
+            lambda: draw_from(seeds, "told", 1, 0, tmp_path / "s.png"),
+            lambda: export_recipe(seeds, "told", tmp_path / "out"),
+            lambda: outlook(seeds, "told"),
+        ):
+            with pytest.raises(UserError) as caught:
+                ask()
+            assert str(caught.value) == (
+                "--recipe told: has `seeds`; name one of its runs: told-seed3, told-seed5"
+            )
+    finally:
+        path.write_text(PARAMS)
+    with pytest.raises(UserError, match=r"--recipe tol: no such recipe; did you mean `told`\?"):
+        outlook(finished, "tol")
+
+
+@pytest.mark.parametrize(
+    ("options", "lacking"),
+    [
+        (["-n", "8"], "--recipe and --out missing"),
+        (["--seed", "0"], "--recipe and --out missing"),
+        (["-n", "8", "--out", "s.png"], "--recipe missing"),
+        (["--recipe", "apart"], "--out missing"),
+    ],
+)
+def test_no_option_of_sample_is_ignored(finished, monkeypatch, options, lacking):
+    for needed in ("Snakefile", "dvc.yaml"):
+        (finished.root / needed).touch()
+    monkeypatch.chdir(finished.root)
+    monkeypatch.setattr("stages.sample.sample", lambda workspace: pytest.fail("the stage ran"))
+    done = CliRunner().invoke(cli.main, ["sample", *options])
+    assert done.exit_code == 2 and f"tspace: sample: {lacking}; give both" in done.output
+
+
 def test_the_folder_tells_what_it_is(exported):
     model = json.loads((exported / "model.json").read_text())
     assert (model["recipe"], model["images"]) == ("apart", 64)
@@ -116,6 +183,7 @@ def test_the_folder_tells_what_it_is(exported):
     assert {p.name for p in exported.iterdir()} == named
     readme = (exported / "README.md").read_text()
     assert "`experts/state-2.safetensors`" in readme and "{" not in readme
+    assert "`tspace sample --recipe\napart` draws with the same seed" in readme
 
 
 def test_classes_are_named(exported, finished, tmp_path):
@@ -161,6 +229,7 @@ def test_an_earlier_milestone(finished, tmp_path):
     export_recipe(finished, "apart", tmp_path / "early", 32)
     early = load_exported(tmp_path / "early")
     assert early.images == 32
+    assert "so not from this model" in (tmp_path / "early" / "README.md").read_text()
     mixture = merge.milestones_of(finished, "apart")[0]["mixture"]
     assert early.mixture.description == mixture
     with pytest.raises(UserError, match=r"--milestone 33: .* one of: 32, 64"):

@@ -319,7 +319,7 @@ def samples_text(metrics: Mapping[str, dict[str, Any]]) -> str:
     """How many samples the scores are of; a warning where recipes differ."""
     numbers = sorted({found["samples"] for found in metrics.values()})
     if len(numbers) == 1:
-        return f"{numbers[0]:,} samples a recipe"
+        return f"{numbers[0]:,} samples per recipe"
     return (
         f"WARNING: recipes scored with different numbers of samples ({numbers[0]:,} to "
         f"{numbers[-1]:,}), whose scores must not be compared"

@@ -24,32 +24,42 @@ EXAMPLE = '''\
 """Draws from the model in this folder: python sample.py [-n 64] [--seed 0] [--out samples.png]"""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.errors import UserError
 from pipeline.sampling.exported import load_exported
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("-n", type=int, default=64, help="number of samples")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--out", type=Path, default=Path("samples.png"))
+parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png or an .npz file")
 options = parser.parse_args()
+if options.n < 1 or options.seed < 0 or options.out.suffix not in (".png", ".npz"):
+    parser.error("-n is 1 or more, --seed 0 or more, and --out a .png or an .npz file")
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-model = load_exported(Path(__file__).parent, device)
+try:
+    model = load_exported(Path(__file__).parent, "cuda" if torch.cuda.is_available() else "cpu")
+except UserError as e:
+    sys.exit(str(e))
 images, classes = model.draw(range(options.n), seed=options.seed)  # uint8 [N, C, H, W]
 
-columns = max(1, round(options.n**0.5))
-rows = -(-options.n // columns)
-missing = rows * columns - options.n
-images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-_, channels, height, width = images.shape
-sheet = images.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-sheet = sheet.reshape(rows * height, columns * width, channels)
-Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(options.out)
+options.out.parent.mkdir(parents=True, exist_ok=True)
+if options.out.suffix == ".npz":  # arr_0: images [N, H, W, C]; arr_1: their classes, if any
+    np.savez(options.out, images.transpose(0, 2, 3, 1), *([] if classes is None else [classes]))
+else:
+    columns = max(1, round(options.n**0.5))
+    rows = -(-options.n // columns)
+    missing = rows * columns - options.n
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    _, channels, height, width = images.shape
+    sheet = images.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(options.out)
 print(f"{options.n} samples of {model.recipe}, seed {options.seed}: {options.out}")
 '''
 
@@ -66,10 +76,10 @@ A diffusion model trained by tspace {version} on {images:,} images:
 `model.json` says the rest: networks, log-SNRs, what the networks predict, shift and scale of the
 data, the sampler, `classes` by label, and the checksum of each file. Draw with tspace installed:
 
-    python sample.py -n 64 --seed 0 --out samples.png
+    python sample.py -n 64 --seed 0 --out samples.png     # or samples.npz
 
-or `pipeline.exported.load_exported(folder, device).draw(range(64), seed=0)`.
-Seed for seed, `tspace sample --recipe {recipe}` draws the same from the last milestone.
+or `pipeline.sampling.exported.load_exported(folder, device).draw(range(64), seed=0)`.
+{same}
 """
 
 
@@ -81,9 +91,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     """
     from pipeline.sampling.exported import FORMAT, MODEL, Drawing
 
-    recipes = workspace.params.recipes
-    if name not in recipes:
-        raise UserError(f"--recipe {name}: no such recipe; one of: {', '.join(recipes)}")
+    workspace.known_recipe(name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; name a new one")
     milestones = [item["images"] for item in merge.milestones_of(workspace, name)]
@@ -121,7 +129,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
         }
         write_json(fresh / MODEL, model)
         write_text(fresh / "sample.py", EXAMPLE)
-        write_text(fresh / "README.md", _readme(model))
+        write_text(fresh / "README.md", _readme(model, images == milestones[-1]))
         os.replace(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -160,7 +168,14 @@ def _called(member: dict[str, Any], file: str) -> str:
     return f"state-{first}.safetensors" if first == last else f"states-{first}-{last}.safetensors"
 
 
-def _readme(model: dict[str, Any]) -> str:
+SAME = """\
+On the same kind of hardware, with the same torch, these are the images that `tspace sample --recipe
+{recipe}` draws with the same seed; only its PNG differs, where small images are enlarged."""
+EARLIER = "`tspace sample` draws from the recipe's last milestone, so not from this model."
+
+
+def _readme(model: dict[str, Any], at_end: bool) -> str:
+    """at_end: whether the model is of the recipe's last milestone."""
     mixture = model["mixture"]
     log_snr = mixture["log_snr"]
     rows: dict[str, list[str]] = {}  # a decoder answers at no state
@@ -174,6 +189,7 @@ def _readme(model: dict[str, Any]) -> str:
         images=model["images"],
         what=_seen(mixture),
         classes=_classes(model["classes"]),
+        same=SAME.format(recipe=model["recipe"]) if at_end else EARLIER,
         table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),
     )
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import plan
-from pipeline.errors import UserError
 from pipeline.networks.params import MultiDecoder
 from pipeline.params.feasibility import check_against, doubts
 from pipeline.params.recipe import Params
@@ -94,8 +93,8 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     UserError for an unknown recipe, and for what params.yaml says and the images cannot give.
     """
     params = workspace.params
-    if only is not None and only not in params.recipes:
-        raise UserError(f"--recipe {only}: no such recipe; one of: {', '.join(params.recipes)}")
+    if only is not None:
+        workspace.known_recipe(only)
     changed = changes(workspace) or ""
     facts, unknown, exact = _facts(workspace, changed)
     recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
