@@ -671,17 +671,17 @@ def digits_with_path(folder):
     return {"source": "digits", "path": folder}
 
 
-@bad("path: is missing; give the path of the files of source 'folder'")
+@bad("data.path: missing; give the path of the files of source 'folder'")
 def missing_setting(folder):
     return {"source": "folder"}
 
 
-@bad("nowhere: does not exist")
+@bad("data.path: nowhere does not exist")
 def missing_folder(folder):
     return {"source": "folder", "path": folder / "nowhere"}
 
 
-@bad("nowhere: does not exist; install the Debian package dataset-fashion-mnist, or")
+@bad("data.path: nowhere does not exist; install the Debian package dataset-fashion-mnist, or")
 def missing_fashion(folder):
     return {"source": "fashion-mnist", "path": folder / "nowhere"}
 
@@ -798,7 +798,7 @@ FOREIGN_FILES = {
     "is a Git LFS pointer and not the file itself; fetch": ("a.jpg", LFS_POINTER),
     "is a web page; fetch the file itself": ("b.jpg", b"\n<!DOCTYPE html><html>404</html>"),
     "is a video; save the frames": ("a.mp4", b"\0\0\0\x18ftypisom\0\0\0\0"),
-    "is a Parquet file; set source to 'parquet'": ("a.parquet", b"PAR1\0"),
+    "is a Parquet file; set data.source to parquet": ("a.parquet", b"PAR1\0"),
     "is JPEG XL, which Pillow cannot read": ("a.jxl", b"\xff\x0a\0\0"),
 }
 
@@ -988,12 +988,12 @@ def split_that_is_there_twice(folder):
     return {"source": "folder", "path": folder}
 
 
-@bad("good.png is 8x8, but other.png is 6x6; set resolution")
+@bad("good.png is 8x8, but other.png is 6x6; set data.resolution")
 def mixed_sizes(folder):
     return folder_of(folder, ("other.png", encoded(pixels(6, 6, 3))))
 
 
-@bad("good.png has 3 channels, but grey.png has 1; set channels")
+@bad("good.png has 3 channels, but grey.png has 1; set data.channels")
 def mixed_channels(folder):
     return folder_of(folder, ("grey.png", encoded(pixels(8, 8))))
 

@@ -63,7 +63,7 @@ def locate(source: str, path: Path | None, split: str) -> Path:
     if path is None:
         raise UserError(f"data.path: missing; {hint}")
     if not path.exists():
-        raise UserError(f"{shown(path)}: does not exist; {hint}")
+        raise UserError(f"data.path: {shown(path)} does not exist; {hint}")
     return path
 
 
@@ -178,7 +178,7 @@ def _split_folder(path: Path, split: str) -> Path:
         if split != "train":
             raise UserError(
                 f"data.split: {shown(path)} is not divided into splits; give the path of the "
-                f"images of {split!r} and leave split at 'train'"
+                f"images of {split!r} and leave data.split at train"
             )
         return path
     others = [name for name, _ in found if name not in named]
