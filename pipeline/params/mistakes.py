@@ -144,20 +144,16 @@ def validate(
     except ValidationError as e:
         found = [(_place(model, raw, error), error) for error in e.errors()]
     # A value that may be of several types is told once, where it comes closest to one of them.
+    above = {place.keys[:depth] for place, _ in found for depth in range(len(place.keys))}
     told: dict[tuple[str, ...], tuple[_Place, Any]] = {}
     for place, error in found:
-        deeper = any(_below_it(place.keys, other.keys) for other, _ in found)
         known = place.keys in told and error["type"] in EXPECTED
-        if not deeper and not known:
+        if place.keys not in above and not known:
             told[place.keys] = place, error
     for place, error in told.values():
         where = ".".join([*path, *map(_cut, place.keys)])
         problems.append(f"{where}{_mistake(place, error, root, top)}")
     return None
-
-
-def _below_it(keys: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    return len(other) > len(keys) and other[: len(keys)] == keys
 
 
 def _with_forms(block: type[Block], raw: Any) -> Any:
