@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import os
@@ -200,7 +201,7 @@ def read(
     consistency = _consistency(workspace)
     if consistency and consistency.get("grid"):
         grid = workspace.artefacts("consistency") / consistency["grid"]
-        pictures = Pictures(**(vars(pictures) | {"consistency": grid}))
+        pictures = dataclasses.replace(pictures, consistency=grid)
     return Results(
         params=workspace.params,
         params_text=text,
