@@ -205,6 +205,13 @@ def test_a_failed_node_costs_only_what_ran_on_it(site, mixtures):
     assert site.slurm.state(job.number) == "COMPLETED"
 
 
+def test_a_failure_of_its_own_is_tried_once_whatever_retries_says(site):
+    site.checkout.edit("batch: 16,", "batch: 16, learning_rate: 1.0e+30,")
+    status, output = site.finish(site.start("dvc", "repro", "train"))
+    assert status != 0 and output.count("no longer finite") == 16
+    assert {starts(expert) for expert in site.experts()} == {1}
+
+
 def test_a_driver_in_a_job_is_killed_stopped_and_submitted_again(site, mixtures):
     """Jobs that it leaves behind go on, and no expert is trained twice."""
     command = ("dvc repro merge", PROFILE, "--job-name=tspace", "--cpus-per-task=1", "--mem=4G")
