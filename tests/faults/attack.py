@@ -292,7 +292,7 @@ def flips(workspace: Workspace, place: str) -> list[dict]:
             {
                 "file": "/".join((place, *kind)),
                 "outcome": outcome,
-                "named": path.name in last,
+                "named": str(path.parent) in last,
                 "said": last if outcome == "refused" else "",
                 "trace": "Traceback" in said + also,
                 "code": code,
