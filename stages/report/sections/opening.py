@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.scores import useless_features
+from pipeline.evaluation.scores import features_warning
 from stages.numbers import count, counted
 from stages.report.results import Results
 
@@ -22,7 +22,7 @@ def data(results: Results) -> dict[str, Any]:
         "names": ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
         "samples": " to ".join(map(count, dict.fromkeys((samples[0], samples[-1])))),
         "reference": results.reference,
-        "useless": useless_features(results.reference),
+        "useless": features_warning(results.reference),
         "written": results.written,
         "processors": sorted({h for m in results.metrics.values() for h in m.get("hosts", [])}),
     }
