@@ -262,6 +262,8 @@ def values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     bounds = {n: getattr(one, n) for one in metadata for n in names if hasattr(one, n)}
     if origin is list:
         return f"list of {length(bounds)}, each {values(inner[0])}"
+    if origin is dict and "max_length" not in bounds:
+        return "mapping of names to any values"
     if origin is dict:
         return f"mapping of {length(bounds)} names, each to a {values(inner[1])}"
     simple = {bool: "true, false", str: "text"}

@@ -75,7 +75,7 @@ class Block(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    def options(self, *apart: str) -> dict[str, Any]:
+    def arguments(self, *apart: str) -> dict[str, Any]:
         """Its values by key, but for the key that chooses its form, and those named."""
         keys = [key for key in type(self).model_fields if key not in (*TAGS, *apart)]
         return {key: getattr(self, key) for key in keys}

@@ -53,6 +53,13 @@ class Part(Block):
     file: str
 
 
+class File(Block):
+    """A file of the checkout: its path, relative to the project, and its checksum."""
+
+    path: str
+    sha256: str
+
+
 class Images(Block):
     """Which dataset a job reads, as a `split.Split`; rows: those that are trained on."""
 
@@ -126,6 +133,7 @@ class NetworkSpec(Block):
     resolution: int
     classes: int  # 0: it is not told any
     interval_bounds: list[float] = neutral([])  # log-SNRs between a multi-decoder's intervals
+    source: str | None = neutral(None)  # checksum of the file of a `module`
 
 
 class DenoiserSpec(NetworkSpec):
@@ -165,6 +173,7 @@ class ExpertSpec(DenoiserSpec, Spec):
     latents: list[str]
     pairings: list[str] = neutral([])
     parent: Part | None = neutral(None)
+    initial: File | None = neutral(None)  # what it starts from, where that is no parent
     train: Literal["all", "decoders"] = neutral("all")
     decouple: Decoupled | None = neutral(None)
 
@@ -192,6 +201,7 @@ class MergedSpec(Spec):
     model: DenoiserSpec
     noise_key: int
     parent: Part | None = neutral(None)
+    initial: File | None = neutral(None)
     latents: list[str] = neutral([])  # held-out ones, for a search
     confirm: Confirmation | None = neutral(None)
     # Of `post-hoc`: images at each snapshot, and the lengths that were kept there

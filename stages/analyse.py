@@ -45,7 +45,7 @@ def run_bounds(
         key=spec.key,
         most=settings.rows,
         labels=latents.labels,
-        **settings.options("channels", "rows"),
+        **settings.arguments("channels", "rows"),
         method=settings.method,
     )
     write_json(entry.path / "analysis.json", found)
@@ -63,7 +63,7 @@ def run_pilot(
     torch.set_num_threads(spec.threads)
     trained = store.entry(spec.expert.entry)
     of = spec_of(trained)
-    network = network_of(of, device=device()).eval()
+    network = network_of(of, device=device(), root=workspace.root).eval()
     network.load_state_dict(load_file(trained.file(spec.expert.file)))
     reporter.unit = "levels"
     found = pilot.error_curve(

@@ -101,7 +101,7 @@ def run_outputs(
 
     torch.set_num_threads(spec.threads)
     extractor, _ = extractor_of(store.entry(spec.features), workspace)
-    mixture = mixture_of(spec.mixture, store)
+    mixture = mixture_of(spec.mixture, store, workspace)
     count, seed, asked = spec.samples, spec.seed, [own for _, own in spec.levels]
     total = len(spec.states) + len(asked)
     reporter.unit = "states"

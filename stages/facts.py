@@ -30,9 +30,10 @@ def facts_from(workspace: Workspace, info: Any, analysed: bool = True) -> plan.D
     check_against(
         workspace.params, info.rows, info.resolution, info.channels, len(info.classes or ())
     )
-    files = _extractor_files(workspace)
+    files = extractor_files(workspace)
     found = analysed_in(workspace) if analysed else {}
-    return plan.facts(info, workspace.params.data.holdout, found, files)
+    held_out = workspace.params.data.holdout
+    return plan.facts(info, held_out, found, files, recipe_files(workspace))
 
 
 def class_names(workspace: Workspace) -> tuple[str, ...]:
@@ -67,21 +68,31 @@ def read_intact(
     raise UserError(f"{path}: damaged or missing; delete {path.parent} and run `dvc repro`")
 
 
-def _extractor_files(workspace: Workspace) -> dict[str, str]:
+def extractor_files(workspace: Workspace) -> dict[str, str]:
     """Checksums of the files that params.yaml names for the extractor; UserError without one."""
     settings = workspace.params.features.model_dump()
     named = {
         "module": (settings.get("module") or "").rpartition(":")[0],
         "weights": settings.get("weights"),
     }
-    files = {}
-    for key, path in named.items():
-        if path:
-            try:
-                files[key] = file_digest(workspace.root / path)
-            except OSError as e:
-                raise UserError(f"features.{key}: {path}: cannot be read ({e.strerror})") from e
+    return {key: _digest(workspace, f"features.{key}", path) for key, path in named.items() if path}
+
+
+def recipe_files(workspace: Workspace) -> dict[str, str]:
+    """Checksums of the files that recipes name, by path; UserError without one."""
+    files: dict[str, str] = {}
+    for name, recipe in workspace.params.recipes.items():
+        for key, path in recipe.files.items():
+            if path not in files:
+                files[path] = _digest(workspace, f"recipes.{name}.{key}", path)
     return files
+
+
+def _digest(workspace: Workspace, key: str, path: str) -> str:
+    try:
+        return file_digest(workspace.root / path)
+    except OSError as e:
+        raise UserError(f"{key}: {path}: cannot be read ({e.strerror})") from e
 
 
 def found_entries(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def run_features(
                 progress=training_progress(reporter),
                 log=reporter.log,
                 stop=stop,
-                **settings.options("images"),
+                **settings.arguments("images"),
             )
         if labels is not None and report["task"] == "rotations":
             reporter.log("all images have one label: the classifier learnt rotations instead")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, room_for
-from pipeline.specs import Images
+from pipeline.specs import File, Images
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import keep, kept, replacing, write_text
+from pipeline.store.identity import file_digest
 from stages.reporter import Reporter
 from stages.workspace import Workspace
 
@@ -54,10 +55,22 @@ def codec_of(encoder: str, store: Store):
     return load_codec(store.entry(encoder).file("encoder.json").parent, device())
 
 
-def mixture_of(description: dict[str, Any], store: Store):
+def checked_file(workspace: Workspace, file: File) -> Path:
+    """A file of the checkout that is still the one a job was planned with; UserError if not."""
+    path = workspace.root / file.path
+    try:
+        found = file_digest(path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    if found != file.sha256:
+        raise UserError(f"{path}: changed since this was planned; run `dvc repro` again")
+    return path
+
+
+def mixture_of(description: dict[str, Any], store: Store, workspace: Workspace):
     from pipeline.sampling.mixture import Mixture
 
-    return Mixture(description, file_of(store), device=device())
+    return Mixture(description, file_of(store), device(), workspace.root)
 
 
 def file_of(store: Store):

@@ -31,7 +31,7 @@ def run_pairing(
     centered = getattr(settings, "center", False)
     chosen_by = assignment.centred(rows, means, labels) if centered else rows
     apart = ("keep", "components", "center", "within_class", "refresh", "scale")
-    options = settings.options(*apart)
+    options = settings.arguments(*apart)
     slots = {}
     reporter.unit = "passes"
     first, last = spec.slots

@@ -86,7 +86,7 @@ def run_samples(
     torch.set_num_threads(spec.threads)
     reporter.unit = "states"
     images, labels = draw(
-        mixture_of(spec.mixture, store),
+        mixture_of(spec.mixture, store, workspace),
         spec.states,
         range(spec.first, spec.last),
         seed=spec.seed,

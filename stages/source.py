@@ -1,4 +1,5 @@
-"""The stage `source`: the fingerprint of the raw data, on which `prepare` depends.
+"""The stage `source`: the fingerprint of the raw data, on which `prepare` depends, and checksums of
+the other files that params.yaml names, on which the stages that read them do.
 
 DVC runs it every time, whatever it has cached: only so are images noticed that were added, removed
 or edited since, wherever `data.path` is.
@@ -16,8 +17,9 @@ from pipeline.data.fingerprint import Fingerprint, fingerprint
 from pipeline.data.params import Data
 from pipeline.data.raw import raw_files
 from pipeline.errors import UserError, shown
-from pipeline.store.files import write_text
+from pipeline.store.files import write_json, write_text
 from pipeline.store.identity import digest
+from stages.facts import extractor_files, recipe_files
 from stages.numbers import counted
 from stages.workspace import Workspace
 
@@ -36,13 +38,15 @@ def raw_path(workspace: Workspace) -> Path | None:
 
 
 def source(workspace: Workspace) -> None:
-    """Write artefacts/source.json, or keep a pulled one where the raw data is not here."""
+    """Write artefacts/files.json and source.json, or keep a pulled one of images not here."""
+    files = {"features": extractor_files(workspace), "recipes": recipe_files(workspace)}
+    workspace.source.parent.mkdir(parents=True, exist_ok=True)
+    write_json(workspace.source.with_name("files.json"), files)
     data, path = workspace.params.data, raw_path(workspace)
     if path is not None and not path.exists():
         _without_images(workspace, data, path)
         return
     found = _fingerprint(workspace, path)
-    workspace.source.parent.mkdir(parents=True, exist_ok=True)
     write_text(workspace.source, _text(data, found))
     print(f"source: {counted(found.files, 'file')}, {counted(found.bytes, 'byte')}")
 

@@ -11,6 +11,7 @@ from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.features import extractor_of
 from stages.inputs import (
+    checked_file,
     codec_of,
     dataset_of,
     device,
@@ -33,16 +34,21 @@ def run_merged(
     def weights(source: Part):
         return load_file(store.entry(source.entry).file(source.file))
 
+    parent = spec.parent and weights(spec.parent)
+    if spec.initial is not None:
+        parent = load_file(checked_file(workspace, spec.initial))
+
     reporter.unit = "evaluations"
     merged, report = merge_experts(
         spec,
-        weights(spec.parent) if spec.parent else None,
+        parent,
         [weights(source) for source in spec.experts],
         latents_of(spec.latents, store) if spec.latents else None,
         entry.state,
         _small_sample_fid(spec, entry, store, workspace) if spec.confirm else None,
         reporter.progress,
         reporter.log,
+        workspace.root,
     )
     with replacing(entry.path / "weights.safetensors") as path:
         save_file(dict(merged), path)
@@ -77,6 +83,7 @@ def _small_sample_fid(spec: MergedSpec, entry: Entry, store: Store, workspace: W
         file_of(store),
         entry.state,
         device(),
+        workspace.root,
     )
 
 
@@ -85,7 +92,9 @@ def run_expert(
 ) -> dict[str, Any]:
     from pipeline.training.train import train
 
-    parent = spec.parent
+    parent = spec.parent and store.entry(spec.parent.entry).file(spec.parent.file)
+    if spec.initial is not None:
+        parent = checked_file(workspace, spec.initial)
     with stopping(reporter, entry) as stop:
         return train(
             spec,
@@ -93,7 +102,8 @@ def run_expert(
             entry.path,
             _pairings(spec, store),
             components=_components(spec, store),
-            parent=parent and store.entry(parent.entry).file(parent.file),
+            parent=parent,
+            root=workspace.root,
             progress=training_progress(reporter),
             log=reporter.log,
             stop=stop,

@@ -180,15 +180,10 @@ TABLE = {
     ),
     "add a section of the report": (add("stages/new_section.py", "VALUE = 1\n"), set()),
     "add a key whose default changes nothing": (
-        edits(
-            replace(
-                "pipeline/training/params.py", "    Threads,\n)", "    Threads,\n    neutral,\n)"
-            ),
-            replace(
-                "pipeline/training/params.py",
-                "    threads: Threads = 1",
-                "    clip_norm: float = neutral(0.0)\n    threads: Threads = 1",
-            ),
+        replace(
+            "pipeline/training/params.py",
+            "    threads: Threads = 1",
+            "    clip_norm: float = neutral(0.0)\n    threads: Threads = 1",
         ),
         set(),
     ),

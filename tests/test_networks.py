@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.networks.build import count_parameters, flops_of
+from pipeline.networks.embedding import log_snr_features
+from pipeline.networks.initial import initialise
 from pipeline.networks.unet import (
     Attention,
     Film,
     ResidualBlock,
     film_norm,
-    initialise,
-    log_snr_features,
     norm_groups,
 )
 from tests.specs import SMALL, build_network, network_spec

@@ -47,7 +47,11 @@ def test_presets_are_valid_as_they_are_and_as_a_rehearsal(name, tmp_path):
         assert recipe.training.images == 64
         assert recipe.training.milestones in ([], [64])
         assert recipe.training.batch == 8
-        assert recipe.network.channels == 8 and recipe.network.blocks == 1
+        network = recipe.network
+        if network.kind == "dit":
+            assert (network.width, network.depth) in ((32, 1), (48, 1)) and network.heads == 2
+        else:
+            assert network.channels == 8 and network.blocks == 1
         assert recipe.partition.kind == full.partition.kind
         cut = {"network", "training", "sampling", "merge", "partition", "curriculum"}
         assert recipe.model_dump(exclude=cut) == full.model_dump(exclude=cut)

@@ -8,7 +8,6 @@ and exact to regenerate, but its scores mean nothing beside published ones. `inc
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError, one_line
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.module import class_in
 from pipeline.store.files import replacing
-from pipeline.store.identity import canonical_json, code_digest, digest
+from pipeline.store.identity import canonical_json, code_digest, digest, file_digest
 
 # Name and feature layer at torch-fidelity, and number of features.
 _TORCH_FIDELITY = {
@@ -182,20 +182,11 @@ def module_extractor(
     file, _, class_name = source.rpartition(":")
     if not file or not class_name.isidentifier():
         raise UserError(f"extractor module {source}: must be path/to/file.py:ClassName")
-    path = Path(file)
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); it is the extractor") from None
-    spec = importlib.util.spec_from_file_location(f"tspace_extractor_{path.stem}", path)
-    if spec is None:
-        raise UserError(f"{path}: not a Python file; the extractor must be one")
-    namespace = importlib.util.module_from_spec(spec)
+    made = class_in(Path(file), class_name, "features.module")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            spec.loader.exec_module(namespace)
-            module = getattr(namespace, class_name)()
+            module = made()
             dimension = module.dimension
     except Exception as error:
         raise UserError(
@@ -214,7 +205,7 @@ def module_extractor(
     return Extractor(
         module,
         name=f"module {class_name}",
-        version=hashlib.sha256(text).hexdigest(),
+        version=file_digest(Path(file)),
         dimension=dimension,
         device=device,
         batch=batch,

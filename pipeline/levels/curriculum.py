@@ -188,7 +188,7 @@ def build(
     if continuous:
         edges = np.linspace(*log_snrs, CELLS + 1)
         log_snrs = (edges[:-1] + edges[1:]) / 2
-    options = block.options("correct", "partition")
+    options = block.arguments("correct", "partition")
     if isinstance(block, params.IntervalDensity):
         options["bounds"] = bounds
     return block.maker(Axis(log_snrs, edges), **options)

@@ -60,7 +60,7 @@ def build(
     Log-SNRs are rounded to 8 decimals. UserError for settings that do not give T distinct states,
     or an error curve that ends before the schedule.
     """
-    options = block.options("states", "shift", "zero_terminal", "source", "pilot_images")
+    options = block.arguments("states", "shift", "zero_terminal", "source", "pilot_images")
     if spectrum is not None or error_curve is not None:
         options["mmse"] = _mmse(block, spectrum, error_curve)
     # Rounded, because the last bits of log and exp differ between CPUs and a state's value is part

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from pipeline.block import Form
 from pipeline.data.latents import Latents
+from pipeline.errors import UserError
 from pipeline.evaluation import fidelity
 from pipeline.evaluation.features import Extractor
 from pipeline.merging import merge, search
-from pipeline.networks.build import network_of, start_from
+from pipeline.networks.build import network_of, start_from, take
 from pipeline.noise import philox, process
 from pipeline.rows import spread
 from pipeline.sampling import mixture
@@ -43,19 +44,27 @@ def merge_experts(
     confirm: Callable[[Weights], float] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda _: None,
+    root: Path = Path(),
 ) -> tuple[Weights, dict[str, Any]]:
     """The merged weights of a job's spec, and how they were found.
 
     parent: what the experts started from (None for snapshots of one run). latents: held-out rows,
     for a search. state: a folder in which evaluations are kept, so that a killed search goes on.
     confirm: a second measure, such as `SmallSampleFid`, that chooses among the best candidates.
+    root: where files that networks name are.
     Raises UserError if the networks do not fit each other.
     """
     settings = spec.settings
     method = settings.method
     if parent is not None:  # with the parts that only the experts' networks have
-        network = network_of(spec.model)
-        start_from(network, parent)
+        network = network_of(spec.model, root=root)
+        if spec.initial is None:
+            start_from(network, parent)
+        elif left := take(network, parent).left:
+            raise UserError(
+                f"{spec.initial.path}: has nothing for {', '.join(left[:3])}, where experts that "
+                "start from it begin apart; only what starts alike can be merged"
+            )
         parent = {name: p.detach() for name, p in network.named_parameters()}
     if method == "post-hoc":
         images = [n for n in spec.ends for _ in spec.kept]
@@ -68,16 +77,16 @@ def merge_experts(
     if method == "snapshots":
         # In differences from the last snapshot the weights need not sum to one.
         *earlier, last = experts
-        search = _Search(spec, last, earlier, latents, state, None, progress, log)
+        search = _Search(spec, last, earlier, latents, state, None, progress, log, root)
         found = search.run()
         share = 1 - sum(found["weights"])
         report = found | {"weights": [*found["weights"], share]}
         return merge.combine_snapshots(experts, report["weights"]), report
     report = merge.agreement(parent, experts)
     if isinstance(settings, Form):  # by a function of the weights alone
-        return settings.maker(parent, experts, **settings.options()), report
+        return settings.maker(parent, experts, **settings.arguments()), report
     if settings.weights is None:
-        report |= _Search(spec, parent, experts, latents, state, confirm, progress, log).run()
+        report |= _Search(spec, parent, experts, latents, state, confirm, progress, log, root).run()
     else:
         report |= {"weights": settings.weights}
     return merge.task_vector(parent, experts, weights=report["weights"]), report
@@ -96,11 +105,13 @@ class _Search:
         confirm: Callable[[Weights], float] | None,
         progress: Callable[[int, int], None],
         log: Callable[[str], None],
+        root: Path,
     ):
         self.settings, self.key = spec.settings, spec.noise_key
         self.parent, self.experts, self.state = parent, experts, state
         self.candidate_fid, self.progress = confirm, progress
-        self.held_out = HeldOut(spec.model, latents, spec.of, self.settings.images, self.key)
+        images = self.settings.images
+        self.held_out = HeldOut(spec.model, latents, spec.of, images, self.key, root)
         self.known: dict[str, dict[str, float]] = {"loss": {}, "fid": {}}
         for _, path in kept(state, EVALUATIONS, log):
             self.known = json.loads(path.read_text())
@@ -171,13 +182,14 @@ class SmallSampleFid:
         parts: Callable[[dict[str, Any]], Path],
         folder: Path,
         device: torch.device | str = "cpu",
+        root: Path = Path(),
     ):
         """spec: of the merge job. images: the held-out ones, uint8 [N, C, H, W]. shared: `shift`,
         `scale`, `decoder` and `terminal` as in `mixture.describe`. parts finds the files of decoder
         and terminal; a candidate's weights are kept in `folder`."""
         self.model, self.given, self.count = spec.model, spec.confirm, spec.settings.confirm
         self.extractor, self.shared, self.parts = extractor, shared, parts
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.root = folder, device, root
         self.reference = fidelity.moments(extractor.features(images), extractor.digest)
 
     def __call__(self, weights: Weights) -> float:
@@ -194,6 +206,7 @@ class SmallSampleFid:
                 described,
                 lambda part: path if part["entry"] == "candidate" else self.parts(part),
                 self.device,
+                self.root,
             ),
             given.states,
             range(self.count),
@@ -219,10 +232,12 @@ class HeldOut:
         ranges: Sequence[Sequence[float]],
         images: int,
         key: int,
+        root: Path = Path(),
     ):
         """ranges: log-SNRs of each; images: of the held-out rows, at most."""
         self.prediction = model.prediction
-        self.network = network_of(model, device=latents.device).eval().requires_grad_(False)
+        network = network_of(model, device=latents.device, root=root)
+        self.network = network.eval().requires_grad_(False)
         self.rows = rows = self._rows(latents, min(images, len(latents)), key)
         self.z = latents.gather(rows)
         ids = torch.from_numpy(rows).to(latents.device)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.networks.unet import EPS, initialise, norm_groups
+from pipeline.networks.initial import initialise
+from pipeline.networks.unet import EPS, norm_groups
 
 MIN_WIDTH = 8
 

@@ -8,58 +8,40 @@ answers in the shape of x, with a method `flops(height, width, log_snr)`. Each f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-from pipeline.networks.unet import initialise
 
 if TYPE_CHECKING:
     from pipeline.specs import NetworkSpec
 
+SHOWN = 4  # names in a message
 
-def network_of(spec: NetworkSpec, seed: int = 0, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a spec, initialised from `seed`.
+
+def network_of(
+    spec: NetworkSpec,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    root: Path = Path(),
+) -> nn.Module:
+    """The network of a spec, initialised from `seed`. root: where files that it names are.
 
     No global generator is read or moved. On the device `meta` the network has no storage and no
     values. Raises ValueError for settings that fit neither each other nor the images.
     """
-    with torch.device(device), _Undrawn():
-        network = spec.network.maker(
-            spec.network,
-            channels_in=spec.channels,
-            size=(spec.resolution, spec.resolution),
-            classes=spec.classes,
-            conditioned=spec.conditioning == "state",
-            interval_bounds=spec.interval_bounds,
-        )
-    if torch.device(device).type != "meta":
-        initialise(network, seed)
-    return network
+    return spec.network.maker(spec, seed, device, root)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves out the weights that torch's modules draw for themselves.
-
-    Building on `meta` would, too, but filling such a network imports torch's compiler: seconds, in
-    every process that trains.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-def flops_of(spec: NetworkSpec, log_snr: float | None = None) -> float:
+def flops_of(spec: NetworkSpec, log_snr: float | None = None, root: Path = Path()) -> float:
     """Forward FLOPs of that network for one image (a multiply-add is two).
 
     A multi-decoder's are those at `log_snr`, or without one the mean over its intervals, each
     counted once.
     """
-    network = network_of(spec, device="meta")
+    network = network_of(spec, device="meta", root=root)
     return network.flops(spec.resolution, spec.resolution, log_snr)
 
 
@@ -82,6 +64,47 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 given is None and ".projections." in name
             ):
                 raise ValueError(f"{name} of the parent does not fit this network")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How weights fit a network: names of its own that found theirs, those that did not, and those
+    of the weights that the network has no place for."""
+
+    taken: list[str]
+    left: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        total = len(self.taken) + len(self.left)
+        text = f"{len(self.taken)} of the network's {total} tensors are from there"
+        for names, what in ((self.left, "at their own start"), (self.unused, "not used")):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                text += f"; {what}: {', '.join(names[:SHOWN])}{more}"
+        return text
+
+
+def take(network: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+    """Give a network, in place, what fits of weights that were made elsewhere.
+
+    These are the ones of the same name and shape, after the names that the network knows from
+    elsewhere were made its own (its method `published`, if it has one). Raises ValueError if
+    nothing fits.
+    """
+    given = getattr(network, "published", dict)(weights)
+    own = dict(network.named_parameters())
+    taken = [name for name in own if name in given and given[name].shape == own[name].shape]
+    if not taken:
+        raise ValueError(
+            f"nothing in it fits this network: it has {', '.join(list(weights)[:SHOWN])} ..., the "
+            f"network {', '.join(list(own)[:SHOWN])} ..."
+        )
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(given[name])
+    left = [name for name in own if name not in taken]
+    return Fit(taken, left, sorted(given.keys() - set(taken)))
 
 
 def count_parameters(module: nn.Module) -> int:

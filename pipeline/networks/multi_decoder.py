@@ -6,22 +6,27 @@ stays what the loss asks for.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks import params
-from pipeline.networks.unet import Decoder, Encoder, count_flops, encoder_and_decoders
+from pipeline.networks.initial import made
+from pipeline.networks.unet import count_flops, encoder_and_decoders
+
+if TYPE_CHECKING:
+    from pipeline.specs import NetworkSpec
 
 
-class MultiDecoderUNet(nn.Module):
+class MultiDecoder(nn.Module):
     """An encoder (with embedding and middle) and one decoder an interval, cleanest first.
 
     bounds: log-SNRs between the intervals, strictly descending, one fewer than decoders. A log-SNR
     exactly on a bound belongs to its cleaner side: interval k is bounds[k-1] > log_snr >=
-    bounds[k].
+    bounds[k]. count: FLOPs of an encoder and a decoder for one image of a height and width.
 
     A decoder without a sample in the batch takes no part in it, and its parameters get no
     gradient: after `zero_grad(set_to_none=True)` their `.grad` stays None, and torch's optimizers
@@ -30,8 +35,15 @@ class MultiDecoderUNet(nn.Module):
     `DistributedDataParallel` needs `find_unused_parameters=True`.
     """
 
-    def __init__(self, encoder: Encoder, decoders: Sequence[Decoder], bounds: Sequence[float]):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoders: Sequence[nn.Module],
+        bounds: Sequence[float],
+        count: Callable[..., int] = count_flops,
+    ):
         super().__init__()
+        self.count = count
         if len(bounds) != len(decoders) - 1:
             raise ValueError(f"{len(decoders)} decoders need {len(decoders) - 1} bounds")
         if any(not a > b for a, b in pairwise(bounds)):
@@ -99,27 +111,23 @@ class MultiDecoderUNet(nn.Module):
         Without one, the mean over the intervals, each counted once.
         """
         chosen = self.decoders if log_snr is None else [self.decoders[self.interval_of(log_snr)]]
-        counts = [count_flops(self.encoder, decoder, height, width) for decoder in chosen]
+        counts = [self.count(self.encoder, decoder, height, width) for decoder in chosen]
         return sum(counts) / len(counts)
 
 
 def multi_decoder(
-    settings: params.MultiDecoder,
-    *,
-    channels_in: int,
-    size: tuple[int, int],
-    classes: int,
-    conditioned: bool,
-    interval_bounds: Sequence[float],
-) -> MultiDecoderUNet:
-    """The network of a block `network` of kind `multi-decoder`.
+    spec: "NetworkSpec", seed: int, device: torch.device | str, root: Path
+) -> MultiDecoder:
+    """The network of a block `network` of kind `multi-decoder`, see `build.network_of`.
 
-    interval_bounds: log-SNRs between the intervals. Raises ValueError for settings that fit neither
-    each other nor the images.
+    Raises ValueError for settings that fit neither each other nor the images.
     """
-    if not conditioned:
+    if spec.conditioning == "none":
         raise ValueError("a multi-decoder needs the state as input")
-    encoder, decoder = encoder_and_decoders(settings, channels_in, size, classes, conditioned)
-    return MultiDecoderUNet(
-        encoder, [decoder(w) for w in settings.decoder_channels], interval_bounds
-    )
+
+    def build() -> MultiDecoder:
+        encoder, decoder = encoder_and_decoders(spec)
+        decoders = [decoder(width) for width in spec.network.decoder_channels]
+        return MultiDecoder(encoder, decoders, spec.interval_bounds)
+
+    return made(build, seed, device)

@@ -10,19 +10,20 @@ data-dependent branches, so a network can be compiled, run under autocast, and s
 `torch.func.vmap`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.networks import params
+from pipeline.networks.embedding import Embedding
+from pipeline.networks.initial import made
 
-MAX_LOG_SNR = 20.0  # beyond it a state is, to float32, all data or all noise
-# Periods, in log-SNR, of the features that show it to the network: the longest is monotone over
-# [-20, 20], the shortest still resolves neighbours of a 1000-state schedule.
-LONGEST_PERIOD, SHORTEST_PERIOD = 4 * MAX_LOG_SNR, 1.0
+if TYPE_CHECKING:
+    from pipeline.specs import NetworkSpec
+
 HEAD_WIDTH = 64
 EPS = 1e-5
 
@@ -32,18 +33,6 @@ FilmPair = tuple[Tensor, Tensor]
 def norm_groups(width: int) -> int:
     """Groups of a GroupNorm over `width` channels: a divisor, at most 32, of 4 channels or more."""
     return next((g for g in range(min(32, width // 4), 1, -1) if width % g == 0), 1)
-
-
-def log_snr_features(log_snr: Tensor, count: int) -> Tensor:
-    """Sines and cosines of log_snr [N] at `count` frequencies, [N, 2 * count], unit variance.
-
-    Log-SNRs beyond +-20, infinite ones among them, are taken for that bound.
-    """
-    ratio = math.log(LONGEST_PERIOD / SHORTEST_PERIOD) / max(count - 1, 1)
-    steps = torch.arange(count, device=log_snr.device, dtype=log_snr.dtype)
-    frequencies = torch.exp(steps * ratio) * (2 * math.pi / LONGEST_PERIOD)
-    angles = log_snr.clamp(-MAX_LOG_SNR, MAX_LOG_SNR)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], 1) * math.sqrt(2)
 
 
 def film_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -130,51 +119,6 @@ class Film(nn.Module):
         return list(zip(scales, shifts, strict=True))
 
 
-class Embedding(nn.Module):
-    """Noise level and class as one vector.
-
-    `conditioned`: from log_snr by a perceptron; else one learned constant, which leaves all other
-    parameters with the shapes they have in a conditioned network. `classes` > 0 adds an embedding
-    with one index more, `classes` itself, for "no class".
-    """
-
-    def __init__(self, channels: int, classes: int, conditioned: bool):
-        super().__init__()
-        self.width = 4 * channels
-        self.frequencies = max(channels // 2, 4)
-        self.classes = classes
-        self.conditioned = conditioned
-        if conditioned:
-            self.linear1 = nn.Linear(2 * self.frequencies, self.width)
-            self.linear2 = nn.Linear(self.width, self.width)
-        else:
-            self.constant = nn.Embedding(1, self.width)
-        if classes:
-            self.label = nn.Embedding(classes + 1, self.width)
-
-    def forward(self, log_snr: Tensor | None, labels: Tensor | None) -> Tensor:
-        """log_snr [N] or [1], labels int64 [N] or [1] -> [N or 1, width], through a SiLU.
-
-        Without labels a class-conditional network is told "no class". Raises ValueError without a
-        log_snr that is needed, and for labels without classes.
-        """
-        if self.conditioned:
-            if log_snr is None:
-                raise ValueError("a network conditioned on the state needs log_snr")
-            # Half precision could not tell neighbouring states apart.
-            exact = log_snr.to(torch.promote_types(log_snr.dtype, torch.float32))
-            features = log_snr_features(exact, self.frequencies)
-            h = self.linear1(features.to(self.linear1.weight.dtype))
-            h = self.linear2(F.silu(h))
-        else:
-            h = self.constant.weight
-        if self.classes:
-            h = h + (self.label.weight[-1:] if labels is None else self.label(labels))
-        elif labels is not None:
-            raise ValueError("labels for a network without classes")
-        return F.silu(h)
-
-
 class Encoder(nn.Module):
     """Embedding, input convolution, the path down, and the middle.
 
@@ -199,7 +143,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.factor = 2 ** (len(multipliers) - 1)
-        self.embedding = Embedding(channels, classes, conditioned)
+        self.embedding = Embedding(4 * channels, max(channels // 2, 4), classes, conditioned)
         self.input = _conv(channels_in, channels, 3)
         attends = tuple(attends) or (False,) * len(multipliers)
         width, self.skip_widths = channels, [channels]
@@ -335,30 +279,25 @@ class UNet(nn.Module):
         return count_flops(self.encoder, self.decoder, height, width)
 
 
-def unet(
-    settings: params.UNet,
-    *,
-    channels_in: int,
-    size: tuple[int, int],
-    classes: int,
-    conditioned: bool,
-    interval_bounds: Sequence[float] = (),
-) -> UNet:
-    """The network of a block `network` of kind `unet`, for images of a size (height, width).
+def unet(spec: "NetworkSpec", seed: int, device: torch.device | str, root: Path) -> UNet:
+    """The network of a block `network` of kind `unet`, see `build.network_of`.
 
     Raises ValueError for settings that fit neither each other nor the images.
     """
-    encoder, decoder = encoder_and_decoders(settings, channels_in, size, classes, conditioned)
-    return UNet(encoder, decoder(settings.channels))
+
+    def build() -> UNet:
+        encoder, decoder = encoder_and_decoders(spec)
+        return UNet(encoder, decoder(spec.network.channels))
+
+    return made(build, seed, device)
 
 
-def encoder_and_decoders(
-    settings: params.UNet, channels_in: int, size: tuple[int, int], classes: int, conditioned: bool
-) -> tuple[Encoder, Callable[[int], Decoder]]:
+def encoder_and_decoders(spec: "NetworkSpec") -> tuple[Encoder, Callable[[int], Decoder]]:
     """An encoder, and what makes decoders of any base width for it. ValueError as `unet`."""
+    settings, side = spec.network, spec.resolution
     multipliers, blocks = settings.multipliers, settings.blocks
-    check_size(*size, 2 ** (len(multipliers) - 1))
-    sides = [max(size) >> level for level in range(len(multipliers))]
+    check_size(side, side, 2 ** (len(multipliers) - 1))
+    sides = [side >> level for level in range(len(multipliers))]
     unknown = sorted(set(settings.attention) - set(sides))
     if unknown:
         raise ValueError(f"attention: no level has resolution {unknown[0]}; there are {sides}")
@@ -368,15 +307,15 @@ def encoder_and_decoders(
         "projections": settings.projections,
     }
     encoder = Encoder(
-        channels_in,
+        spec.channels,
         settings.channels,
         multipliers,
         blocks,
-        classes=classes,
-        conditioned=conditioned,
+        classes=spec.classes,
+        conditioned=spec.conditioning == "state",
         **shape,
     )
-    return encoder, lambda own: Decoder(encoder, channels_in, own, multipliers, blocks, **shape)
+    return encoder, lambda own: Decoder(encoder, spec.channels, own, multipliers, blocks, **shape)
 
 
 def count_flops(encoder: Encoder, decoder: Decoder, height: int, width: int) -> int:
@@ -417,40 +356,3 @@ def check_size(height: int, width: int, factor: int) -> None:
 
 def _film_widths(levels: Iterable[nn.ModuleList]) -> list[int]:
     return [block.conv1.out_channels for blocks in levels for block in blocks]
-
-
-@torch.no_grad()
-def initialise(module: nn.Module, seed: int) -> None:
-    """Set every parameter of a network, in place, from a seed alone.
-
-    Draws are made on the CPU in the order of the modules, so neither device, layout nor any global
-    generator matters; an encoder gets the same weights whatever decoders follow it. Weights are
-    uniform with variance 1/fan_in, biases zero, norms the identity, class and constant embeddings
-    of unit variance; the last convolution of each residual branch and the output are zero,
-    projections the identity.
-    Raises TypeError for a module with parameters that it has no rule for.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(weight: Tensor, variance: float) -> None:
-        # Uniform numbers are the same bits on every kind of CPU; normal ones are not.
-        u = torch.rand(weight.shape, generator=generator, dtype=torch.float32)
-        weight.copy_((2 * u - 1) * math.sqrt(3 * variance))
-
-    for child in module.modules():
-        if isinstance(child, (nn.Conv2d, nn.Linear)):
-            if getattr(child, "zero_init", False):
-                child.weight.zero_()
-            elif getattr(child, "identity_init", False):
-                child.weight.copy_(torch.eye(len(child.weight))[:, :, None, None])
-            else:
-                draw(child.weight, 1 / child.weight[0].numel())
-            if child.bias is not None:
-                child.bias.zero_()
-        elif isinstance(child, nn.GroupNorm):
-            child.weight.fill_(1)
-            child.bias.zero_()
-        elif isinstance(child, nn.Embedding):
-            draw(child.weight, 1.0)
-        elif next(child.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no rule to initialise a {type(child).__name__}")

@@ -16,7 +16,6 @@ from pipeline.levels.params import (
     state_count,
 )
 from pipeline.merging.params import MOST_EVALUATIONS, TaskVectorMerge
-from pipeline.networks.params import MultiDecoder
 from pipeline.params.mistakes import nearest
 from pipeline.params.recipe import Params, Recipe
 from pipeline.training.params import Decouple
@@ -129,7 +128,12 @@ def strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tup
         )
     if source.seeds and not set(recipe.seeds or [recipe.seed]) <= set(source.seeds):
         yield "seeds", f"its parent {line[1]!r} has seeds {source.seeds}; use some of these"
-    plain = {"dropout", "label_dropout", "kind", "decoder_channels", "projections"}
+    kinds = [r.network.kind for r in (recipe, source)]
+    if recipe.network.alone().kind != source.network.alone().kind:
+        yield "network.kind", f"{kinds[0]} here, {kinds[1]} in its parent {line[1]!r}"
+        return
+    plain = {"dropout", "label_dropout", "kind", "projections"}
+    plain |= {"decoder_channels", "decoder_depths"}
     own, other = (r.network.model_dump(exclude=plain) for r in (recipe, source))
     differs = [key for key in own if own[key] != other.get(key)]
     if differs:
@@ -137,14 +141,17 @@ def strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tup
             f"network.{differs[0]}",
             f"{own[differs[0]]} here, {other.get(differs[0])} in its parent {line[1]!r}",
         )
-    if recipe.training.train == "decoders" and isinstance(source.network, MultiDecoder):
-        yield "training.parent", f"{line[1]!r} has several decoders; branches start from a unet"
+    if recipe.training.train == "decoders" and source.network.decoders:
+        yield (
+            "training.parent",
+            f"{line[1]!r} has several decoders; branches start from one network",
+        )
     if recipe.prediction != source.prediction:
         yield "prediction", f"must be its parent's, {source.prediction}"
 
 
 def _one_network(recipe: Recipe) -> bool:
-    joint = isinstance(recipe.network, MultiDecoder) and recipe.training.train == "all"
+    joint = bool(recipe.network.decoders) and recipe.training.train == "all"
     return joint or isinstance(recipe.partition, SinglePartition)
 
 
@@ -282,17 +289,11 @@ def _strange_curriculum(
 
 
 def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:
-    joint = isinstance(recipe.network, MultiDecoder)
+    joint = bool(recipe.network.decoders)
     widths = recipe.partition_channels
-    decoders = recipe.network.decoder_channels if joint else []
-    widest = max([recipe.network.channels, *widths, *decoders]) * max(recipe.network.multipliers)
-    if widest > MOST_WIDTH:
-        yield (
-            "network.multipliers",
-            f"the widest level has {widest:,} channels; at most {MOST_WIDTH:,}",
-        )
+    yield from recipe.network.contradictions(widths)
     if joint:
-        decoders = len(recipe.network.decoder_channels)
+        key, decoders = recipe.network.decoder_key, len(recipe.network.decoders)
         if isinstance(recipe.partition, SinglePartition | PerStatePartition):
             yield (
                 "partition.kind",
@@ -301,11 +302,11 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
             )
         elif experts != decoders:
             yield (
-                "network.decoder_channels",
+                f"network.{key}",
                 f"{decoders} decoders for the {experts} intervals of the partition",
             )
         if widths:
-            yield "partition.channels", "a multi-decoder network has network.decoder_channels"
+            yield "partition.channels", f"a multi-decoder network has network.{key}"
     elif widths and experts is not None and len(widths) != experts:
         yield "partition.channels", f"{len(widths)} widths for {experts} experts"
     if widths and recipe.training.parent is not None:
@@ -315,8 +316,11 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
         yield "training.train", "decoders: needs a multi-decoder network and a training.parent"
     if branched and state_count(recipe.schedule) is None:
         yield "training.train", "decoders: needs schedule.states to be a number"
-    if recipe.decouple != Decouple() and recipe.training.parent is None:
-        yield "decouple", "needs training.parent, the network that is fine-tuned"
+    started = recipe.training.parent or recipe.training.initial
+    if recipe.training.parent and recipe.training.initial:
+        yield "training.initial", "training.parent is what it starts from; leave one of them out"
+    if recipe.decouple != Decouple() and not started:
+        yield "decouple", "needs training.parent (or initial), the network that is fine-tuned"
     without = isinstance(recipe.partition, SinglePartition)
     if without and getattr(recipe.curriculum, "partition", recipe) is None:
         yield "curriculum.partition", "per-interval needs one, as the recipe's is single"
@@ -338,11 +342,11 @@ def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple
     elif method != "route":
         if _one_network(recipe):
             yield "merge.method", f"{method} needs a partition into several experts"
-        elif recipe.training.parent is None:
+        elif not (recipe.training.parent or recipe.training.initial):
             yield (
                 "merge.method",
-                f"{method} needs training.parent: networks that did not start from the same "
-                "weights have nothing in common that a sum could keep",
+                f"{method} needs training.parent (or initial): networks that did not start from "
+                "the same weights have nothing in common that a sum could keep",
             )
         weights = getattr(recipe.merge, "weights", None) or []
         for prefix, own in weights.items() if isinstance(weights, dict) else [("", weights)]:

@@ -52,18 +52,8 @@ def check_against(params: Params, rows: int, resolution: int, channels: int, cla
 
 def _network(recipe: Recipe, side: int, what: str, classes: int) -> Iterator[str]:
     """side: of what the networks see."""
-    levels = len(recipe.network.multipliers)
-    factor = 2 ** (levels - 1)
-    if side % factor:
-        yield (
-            f"network.multipliers: {levels} levels halve the image "
-            f"{'once' if levels == 2 else f'{levels - 1} times'}, but {side} {what} are not a "
-            f"multiple of {factor}; use fewer levels, or another data.resolution"
-        )
-    sizes = [side // 2**i for i in range(levels)]
-    for wanted in recipe.network.attention:
-        if wanted not in sizes:
-            yield f"network.attention: no level has resolution {wanted}; there are {sizes}"
+    for key, text in recipe.network.misfits(side, what):
+        yield f"network.{key}: {text}"
     if recipe.network.class_conditional and not classes:
         yield "network.class_conditional: the dataset has no labels; set it to false"
 

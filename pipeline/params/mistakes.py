@@ -57,6 +57,10 @@ ALIASES = {
         ("warmup_steps", "num_warmup_steps", "lr_warmup_steps", "lr_warmup", "warmup_images"),
         ("training.warmup", "in images, not steps: steps times the batch"),
     ),
+    **dict.fromkeys(
+        ("pretrained", "init_from", "checkpoint", "ckpt", "resume_from", "finetune"),
+        ("training.initial", "a safetensors file; to go on with a run, just run it again"),
+    ),
     **dict.fromkeys(("wd", "optimizer", "optim"), ("training.weight_decay", "0 is Adam")),
     **dict.fromkeys(("lr_schedule", "lr_scheduler"), ("training.decay", "")),
     **dict.fromkeys(("loss", "loss_weighting", "loss_type"), ("training.weighting", "")),
@@ -69,6 +73,10 @@ ALIASES = {
     ),
     **dict.fromkeys(("model", "unet", "net", "backbone", "arch", "architecture"), ("network", "")),
     **dict.fromkeys(("base_channels", "model_channels", "dim", "ch"), ("network.channels", "")),
+    **dict.fromkeys(("hidden_size", "embed_dim", "n_embd"), ("network.width", "")),
+    **dict.fromkeys(("num_heads", "n_heads", "num_attention_heads"), ("network.heads", "")),
+    **dict.fromkeys(("num_layers", "n_layers"), ("network.depth", "")),
+    "patch_size": ("network.patch", ""),
     **dict.fromkeys(("channel_mult", "ch_mult", "dim_mults"), ("network.multipliers", "")),
     **dict.fromkeys(("num_res_blocks", "layers_per_block"), ("network.blocks", "")),
     **dict.fromkeys(

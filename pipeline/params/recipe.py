@@ -64,6 +64,13 @@ class Recipe(Block):
         """Base width of each expert's network, cleanest first; empty for network.channels."""
         return getattr(self.partition, "channels", [])
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Files that it names, by their key: paths relative to the project."""
+        named = {"network.module": getattr(self.network, "module", "").rpartition(":")[0]}
+        named["training.initial"] = self.training.initial or ""
+        return {key: path for key, path in named.items() if path}
+
 
 class Params(Block):
     """A whole params.yaml, every recipe resolved."""

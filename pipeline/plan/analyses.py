@@ -14,7 +14,6 @@ from pipeline.levels.params import (
     UniformCurriculum,
     state_count,
 )
-from pipeline.networks.params import UNet
 from pipeline.noise.params import Independent
 from pipeline.noise.philox import derive_key
 from pipeline.params.recipe import Params, Recipe
@@ -84,8 +83,9 @@ def _pilot(
 ) -> list[Job]:
     """A short run of the recipe's network on all noise levels, and what is measured on it."""
     shards = tuple(job.name for job in latents(params, data))
-    network = UNet(**{key: getattr(recipe.network, key) for key in UNet().options()})
+    network = recipe.network.alone()  # bounds between intervals may be what is looked for
     apart = {"pairing": Independent(), "decouple": Decouple(), "network": network}
+    apart["training"] = recipe.training.without("parent", "initial")
     plain = recipe.model_copy(update=apart)
     ends = np.array([levels[0], levels[-1]])
     run = Run(plain, ends, True, OwnCurriculum(form=UniformCurriculum()))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.levels import curriculum
 from pipeline.levels.params import UniformCurriculum
-from pipeline.networks.params import MultiDecoder, Network
+from pipeline.networks.params import Network
 from pipeline.noise.philox import derive_key
 from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.inputs import DatasetFacts, latent_facts
 from pipeline.plan.job import Job, code_of
-from pipeline.specs import Decoupled, ExpertSpec, OwnCurriculum, Part
+from pipeline.specs import Decoupled, ExpertSpec, File, OwnCurriculum, Part
 from pipeline.training.params import Decouple
 
 
@@ -48,12 +49,12 @@ def own_network(recipe: Recipe, branched: bool, number: int) -> Network:
     """The network of the recipe's expert `number`, with a width of its own if it has one."""
     network = recipe.network
     if branched:
-        own = {"decoder_channels": [network.decoder_channels[number]]}
+        own = {network.decoder_key: [network.decoders[number]]}
         return network.model_copy(update=own)
     widths = recipe.partition_channels
-    if not widths or isinstance(network, MultiDecoder):
+    if not widths or network.decoders:
         return network
-    return network.model_copy(update={"channels": widths[number]})
+    return network.model_copy(update={network.width_key: widths[number]})
 
 
 def expert_spec(
@@ -72,16 +73,17 @@ def expert_spec(
     stream = derive_key(seed_of(params, recipe), "expert", *(value.hex() for value in own))
     start = seed_of(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
+    module = recipe.files.get("network.module")
     apart = ["class_conditional", *([] if classes else ["label_dropout"])]
     drawn = _own_curriculum(run, interval)
     spec = ExpertSpec(
         network=network.without(*apart),
-        # A parent's network was told its state, and its weights fit no other kind.
-        conditioning="none" if len(own) == 1 and run.parent is None else "state",
+        conditioning="none" if len(own) == 1 and not _told(recipe) else "state",
         channels=seen.channels,
         resolution=seen.resolution,
         classes=classes,
         interval_bounds=list(run.bounds),
+        source=None if module is None else data.recipe_files[module],
         log_snr=own,
         continuous=run.continuous,
         prediction=recipe.prediction,
@@ -96,19 +98,31 @@ def expert_spec(
         latents=list(shards),
         code=code_of("expert", recipe.network, drawn.form),
     )
-    if run.parent is None:
+    if run.parent is not None:
+        parent = Part(entry=run.parent.job.name, file=run.parent.file)
+        started: dict[str, Any] = {"parent": parent, "train": recipe.training.train}
+    elif recipe.training.initial is not None:
+        path = recipe.training.initial
+        started = {"initial": File(path=path, sha256=data.recipe_files[path])}
+    else:
         return spec
-    decouple = None
     if recipe.decouple != Decouple():
         axis = [float(v) for v in run.log_snr]
-        decouple = Decoupled(**recipe.decouple.options(), axis=axis)
-    parent = Part(entry=run.parent.job.name, file=run.parent.file)
-    started = {"parent": parent, "train": recipe.training.train, "decouple": decouple}
+        started["decouple"] = Decoupled(**recipe.decouple.arguments(), axis=axis)
     return spec.model_copy(update=started)
 
 
+def _told(recipe: Recipe) -> bool:
+    """Whether its experts are told their state even where they have but one.
+
+    Weights that were told it fit no network that is not.
+    """
+    training = recipe.training
+    return bool(training.parent or training.initial or recipe.network.always_told)
+
+
 # What a recipe's training says of other things than how one expert is trained.
-APART = ("images", "milestones", "start", "experts_per_job", "parent", "budget", "train")
+APART = ("images", "milestones", "start", "experts_per_job", "parent", "initial", "budget", "train")
 
 
 def _own_curriculum(run: Run, interval: tuple[int, int]) -> OwnCurriculum:

@@ -32,6 +32,8 @@ class DatasetFacts:
     analyses: Mapping[str, Any] = field(default_factory=dict)  # results by job name
     # Checksums of the files that the feature extractor is made of, by their key in params.yaml.
     extractor_files: Mapping[str, str] = field(default_factory=dict)
+    # Checksums of the files that recipes name, by their path in params.yaml.
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts(
@@ -39,6 +41,7 @@ def facts(
     held_out: int = 0,
     analyses: Mapping[str, Any] | None = None,
     extractor_files: Mapping[str, str] | None = None,
+    recipe_files: Mapping[str, str] | None = None,
 ) -> DatasetFacts:
     """Planning's view of a dataset's info, `held_out` of its rows apart (see `split.Split`)."""
     counts = np.asarray(info.class_counts or (), np.int64)
@@ -55,6 +58,7 @@ def facts(
         class_counts=tuple(kept.tolist()),
         analyses=analyses or {},
         extractor_files=extractor_files or {},
+        recipe_files=recipe_files or {},
     )
 
 

@@ -114,6 +114,7 @@ def merged_job(params: Params, data: DatasetFacts, plan: RecipePlan, milestone: 
         model=DenoiserSpec(**{key: getattr(first, key) for key in DenoiserSpec.model_fields}),
         noise_key=derive_key(seed_of(params, recipe), "selection"),
         parent=first.parent,
+        initial=first.initial if len(plan.experts) > 1 else None,
         code=code_of("merged", *forms),
         **more,
     )

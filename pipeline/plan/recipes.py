@@ -10,7 +10,6 @@ from pipeline.errors import UserError
 from pipeline.levels import curriculum, partition, schedule
 from pipeline.levels.params import IntervalDensity, OptimalDenoiserPartition, Partition, state_count
 from pipeline.merging.params import Route
-from pipeline.networks.params import MultiDecoder
 from pipeline.noise.philox import derive_key
 from pipeline.params.mistakes import refusal
 from pipeline.params.recipe import Params, Recipe
@@ -96,7 +95,7 @@ def _plan_recipe(
     visited = _sampling_states(params, data, recipe, log_snr)
     plan = RecipePlan(name, recipe, log_snr, continuous, milestones, visited, bounds, parent=parent)
     states = plan.trained
-    several = isinstance(recipe.network, MultiDecoder)
+    several = bool(recipe.network.decoders)
     # Decoders behind a frozen encoder do not meet in training: each is an expert of its own.
     branched = several and training.train == "decoders"
     joint = several and not branched

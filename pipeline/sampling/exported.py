@@ -3,6 +3,7 @@
 model.json         what it is: the mixture, the sampler, each file's place, size and checksum
 experts/           weights, a file once even if several experts are equal
 decoder/ ...       the files of the mixture's other members, where it has any
+network/ ...       the Python files of networks that are modules: loading the model executes them
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.store.identity import file_digest
 
 FORMAT = 3
 MODEL = "model.json"
+SOURCES = "network"  # the folder of what networks are written in
 DECODER = ("encoder.json", "encoder.safetensors")  # read together, from one folder
 
 
@@ -56,7 +58,7 @@ class Exported:
         self, rows: Sequence[int] | np.ndarray, *, seed: int, labels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples number `rows` of a seed, as `mixture.draw`: uint8 [N, C, H, W] and classes."""
-        options = self.drawing.options()
+        options = self.drawing.arguments()
         return draw(self.mixture, options.pop("states"), rows, seed=seed, labels=labels, **options)
 
 
@@ -67,6 +69,15 @@ def members(mixture: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tupl
             if isinstance(member, dict) and "entry" in member:
                 files = DECODER if name == "decoder" else (member["file"],)
                 yield name, member, files
+
+
+def sources(mixture: dict[str, Any]) -> dict[str, str]:
+    """The Python files that a mixture's networks are written in: path to checksum."""
+    return {
+        expert["network"]["module"].rpartition(":")[0]: expert["source"]
+        for expert in mixture["experts"]
+        if "source" in expert
+    }
 
 
 def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
@@ -97,7 +108,7 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
     def find(member: dict[str, Any]) -> Path:
         return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]
 
-    mixture = Mixture(model["mixture"], find, device)
+    mixture = Mixture(model["mixture"], find, device, path.parent / SOURCES)
     return Exported(model["recipe"], model["images"], mixture, drawing)
 
 

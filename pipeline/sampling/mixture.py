@@ -39,7 +39,8 @@ def member(part: dict[str, Any], spec: NetworkSpec, first: int, last: int) -> di
     part: `entry`, `file` and `sha256` of its weights; spec: what its network is; first and last:
     indices of the states that it owns, inclusive.
     """
-    own = spec.model_dump(mode="json", include={"network", "conditioning", "interval_bounds"})
+    keys = {"network", "conditioning", "interval_bounds", "source"}
+    own = spec.model_dump(mode="json", include=keys)
     return {**part, **own, "first": first, "last": last}
 
 
@@ -85,7 +86,8 @@ def _without_entry(part: dict[str, Any] | None) -> dict[str, Any] | None:
 class Mixture:
     """A mixture ready to denoise.
 
-    `weights` finds the file of an expert (of any part with `entry` and `file`).
+    `weights` finds the file of an expert (of any part with `entry` and `file`). root: where files
+    that networks name are.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Mixture:
         description: dict[str, Any],
         weights: Callable[[dict[str, Any]], Path],
         device: torch.device | str = "cpu",
+        root: Path = Path(),
     ):
         self.description = description
+        self.root = root
         self.device = torch.device(device)
         self._weights = weights
         self._loaded: OrderedDict[int, nn.Module] = OrderedDict()
@@ -130,7 +134,7 @@ class Mixture:
         expert = self.description["experts"][index]
         given = self.description | expert
         fields = {key: given[key] for key in NetworkSpec.model_fields if key in given}
-        network = network_of(NetworkSpec(**fields))
+        network = network_of(NetworkSpec(**fields), root=self.root)
         path = self._weights(expert)
         try:
             network.load_state_dict(load_file(path))

@@ -47,7 +47,7 @@ def sampler(block: Sampling) -> Sample:
 
     The block names the function that makes it of its keys (`made_by`).
     """
-    return block.maker(**block.options(*Walk.model_fields))
+    return block.maker(**block.arguments(*Walk.model_fields))
 
 
 def ddim(*, eta: float) -> Sample:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,14 +156,15 @@ class Draws:
         )
 
 
-def flops_per_image(spec: ExpertSpec) -> float:
+def flops_per_image(spec: ExpertSpec, root: Path = Path()) -> float:
     """Mean forward FLOPs of the spec's network for an image that is trained on.
 
-    For a multi-decoder over its run, by how often each interval is drawn.
+    For a multi-decoder over its run, by how often each interval is drawn. root: where files that
+    networks name are.
     """
     bounds = spec.interval_bounds
     if not bounds:
-        return flops_of(spec)
+        return flops_of(spec, root=root)
     drawn = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
     places = np.searchsorted(-np.asarray(bounds), -drawn.log_snrs, side="left")
     shares = np.bincount(places, drawn.average(), minlength=len(bounds) + 1)

@@ -19,6 +19,7 @@ from pipeline.block import (
     Share,
     Text,
     Threads,
+    neutral,
 )
 
 
@@ -96,6 +97,8 @@ class Training(Block):
     """`shared-seed` gives all experts of a seed the same first weights."""
     parent: Text | None = None
     """Start from the network that this recipe ends with."""
+    initial: Text | None = neutral(None)
+    """Start from weights of a safetensors file: those of the same name and shape are taken."""
     train: Literal["all", "decoders"] = "all"
     """`decoders` of a multi-decoder network only, with a parent."""
     milestones: Annotated[list[Images], Field(max_length=1000)] = []

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional
 
 from pipeline.data.latents import Latents
-from pipeline.errors import UserError, room_for
-from pipeline.networks.build import count_parameters, network_of, start_from
+from pipeline.errors import UserError, one_line, room_for
+from pipeline.networks.build import Fit, count_parameters, network_of, start_from, take
 from pipeline.noise import assignment, pairing, philox, process
 from pipeline.store.files import replacing, write_text
 from pipeline.store.identity import file_digest
@@ -44,6 +46,7 @@ def train(
     *,
     components: assignment.Components | None = None,
     parent: Path | None = None,
+    root: Path = Path(),
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
@@ -52,7 +55,7 @@ def train(
 
     pairings: files that together hold the slots the run passes through; none for independent
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
-    that a spec with `parent` starts from.
+    that a spec with `parent` or `initial` starts from. root: where files that networks name are.
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot, with
     `power_ema` also `power-<length>-<images>.safetensors` for each length, `curve.json` (mean loss
@@ -67,17 +70,17 @@ def train(
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     device = latents.device
-    network = network_of(spec, spec.start_key, device)
+    network = network_of(spec, spec.start_key, device, root)
     guide = None
     if parent is not None:
-        weights = load_file(parent)
-        try:
-            start_from(network, weights)
-        except ValueError as e:
-            raise UserError(f"{parent}: {e}") from e
+        fit = _started(network, spec, parent)
+        if fit is not None:
+            log(f"{spec.initial.path}: {fit}")
         if spec.decouple and spec.decouple.consistency:
-            guide = network_of(spec, device=device).eval().requires_grad_(False)
-            start_from(guide, weights)
+            guide = network_of(spec, spec.start_key, device, root).eval().requires_grad_(False)
+            _started(guide, spec, parent)
+    if hasattr(network, "check"):
+        network.check()
     if spec.train == "decoders":
         network.encoder.requires_grad_(False)
     # On a GPU convolutions are fastest channels-last; on a CPU the norms are much slower so.
@@ -99,7 +102,7 @@ def train(
     draws = Draws(spec, latents, pairings, components)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     parts |= {"power": power, "uncertainty": uncertainty}
-    run = _Run(spec, folder, parts, device, log)
+    run = _Run(spec, root, folder, parts, device, log)
     run.resume()
 
     bfloat16 = settings.precision == "bfloat16"
@@ -116,7 +119,7 @@ def train(
         while run.images < budget:
             start, stop_at = run.images, min(run.images + batch, budget)
             one = draws.batch(start, stop_at, layout)
-            if spec.network.dropout:  # torch draws the masks itself: by position, too
+            if spec.network.random:  # torch draws the masks itself: by position, too
                 torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 output = forward(*one.inputs)
@@ -174,12 +177,23 @@ def train(
     return run.spent()
 
 
+def _started(network: nn.Module, spec: ExpertSpec, path: Path) -> Fit | None:
+    """Give a network the weights of its parent, or what fits of those made elsewhere."""
+    try:
+        weights = load_file(path)
+        return take(network, weights) if spec.initial else start_from(network, weights)
+    except SafetensorError as e:
+        raise UserError(f"{path}: not a safetensors file, or damaged ({one_line(e)})") from e
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
 class _Run(Run):
     """An expert's run: with its snapshots and record."""
 
-    def __init__(self, spec: ExpertSpec, *settings: Any):
+    def __init__(self, spec: ExpertSpec, root: Path, *settings: Any):
         super().__init__(*settings)
-        self.spec = spec
+        self.spec, self.root = spec, root
         self.more = {"snapshot_seconds": {}}
 
     def snapshot(self, start: int, stop: int) -> None:
@@ -212,7 +226,7 @@ class _Run(Run):
             "images": self.images,
             "parameters": count_parameters(self.parts["network"]),
             # Backward costs twice the forward pass.
-            "flops": 3 * self.images * flops_per_image(spec),
+            "flops": 3 * self.images * flops_per_image(spec, self.root),
         }
         for name, value in (("curve.json", self.curve), ("record.json", record)):
             write_text(self.folder / name, json.dumps(value))

@@ -258,7 +258,7 @@ class IntervalCost:
 
     clean: float  # log-SNR at its two ends
     noisy: float
-    channels: int
+    size: int  # its width or number of blocks, as in params.yaml
     parameters: int  # of the decoder alone
     active: int  # of the encoder and the decoder
     flops: float  # forward, one image
@@ -278,7 +278,7 @@ def interval_costs(recipe: RecipePlan) -> list[IntervalCost]:
     ]
     shared = count_parameters(networks[0].encoder)
     ends = [float(recipe.trained[0]), *recipe.bounds, float(recipe.trained[-1])]
-    widths = recipe.recipe.network.decoder_channels
+    widths = recipe.recipe.network.decoders
     found = []
     for (clean, noisy), width, (spec, decoder) in zip(
         itertools.pairwise(ends), widths, decoders, strict=True

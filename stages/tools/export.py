@@ -10,10 +10,12 @@ from typing import Any
 import pipeline
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.specs import File
 from pipeline.store.files import write_json, write_text
 from stages import merge, sample
 from stages.facts import class_names, facts_of
 from stages.fanout import adopt
+from stages.inputs import checked_file
 from stages.numbers import counted
 from stages.tools.status import merged
 from stages.workspace import Workspace
@@ -141,7 +143,7 @@ def _copy_files(
     workspace: Workspace, mixture: dict[str, Any], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Copy each file of the mixture once; where it is, by its name in the store."""
-    from pipeline.sampling.exported import members
+    from pipeline.sampling.exported import SOURCES, members, sources
 
     placed: dict[tuple[str, str], str] = {}  # by member and checksum
     files: dict[str, dict[str, Any]] = {}
@@ -158,6 +160,13 @@ def _copy_files(
             found = files.setdefault(f"{member['entry']}/{file}", {"path": path, **known})
             if "first" in member:  # the states that it serves, from 1
                 found.setdefault("states", []).append([member["first"] + 1, member["last"] + 1])
+    for name, sha256 in sources(mixture).items():
+        source = checked_file(workspace, File(path=name, sha256=sha256))
+        target = folder / SOURCES / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        size = target.stat().st_size
+        files[name] = {"path": f"{SOURCES}/{name}", "bytes": size, "sha256": sha256}
     return files
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.specs import ExpertSpec
+from pipeline.specs import ExpertSpec, NetworkSpec
 from pipeline.store.circumstances import processor
 from pipeline.store.entry import Entry
 from pipeline.store.identity import canonical_json
@@ -96,10 +96,17 @@ class Cost:
 class Costs:
     """Costs by network: measured where an expert has it, else counted, once a network.
 
-    finished, begun: experts as `finished_experts` and `begun_experts` find them.
+    finished, begun: experts as `finished_experts` and `begun_experts` find them. root: where files
+    that networks name are.
     """
 
-    def __init__(self, finished: Sequence[Finished], begun: Sequence[Finished] = ()):
+    def __init__(
+        self,
+        finished: Sequence[Finished],
+        begun: Sequence[Finished] = (),
+        root: Path = Path(),
+    ):
+        self._root = root
         self._finished: dict[str, list[Finished]] = {}
         self._timed: dict[str, list[Finished]] = {}
         for expert in sorted(finished, key=lambda e: -e.when):
@@ -124,7 +131,7 @@ class Costs:
             record = alike[0].record
             flops, parameters = record["flops"] / record["images"], record["parameters"]
         else:
-            flops, parameters = counted_cost(spec)
+            flops, parameters = counted_cost(spec, self._root)
         if timed := self._timed.get(network):
             # The same batch, threads and precision tell more than just the same network.
             same = [e for e in timed if _speed(e.spec) == speed] or timed
@@ -147,11 +154,8 @@ class Costs:
         return statistics.median(rates) if rates else None
 
 
-NETWORK = ("network", "channels", "resolution", "classes", "conditioning", "interval_bounds")
-
-
 def _network(spec: dict[str, Any]) -> str:
-    keys = NETWORK
+    keys = (*NetworkSpec.model_fields,)
     if spec.get("interval_bounds"):  # which decoder runs how often
         keys += ("curriculum", "log_snr")
     return canonical_json({key: spec.get(key) for key in keys})
@@ -161,7 +165,7 @@ def _speed(spec: dict[str, Any]) -> list[Any]:
     return [spec.get("training", {}).get(key) for key in ("batch", "threads", "precision")]
 
 
-def counted_cost(spec: ExpertSpec) -> tuple[float, int]:
+def counted_cost(spec: ExpertSpec, root: Path) -> tuple[float, int]:
     """FLOPs of training an image, and parameters, of a network that nobody trained yet.
 
     Its layers are laid out, without memory.
@@ -169,7 +173,8 @@ def counted_cost(spec: ExpertSpec) -> tuple[float, int]:
     from pipeline.networks.build import count_parameters, network_of
     from pipeline.training.draws import flops_per_image
 
-    return 3 * flops_per_image(spec), count_parameters(network_of(spec, device="meta"))
+    network = network_of(spec, device="meta", root=root)
+    return 3 * flops_per_image(spec, root), count_parameters(network)
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def _evaluations(states: int, kind: str, guided: bool) -> int:
 
 
 def _evaluated(spec: dict[str, Any], guided: bool) -> str:
-    return canonical_json([guided, *(spec.get(key) for key in NETWORK)])
+    return canonical_json([guided, *(spec.get(key) for key in NetworkSpec.model_fields)])
 
 
 def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:

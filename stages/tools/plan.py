@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import plan
-from pipeline.networks.params import MultiDecoder
 from pipeline.params.feasibility import check_against, doubts
 from pipeline.params.recipe import Params
 from stages import sample
+from stages.facts import recipe_files
 from stages.fanout import crowded, profile_settings
 from stages.numbers import counted, si
 from stages.report.costs import interval_costs
@@ -99,7 +99,7 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     facts, unknown, exact = _facts(workspace, changed)
     recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
     finished = finished_experts(workspace)
-    costs, reasons = Costs(finished, begun_experts(workspace)), Reasons(finished)
+    costs, reasons = Costs(finished, begun_experts(workspace), workspace.root), Reasons(finished)
     rows, jobs, known = [], {}, {}
     for recipe in recipes.values():
         for expert in recipe.experts:
@@ -167,6 +167,7 @@ def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, 
         std=(1.0,) * seen.channels,
         held_out=data.holdout,
         class_counts=seen.class_counts,
+        recipe_files=recipe_files(workspace),
     )
     labels = f"{classes} classes" if classes else "no labels"
     lack = (
@@ -342,7 +343,7 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
     joint = [
         name
         for name, recipe in workspace.params.recipes.items()
-        if isinstance(recipe.network, MultiDecoder) and only in (None, name)
+        if recipe.network.decoders and only in (None, name)
     ]
     if not joint:
         return
@@ -351,7 +352,7 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
         [
             name,
             f"log-SNR {cost.clean:.3g} to {cost.noisy:.3g}",
-            str(cost.channels),
+            str(cost.size),
             _si(cost.parameters, ""),
             _si(cost.active, ""),
             _si(cost.flops, "FLOP"),
@@ -359,7 +360,7 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
         for name, recipe in recipes.items()
         for cost in interval_costs(recipe)
     ]
-    head = ["decoder of", "interval", "width", "parameters", "with encoder", "forward"]
+    head = ["decoder of", "interval", "size", "parameters", "with encoder", "forward"]
     _print_table([head, *lines], right=(2, 3, 4, 5))
     print()
 

@@ -25,8 +25,9 @@ COUNTS = {
     "warmup": 1,
     "ema_halflife": 1,
 }
-WIDTHS = ("channels", "decoder_channels")  # what `--width` multiplies, where above the least
+WIDTHS = ("channels", "decoder_channels", "width")  # what `--width` multiplies, above the least
 LEAST_WIDTH = 8
+LEAST_HEADS = 2  # that every multiple of the least width has
 LEAST_STEPS = 8  # of the shortest run: a larger batch is lowered
 
 
@@ -66,8 +67,8 @@ def rehearsal(text: str, scale: float, width: float) -> str:
 
     scale: factor on what counts images, samples and sampling steps, down to the floors of `COUNTS`;
     no batch stays above an eighth of the shortest run, and scores of few samples are allowed.
-    width: factor on the networks' widths, to a multiple of 8, and on their blocks a level. Presets
-    write a key and its value, a number or a list of them, on one line.
+    width: factor on the networks' widths, to a multiple of 8, and on their blocks (a level).
+    Presets write a key and its value, a number or a list of them, on one line.
     """
 
     def count(key: str, value: int) -> int:
@@ -77,7 +78,9 @@ def rehearsal(text: str, scale: float, width: float) -> str:
         return min(value, max(LEAST_WIDTH, round(value * width / LEAST_WIDTH) * LEAST_WIDTH))
 
     text = _each(text, WIDTHS, base_width)
-    text = _each(text, ("blocks",), lambda _, value: max(1, round(value * width)))
+    text = _each(text, ("blocks", "depth"), lambda _, value: max(1, round(value * width)))
+    if width < 1:
+        text = _each(text, ("heads",), lambda _, value: min(value, LEAST_HEADS))
     if scale == 1:
         return text
     budgets: list[int] = []

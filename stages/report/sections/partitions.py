@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from pipeline.networks.params import MultiDecoder
 from pipeline.plan import RecipePlan
 from stages.numbers import counted, fixed, short, si
 from stages.report import charts, costs
@@ -50,7 +49,7 @@ def section(results: Results) -> Section | None:
 
 
 def _joint(recipe: RecipePlan) -> bool:
-    return isinstance(recipe.recipe.network, MultiDecoder)
+    return bool(recipe.recipe.network.decoders)
 
 
 def _strip(unit: Unit, results: Results) -> Strip:
@@ -141,15 +140,16 @@ def _decoders(unit: Unit, results: Results) -> dict[str, Any]:
     lines = [
         [
             f"{short(cost.clean, 3)} to {short(cost.noisy, 3)}",
-            str(cost.channels),
+            str(cost.size),
             si(cost.parameters),
             si(cost.active),
             si(cost.flops),
         ]
         for cost in own
     ]
-    head = ["log-SNR", "decoder width", "decoder's parameters", "active parameters"]
-    head.append("forward FLOPs per image")
+    blocks = results.plan(unit).recipe.network.kind == "multi-dit"
+    size = "decoder's blocks" if blocks else "decoder width"
+    head = ["log-SNR", size, "decoder's parameters", "active parameters", "forward FLOPs per image"]
     return {
         "name": unit.name,
         "table": Table(f"Decoders of {unit.name}", head, lines, ("log-SNR",)),
