@@ -301,4 +301,4 @@ def test_a_parent_is_of_the_same_kind():
 def test_a_size_beside_its_numbers_is_refused():
     found = mistakes({"size": "S", "depth": 6})
     assert "size: S is depth: 12, width: 384, heads: 6; leave out size or depth" in found
-    assert "network.size: 'M' is none of them" in mistakes({"size": "M"})
+    assert "network.size: 'M' is not allowed" in mistakes({"size": "M"})
