@@ -64,9 +64,9 @@ def _without_images(workspace: Workspace, data: Data, path: Path) -> None:
 def require_images(workspace: Workspace, why: str) -> None:
     """UserError unless the raw images are here. why: they are needed, in words."""
     path = raw_path(workspace)
-    if path is not None and not path.exists():
+    if path is not None and not path.exists() and workspace.params.data.source != "digits":
         ways = _way_to_images(workspace, workspace.params.data.path, path)
-        raise UserError(f"{why}, and data.path: {shown(path)} does not exist; {ways}")
+        raise UserError(f"data.path: {shown(path)} does not exist, and {why}; {ways}")
 
 
 def _way_to_images(workspace: Workspace, name: str, path: Path) -> str:

@@ -24,7 +24,11 @@ recipes: {one: {schedule: {kind: linear, states: 10}, sampling: {steps: 4}}}
         ("seed: 0", "seed: a", "seed: expected a whole number, found 'a'"),
         ("seed: 0", "\tseed: 0", "line 1: starts with a tab; YAML is indented by spaces only"),
         ("digits", "folder", "data.path: missing; give the path of the files of source 'folder'"),
-        ("digits}", "folder, path: no/where}", "data.path: {folder}/no/where does not exist; give"),
+        (
+            "digits}",
+            "folder, path: no/where}",
+            "data.path: {folder}/no/where does not exist, and",
+        ),
         ("digits}", "digits, path: x.csv}", "data.path: the digits come with scikit-learn; leave"),
         ("digits}", "digits, holdout: 1797}", "data.holdout: 1797 of 1797 images leave none"),
     ],

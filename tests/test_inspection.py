@@ -188,7 +188,7 @@ def test_other_settings_of_the_data_are_planned_as_a_dataset_that_is_not_prepare
 
 def test_a_refused_prepare_leaves_the_dataset_as_it_was(restored):
     before = restored.dataset.read_bytes()
-    with pytest.raises(UserError, match="batch: 16 is larger than the dataset"):
+    with pytest.raises(UserError, match="batch: 16 is more than the dataset's 10 images"):
         prepare.prepare(data_edited(restored, {"limit": 10}))
     assert restored.dataset.read_bytes() == before
 

@@ -14,7 +14,7 @@ from pipeline import plan
 from pipeline.data import dataset, split
 from pipeline.params.load import resolve
 from pipeline.store.files import reached
-from stages import facts, fanout, inputs, train
+from stages import facts, fanout, features, inputs, train
 from stages import job as jobs
 from stages.facts import facts_of
 from stages.workspace import Workspace
@@ -121,7 +121,8 @@ def test_training_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on(
 
         return report
 
-    monkeypatch.setattr(train, "training_progress", progress)
+    for stage in (train, features):
+        monkeypatch.setattr(stage, "training_progress", progress)
     with pytest.raises(SystemExit):
         jobs.run_job(workspace, workspace.store, job.name)
     assert reached(entry.state, "checkpoint.pt") > 0 and not entry.done

@@ -327,8 +327,13 @@ def test_a_page_of_other_results_is_noticed(seeds, tmp_path):
     assert found.level == "warn" and found.text.endswith("of other results; run `tspace report`")
 
 
+TOOLS = ("plan", "verify", "status")
+
+
 def test_plans_and_help_do_without_matplotlib_and_jinja():
-    modules = "stages.cli, stages.tools.plan, stages.fanout, stages.tools.verify, stages.inspection"
+    modules = (
+        "stages.cli, stages.tools.plan, stages.fanout, stages.tools.verify, stages.tools.status"
+    )
     code = f"import sys, {modules}; sys.exit(bool({{'matplotlib', 'jinja2'}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -135,7 +135,7 @@ def test_without_the_images_every_command_says_how_to_get_what_it_needs(make):
     put = "put the images there, or correct data.path in params.yaml"
     made = r"dataset: not made yet; run `dvc repro` first"
     for command in (source, outlook):
-        with pytest.raises(UserError, match=f"data.path: .*imgs does not exist; {put}"):
+        with pytest.raises(UserError, match=f"data.path: .*imgs does not exist.*; {put}"):
             command(workspace)
     for command in (train, needed_jobs):
         with pytest.raises(UserError, match=made):

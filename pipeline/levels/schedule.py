@@ -49,7 +49,8 @@ def build(
 ) -> np.ndarray:
     """A schedule of `states` log-SNRs, cleanest first: float64 [states], strictly decreasing.
 
-    block: its `shift` a number. states: the block's own number, or any of a continuous one.
+    block: its `shift`, if it has one, a number. states: the block's own number, or any of a
+    continuous one.
     spectrum, error_curve: what a schedule that is fitted to the data is fitted to; given both, the
     measured curve decides.
 
@@ -65,7 +66,9 @@ def build(
         options["mmse"] = _mmse(block, spectrum, error_curve)
     # Rounded, because the last bits of log and exp differ between CPUs and a state's value is part
     # of an expert's identity; adding 0 makes -0 the same state as 0.
-    log_snr = np.round(block.maker(states, **options) + block.shift, DECIMALS) + 0.0
+    log_snr = (
+        np.round(block.maker(states, **options) + getattr(block, "shift", 0.0), DECIMALS) + 0.0
+    )
     if getattr(block, "zero_terminal", False):
         log_snr[-1] = -math.inf
     if not (np.isfinite(log_snr[:-1]).all() and (np.diff(log_snr) < 0).all()):

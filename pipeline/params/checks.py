@@ -176,7 +176,7 @@ def without_pixels(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[s
                 f"recipes.{name}.sampling.clip: pixels end at 0 and 255, latents nowhere; "
                 "set it to false"
             )
-        if recipe.schedule.shift == "unit-range":
+        if getattr(recipe.schedule, "shift", 0.0) == "unit-range":
             yield (
                 f"recipes.{name}.schedule.shift: unit-range is for pixels; latents have unit "
                 "variance, as they are: leave it out"

@@ -124,7 +124,7 @@ def states_of(params: Params, data: DatasetFacts, recipe: Recipe) -> np.ndarray:
 
 def build_states(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> np.ndarray:
     block, measured = recipe.schedule, {}
-    if block.shift == "unit-range":
+    if getattr(block, "shift", 0.0) == "unit-range":
         shift = 2 * float(np.log(pixel_std(data) / HALF_RANGE))
         block = block.model_copy(update={"shift": shift})
     if isinstance(block, FROM_DATA):
