@@ -10,6 +10,7 @@ from pipeline.params.feasibility import check_against
 from pipeline.params.load import load
 from pipeline.params.recipe import Params
 from pipeline.store.identity import file_digest
+from stages.source import extractor_files, recipe_files
 from stages.workspace import Workspace
 
 
@@ -66,33 +67,6 @@ def read_intact(
     if entry.done and entry.files().get(file, {}).get("sha256") == known:
         return entry.load_json(file)
     raise UserError(f"{path}: damaged or missing; delete {path.parent} and run `dvc repro`")
-
-
-def extractor_files(workspace: Workspace) -> dict[str, str]:
-    """Checksums of the files that params.yaml names for the extractor; UserError without one."""
-    settings = workspace.params.features.model_dump()
-    named = {
-        "module": (settings.get("module") or "").rpartition(":")[0],
-        "weights": settings.get("weights"),
-    }
-    return {key: _digest(workspace, f"features.{key}", path) for key, path in named.items() if path}
-
-
-def recipe_files(workspace: Workspace) -> dict[str, str]:
-    """Checksums of the files that recipes name, by path; UserError without one."""
-    files: dict[str, str] = {}
-    for name, recipe in workspace.params.recipes.items():
-        for key, path in recipe.files.items():
-            if path not in files:
-                files[path] = _digest(workspace, f"recipes.{name}.{key}", path)
-    return files
-
-
-def _digest(workspace: Workspace, key: str, path: str) -> str:
-    try:
-        return file_digest(workspace.root / path)
-    except OSError as e:
-        raise UserError(f"{key}: {path}: cannot be read ({e.strerror})") from e
 
 
 def found_entries(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:

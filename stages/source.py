@@ -18,8 +18,7 @@ from pipeline.data.params import Data
 from pipeline.data.raw import raw_files
 from pipeline.errors import UserError, shown
 from pipeline.store.files import write_json, write_text
-from pipeline.store.identity import digest
-from stages.facts import extractor_files, recipe_files
+from pipeline.store.identity import digest, file_digest
 from stages.numbers import counted
 from stages.workspace import Workspace
 
@@ -49,6 +48,35 @@ def source(workspace: Workspace) -> None:
     found = _fingerprint(workspace, path)
     write_text(workspace.source, _text(data, found))
     print(f"source: {counted(found.files, 'file')}, {counted(found.bytes, 'byte')}")
+
+
+def extractor_files(workspace: Workspace) -> dict[str, str]:
+    """Checksums of the files that params.yaml names for the extractor; UserError without one."""
+    settings = workspace.params.features.model_dump()
+    named = {
+        "module": (settings.get("module") or "").rpartition(":")[0],
+        "weights": settings.get("weights"),
+    }
+    return {
+        key: _digest_of(workspace, f"features.{key}", path) for key, path in named.items() if path
+    }
+
+
+def recipe_files(workspace: Workspace) -> dict[str, str]:
+    """Checksums of the files that recipes name, by path; UserError without one."""
+    files: dict[str, str] = {}
+    for name, recipe in workspace.params.recipes.items():
+        for key, path in recipe.files.items():
+            if path not in files:
+                files[path] = _digest_of(workspace, f"recipes.{name}.{key}", path)
+    return files
+
+
+def _digest_of(workspace: Workspace, key: str, path: str) -> str:
+    try:
+        return file_digest(workspace.root / path)
+    except OSError as e:
+        raise UserError(f"{key}: {path}: cannot be read ({e.strerror})") from e
 
 
 def _without_images(workspace: Workspace, data: Data, path: Path) -> None:

@@ -12,11 +12,10 @@ from pipeline import plan
 from pipeline.params.feasibility import check_against, doubts
 from pipeline.params.recipe import Params
 from stages import sample
-from stages.facts import recipe_files
 from stages.fanout import crowded, profile_settings
 from stages.numbers import counted, si
 from stages.report.costs import interval_costs
-from stages.source import MOVED, changes, raw_path, require_images
+from stages.source import MOVED, changes, raw_path, recipe_files, require_images
 from stages.tools.forecast import (
     Costs,
     Drawing,
