@@ -173,7 +173,8 @@ def test_the_report_shows_what_there_was(workspace):
 
 def test_the_plan_says_what_each_decoder_costs(workspace, capsys):
     planning.show_plan(workspace, "multi", False, False)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = capsys.readouterr().out.partition("decoder of")[2]
+    lines = [line.split() for line in told.splitlines()]
     decoders = [line for line in lines if line[:2] == ["multi", "log-SNR"]]
     assert [line[5] for line in decoders] == ["8", "8", "4"]
     assert len({" ".join(line[6:8]) for line in decoders}) == 2  # two widths, two costs

@@ -23,9 +23,10 @@ from pipeline.sampling.mixture import Mixture
 from pipeline.store.identity import file_digest
 from pipeline.training import run
 from pipeline.training.train import train
-from stages import consistency, fanout, merge, report, source
+from stages import consistency, fanout, merge, source
 from stages.cli import stage_named
 from stages.facts import found_entries
+from stages.report.write import report
 from stages.tools import plan as planning
 from stages.tools.export import export_recipe
 from stages.workspace import Workspace
@@ -297,7 +298,7 @@ def workspace(tmp_path_factory):
         apart = {
             "source": source.source,
             "consistency": consistency.consistency,
-            "report": report.report,
+            "report": report,
         }
         for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
             (apart.get(stage) or stage_named(stage))(found)
