@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,19 +76,20 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(ABC):
     """A figure of any width; alt: what it shows, in words; wide: its width where there is room."""
 
     alt: str
     title: str = field(default="", kw_only=True)
     wide: int = field(default=WIDE, kw_only=True)
 
+    @abstractmethod
     def height(self, width: int) -> float:
-        raise NotImplementedError
+        """Of the figure at a width; both in pixels."""
 
+    @abstractmethod
     def draw(self, part: Any, width: int) -> None:
         """Draw into a matplotlib figure or a part of one."""
-        raise NotImplementedError
 
 
 def _drawn(drawing: Drawing, width: int) -> Figure:
