@@ -9,12 +9,10 @@ import pytest
 import yaml
 
 from pipeline.sampling.mixture import Mixture
-from stages import consistency, fanout, merge, source
-from stages.cli import stage_named
-from stages.report.write import report
+from stages import merge
 from stages.tools import plan as planning
 from stages.workspace import Workspace
-from tests.workflow import ROOT, run_here
+from tests.workflow import run_stages
 
 pytestmark = pytest.mark.slow
 
@@ -114,16 +112,7 @@ def workspace(tmp_path_factory):
     root = tmp_path_factory.mktemp("everything")
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     found = Workspace(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TSPACE_STORE", raising=False)
-        patch.setattr(fanout, "_run", run_here)
-        apart = {
-            "source": source.source,
-            "consistency": consistency.consistency,
-            "report": report,
-        }
-        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-            (apart.get(stage) or stage_named(stage))(found)
+    run_stages(found)
     return found
 
 

@@ -23,16 +23,14 @@ from pipeline.sampling.mixture import Mixture
 from pipeline.store.identity import file_digest
 from pipeline.training import run
 from pipeline.training.train import train
-from stages import consistency, fanout, merge, source
-from stages.cli import stage_named
+from stages import merge, source
 from stages.facts import found_entries
-from stages.report.write import report
 from stages.tools import plan as planning
 from stages.tools.export import export_recipe
 from stages.workspace import Workspace
 from tests.specs import expert_spec, network_spec
 from tests.test_dit import TINY, Paper
-from tests.workflow import ROOT, run_here
+from tests.workflow import ROOT, run_stages
 
 DOCUMENT = (ROOT / "docs" / "networks.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
@@ -292,17 +290,8 @@ def workspace(tmp_path_factory):
     (root / "networks" / "small.py").write_text(EXAMPLE)
     save_file(published(), root / "published.safetensors")
     found = Workspace(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TSPACE_STORE", raising=False)
-        patch.setattr(fanout, "_run", run_here)
-        apart = {
-            "source": source.source,
-            "consistency": consistency.consistency,
-            "report": report,
-        }
-        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-            (apart.get(stage) or stage_named(stage))(found)
-        yield found
+    run_stages(found)
+    return found
 
 
 @pytest.mark.slow

@@ -16,12 +16,9 @@ import yaml
 from PIL import Image
 
 from pipeline.params.load import load
-from stages import consistency, fanout, source
-from stages.cli import stage_named
-from stages.report.write import report
 from stages.tools import preset
 from stages.workspace import Workspace
-from tests.workflow import run_here
+from tests.workflow import run_stages
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -180,7 +177,6 @@ def without_downloads(params: dict, folder: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypatch):
     monkeypatch.delenv("TSPACE_STORE", raising=False)
-    monkeypatch.setattr(fanout, "_run", run_here)
     (tmp_path / "presets").symlink_to(ROOT / "presets")
     preset.write_preset(Workspace(tmp_path), name, force=False, scale=1e-7, width=0.04)
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
@@ -196,13 +192,7 @@ def test_a_rehearsal_runs_from_raw_files_to_the_report(name, tmp_path, monkeypat
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
 
     workspace = Workspace(tmp_path)
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-        apart = {
-            "source": source.source,
-            "consistency": consistency.consistency,
-            "report": report,
-        }
-        (apart.get(stage) or stage_named(stage))(workspace)
+    run_stages(workspace)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["recipes"]
     assert set(summary) == set(params["recipes"])
     for recipe, found in summary.items():

@@ -10,9 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+
 from pipeline.errors import UserError
 from pipeline.store.entry import Entry
+from stages import fanout
+from stages.cli import stage_named
 from stages.job import run_job
+from stages.report.write import report
 from stages.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -138,3 +144,12 @@ def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str,
             if not run_job(workspace, workspace.store, left.pop(job.name).name):
                 why = (entries[job.name].path / "error.txt").read_text()
                 raise UserError(f"{stage}: {job.label}: {why.strip()}")
+
+
+def run_stages(workspace: Workspace) -> None:
+    """Every stage of dvc.yaml in its order, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TSPACE_STORE", raising=False)
+        patch.setattr(fanout, "_run", run_here)
+        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
+            (report if stage == "report" else stage_named(stage))(workspace)
