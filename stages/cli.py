@@ -62,13 +62,9 @@ def main() -> None:
 
 def _stage(name: str, text: str) -> None:
     def run() -> None:
-        from stages.source import require_prepared
         from stages.workspace import Workspace
 
-        workspace = Workspace.here()
-        if name != "prepare":
-            require_prepared(workspace)
-        stage_named(name)(workspace)
+        stage_named(name)(Workspace.here())
 
     main.command(name, help=text)(run)
 

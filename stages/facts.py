@@ -10,12 +10,12 @@ from pipeline.params.feasibility import check_against
 from pipeline.params.load import load
 from pipeline.params.recipe import Params
 from pipeline.store.identity import file_digest
-from stages.source import extractor_files, recipe_files
+from stages.source import edited, extractor_files, recipe_files
 from stages.workspace import Workspace
 
 
 def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
-    """The prepared dataset, after checking that params.yaml is possible with it.
+    """The prepared dataset, after checking that it is params.yaml's, which is possible with it.
 
     analysed: with what the stage `analyse` found, which the stages before it do without.
     """
@@ -23,7 +23,10 @@ def facts_of(workspace: Workspace, analysed: bool = True) -> plan.DatasetFacts:
 
     if not workspace.dataset.exists():
         raise UserError(f"{workspace.dataset}: not made yet; {workspace.way_to_artefacts}")
-    return facts_from(workspace, open_dataset(workspace.dataset).info, analysed)
+    info = open_dataset(workspace.dataset).info
+    if changed := edited(workspace, info):
+        raise UserError(changed)
+    return facts_from(workspace, info, analysed)
 
 
 def facts_from(workspace: Workspace, info: Any, analysed: bool = True) -> plan.DatasetFacts:

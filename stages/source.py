@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.fingerprint import Fingerprint, fingerprint
 from pipeline.data.params import Data
@@ -21,6 +21,9 @@ from pipeline.store.files import write_json, write_text
 from pipeline.store.identity import digest, file_digest
 from stages.numbers import counted
 from stages.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.data.dataset import DatasetInfo
 
 CHEAP_BYTES = 2**28  # read at most where an answer is only good to know
 
@@ -143,14 +146,9 @@ def _text(data: Data, found: Fingerprint) -> str:
 MOVED = "many files moved since the last look; `dvc repro` compares their contents"
 
 
-def edited(workspace: Workspace) -> str | None:
-    """One line if the dataset was prepared with other settings than params.yaml has now."""
-    from pipeline.data.dataset import open_dataset
-
-    if not workspace.dataset.exists():
-        return None
-    before = open_dataset(workspace.dataset).info.settings
-    path = raw_path(workspace)
+def edited(workspace: Workspace, info: DatasetInfo) -> str | None:
+    """One line if a dataset was prepared with other settings than params.yaml has now."""
+    before, path = info.settings, raw_path(workspace)
     now = workspace.params.data.model_dump(exclude={"holdout"})
     now["path"] = None if path is None else path.name
     keys = [key for key in now if key in before and before[key] != now[key]]
@@ -158,12 +156,6 @@ def edited(workspace: Workspace) -> str | None:
         return None
     said = ", ".join(f"data.{key} ({_word(before[key])} -> {_word(now[key])})" for key in keys)
     return f"{said} changed since the dataset was prepared; `dvc repro` prepares it again"
-
-
-def require_prepared(workspace: Workspace) -> None:
-    """UserError if the dataset was prepared with other settings than params.yaml has now."""
-    if changed := edited(workspace):
-        raise UserError(changed)
 
 
 def _word(value: Any) -> str:
@@ -175,7 +167,10 @@ def changes(workspace: Workspace) -> str | None:
 
     None if it is, or if there is nothing to compare: never prepared, or no raw data here.
     """
-    if found := edited(workspace):
+    from pipeline.data.dataset import open_dataset
+
+    prepared = workspace.dataset.exists()
+    if prepared and (found := edited(workspace, open_dataset(workspace.dataset).info)):
         return found
     recorded = _recorded(workspace)
     path = raw_path(workspace)

@@ -27,9 +27,10 @@ from pipeline.sampling.samplers import sampler
 from pipeline.specs import FeaturesSpec, Images, LatentsSpec, Part
 from pipeline.store.files import reached, write_sealed
 from pipeline.training.run import Interrupted
-from stages import encode, facts, prepare, source
+from stages import encode, facts, prepare, sample
 from stages.facts import facts_of
 from stages.job import run_job
+from stages.report.write import report
 from stages.reporter import Reporter
 from stages.tools import forecast, status
 from stages.tools import plan as planning
@@ -177,7 +178,7 @@ def test_other_settings_of_the_data_are_planned_as_a_dataset_that_is_not_prepare
         "data: data.limit (80 -> 90), data.duplicates (keep -> drop) changed since the dataset was "
         "prepared: 90 images of 8x8"
     ) in capsys.readouterr().out
-    for command in (status.needed_jobs, source.require_prepared):
+    for command in (status.needed_jobs, train, sample.sample, report):
         with pytest.raises(UserError, match=r"data\.limit \(80 -> 90\).*`dvc repro` prepares it"):
             command(changed)
     # 80 images could give no batch of 90, and 90 can.

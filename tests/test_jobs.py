@@ -31,7 +31,13 @@ def workspace(tmp_path, monkeypatch):
     np.savez(tmp_path / "raw.npz", images=pixels, labels=labels[:ROWS])
     dataset.prepare(tmp_path / "artefacts" / "dataset", source="npz", path=tmp_path / "raw.npz")
     params = {
-        **{"seed": 0, "data": {}, "latent": {}, "evaluate": {"samples": 100}, "defaults": {}},
+        **{
+            "seed": 0,
+            "data": {"source": "npz", "path": "raw.npz"},
+            "latent": {},
+            "evaluate": {"samples": 100},
+            "defaults": {},
+        },
         "features": {"extractor": "classifier", "images": 600},
         "recipes": {"ddpm": {"training": {"images": 100}}},
     }

@@ -12,6 +12,7 @@ from pipeline import plan
 from pipeline.params.feasibility import check_against, doubts
 from pipeline.params.recipe import Params
 from stages import sample
+from stages.facts import facts_of
 from stages.fanout import crowded, profile_settings
 from stages.numbers import counted, si
 from stages.report.costs import interval_costs
@@ -27,7 +28,7 @@ from stages.tools.forecast import (
     seconds_of,
 )
 from stages.tools.reasons import Reasons
-from stages.tools.status import Found, done, facts_here, look, merged
+from stages.tools.status import Found, done, look, merged
 from stages.workspace import Workspace
 
 WEIGHT_BYTES = 4  # of a parameter in a snapshot
@@ -145,7 +146,7 @@ def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, 
     Those of the raw images where it is not prepared yet, or has to be prepared again.
     """
     if workspace.dataset.exists() and changed in ("", MOVED):
-        return facts_here(workspace), "", True
+        return facts_of(workspace), "", True
     from pipeline.data.preview import preview
 
     data = workspace.params.data
@@ -346,7 +347,7 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
     ]
     if not joint:
         return
-    recipes, _ = _recipes(workspace.params, facts_here(workspace), joint)
+    recipes, _ = _recipes(workspace.params, facts_of(workspace), joint)
     lines = [
         [
             name,

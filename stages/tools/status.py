@@ -18,9 +18,9 @@ from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.store.entry import described
 from pipeline.store.files import reached
-from stages import evaluate, facts, merge
+from stages import evaluate, merge
+from stages.facts import facts_of
 from stages.numbers import counted, speed
-from stages.source import require_prepared
 from stages.workspace import Workspace
 
 WATCH_SECONDS = 2.0
@@ -76,11 +76,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-def facts_here(workspace: Workspace) -> plan.DatasetFacts:
-    require_prepared(workspace)
-    return facts.facts_of(workspace)
-
-
 @dataclass(frozen=True)
 class Needed:
     """Jobs of one stage that the current params need; `later` says why they are not known yet."""
@@ -92,7 +87,7 @@ class Needed:
 
 def needed_jobs(workspace: Workspace) -> list[Needed]:
     """Jobs of every fan-out stage, as far as they can be planned now."""
-    params, facts = workspace.params, facts_here(workspace)
+    params, facts = workspace.params, facts_of(workspace)
     codec = plan.encoder(params, facts)
     shards = [*([codec] if codec else []), *plan.latents(params, facts)]
     found = [_needed("latents", shards + plan.held_out(params, facts))]
