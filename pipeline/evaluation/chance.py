@@ -6,6 +6,11 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # images that it is tested on: their shar
 DOUBT = 0.01  # probability of a wrong verdict
 
 
+def held_out(images: int, share: float = HELD_OUT) -> int:
+    """How many of a classifier's images it is tested on, and not trained."""
+    return min(round(share * images), MOST_HELD_OUT)
+
+
 def better_than_chance(right: int, answers: int, chance: float) -> bool | None:
     """Whether `right` of `answers` are more than guesses, each right with probability `chance`.
 
@@ -29,6 +34,12 @@ def answers_needed(chance: float) -> int | None:
     undecided = binom.cdf(guessed, answers, (1 + chance) / 2) >= DOUBT
     last = int(answers[undecided].max(initial=0))
     return last + 1 if last < MOST_HELD_OUT else None
+
+
+def images_needed(chance: float, each: int) -> int | None:
+    """The least number of held-out images that always tell, with `each` answers of every one."""
+    needed = answers_needed(chance)
+    return needed and -(-needed // each)
 
 
 def never_told(answers: int, chance: float) -> bool:

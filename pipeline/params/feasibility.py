@@ -109,7 +109,7 @@ def _evaluation(params: Params, rows: int) -> Iterator[str]:
             "evaluate.allow_few: true"
         )
     if isinstance(features, Classifier):
-        held = _held_out(rows)
+        held = chance.held_out(rows)
         if not 0 < held <= rows - features.batch:
             yield (
                 f"features.batch: {rows} images, {held} of them held out, are too few for a "
@@ -124,19 +124,14 @@ def doubts(params: Params, rows: int, class_counts: Sequence[int]) -> list[str]:
     """
     if not isinstance(params.features, Classifier):
         return []
-    held = _held_out(rows)
+    held = chance.held_out(rows)
     turned = sum(count > 0 for count in class_counts) < 2  # it then learns 4 directions
     guessed = 0.25 if turned else max(class_counts) / sum(class_counts)
-    if not chance.never_told(held * 4 if turned else held, guessed):
+    each = 4 if turned else 1
+    if not chance.never_told(held * each, guessed):
         return []
-    needed = chance.answers_needed(guessed)
-    needed = -(-needed // 4) if turned and needed else needed
     return [
         f"features.extractor: its classifier is tested on {held} of {rows} images, too "
         "few to tell it from guessing even if it is always right, so the scores may mean nothing; "
-        f"{chance.more_held_out(needed)}"
+        f"{chance.more_held_out(chance.images_needed(guessed, each))}"
     ]
-
-
-def _held_out(rows: int) -> int:
-    return min(round(chance.HELD_OUT * rows), chance.MOST_HELD_OUT)

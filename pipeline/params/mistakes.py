@@ -11,14 +11,11 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.block import TAGS
+from pipeline.block import TAGS, Block
 from pipeline.errors import UserError
-
-Block = BaseModel
-
 
 MOST_TOLD = 30  # mistakes of one file: the rest is counted
 MOST_OPTIONS = 40  # names that a line lists

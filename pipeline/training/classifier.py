@@ -1,3 +1,5 @@
+"""Training of the classifier whose features scores are computed on."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from pipeline.evaluation.chance import HELD_OUT, MOST_HELD_OUT, answers_needed, better_than_chance
+from pipeline.evaluation.chance import HELD_OUT, better_than_chance, held_out, images_needed
 from pipeline.networks.classifier import Classifier
 from pipeline.training.run import Progress, Run
 
@@ -71,7 +73,7 @@ def train_classifier(
         classes = 4
     else:
         classes = _check_labels(labels, len(images), classes)
-    held = min(round(holdout * len(images)), MOST_HELD_OUT)
+    held = held_out(len(images), holdout)
     if not 0 < held <= len(images) - batch:
         raise UserError(
             f"classifier: {len(images)} images, {held} of them held out, are too few for batches "
@@ -131,7 +133,6 @@ def train_classifier(
         held_labels = labels[held_rows]
     right = _right(model, held_images, held_labels, device)
     chance = 0.25 if rotate else float(np.bincount(labels).max() / len(labels))
-    needed = answers_needed(chance)
     report = {
         "task": "rotations" if rotate else "labels",
         "classes": classes,
@@ -140,7 +141,7 @@ def train_classifier(
         "accuracy": right / len(held_labels),
         "chance": chance,
         "learnt": better_than_chance(right, len(held_labels), chance),
-        "needed": -(-needed // 4) if rotate and needed else needed,
+        "needed": images_needed(chance, 4 if rotate else 1),
         "loss": run.curve[-1][1],
     }
     return model.to("cpu"), report
