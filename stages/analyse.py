@@ -1,3 +1,5 @@
+"""The stage `analyse`: spectrum, bounds and pilots."""
+
 from __future__ import annotations
 
 import dataclasses

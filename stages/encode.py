@@ -1,3 +1,5 @@
+"""The stage `encode`: the encoder, and the shards of latents."""
+
 from __future__ import annotations
 
 from pipeline import plan

@@ -1,3 +1,5 @@
+"""The stage `evaluate`: scores of the samples."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

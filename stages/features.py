@@ -1,3 +1,5 @@
+"""The stage `features`: the extractor, and the features of the real images."""
+
 from __future__ import annotations
 
 from typing import Any

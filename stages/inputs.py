@@ -1,3 +1,5 @@
+"""What the runners of jobs read, by what a spec names."""
+
 from __future__ import annotations
 
 import contextlib

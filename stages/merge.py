@@ -1,3 +1,5 @@
+"""The stage `merge`: each recipe's experts described as one model."""
+
 from __future__ import annotations
 
 import math

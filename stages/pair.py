@@ -1,3 +1,5 @@
+"""The stage `pair`: which noise each image is trained with."""
+
 from __future__ import annotations
 
 from pipeline import plan

@@ -1,3 +1,5 @@
+"""The stage `prepare`: raw images to the one dataset."""
+
 from __future__ import annotations
 
 from pipeline import plan

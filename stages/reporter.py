@@ -1,3 +1,5 @@
+"""What a job says of itself while it runs: its log and its progress."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""The stage `sample`, reconstructions, and samples of one recipe to a file."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

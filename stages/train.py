@@ -1,3 +1,5 @@
+"""The stage `train`: experts, and the networks merged of them."""
+
 from __future__ import annotations
 
 from typing import Any

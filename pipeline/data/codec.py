@@ -1,3 +1,5 @@
+"""Codecs: what turns images into latents and back, their files, and published ones."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""Searches for the weights of a merge: a fitted quadratic, a grid, at random."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""A small KL autoencoder (Rombach et al. 2022)."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""What params.yaml asks for and cannot be, whatever the dataset."""
+
 from __future__ import annotations
 
 import itertools

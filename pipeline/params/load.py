@@ -1,3 +1,5 @@
+"""params.yaml read: recipes merged over the defaults, and everything checked."""
+
 from __future__ import annotations
 
 import re
@@ -23,9 +25,6 @@ from pipeline.params.recipe import Params, Recipe
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 SECTIONS = ("seed", "data", "latent", "features", "evaluate", "defaults", "recipes")
-
-
-# --- reading
 
 
 def load(path: Path) -> Params:

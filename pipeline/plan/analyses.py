@@ -1,3 +1,5 @@
+"""Jobs that measure what schedules, partitions and budgets are fitted to."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -33,7 +35,6 @@ class NotMeasured(UserError):
     """Planning waits for something that is measured on the data."""
 
 
-# --- what is measured on the data before anything is planned with it
 def analyses(params: Params, data: DatasetFacts) -> list[Job]:
     """All that is measured before the recipes can be planned: see `experts`."""
     jobs = [spectrum(params, data)]

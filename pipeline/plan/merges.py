@@ -1,3 +1,5 @@
+"""A recipe as planned, and the jobs that make one network of its experts."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

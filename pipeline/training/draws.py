@@ -1,3 +1,5 @@
+"""What each step of a training sees, as a function of its position in the run."""
+
 from __future__ import annotations
 
 import dataclasses

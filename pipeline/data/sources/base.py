@@ -1,3 +1,5 @@
+"""What every reader of raw images gives, and what they share."""
+
 import contextlib
 import tarfile
 import zipfile

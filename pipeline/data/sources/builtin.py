@@ -1,3 +1,5 @@
+"""Readers of datasets that packages bring: scikit-learn's digits and Fashion-MNIST."""
+
 import contextlib
 import gzip
 import struct

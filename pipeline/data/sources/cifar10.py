@@ -1,3 +1,5 @@
+"""Reader of CIFAR-10: its archive or folder, in its binary and its Python form."""
+
 import contextlib
 import os
 import pickle
@@ -31,7 +33,6 @@ CIFAR10_CLASSES = (
 )
 
 
-# --- CIFAR-10 -----------------------------------------------------------------------------------
 def open_cifar10(path: Path, split: str, limit: int | None) -> Source:
     if split not in CIFAR_FILES:
         raise UserError(f"data.split: cifar10 has no split {split!r}; use 'train' or 'test'")

@@ -1,3 +1,5 @@
+"""Reader of folders of images, one for each class where there are classes."""
+
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,6 @@ from pipeline.data.sources.pictures import Unusable, decode
 from pipeline.errors import shown
 
 
-# --- image folder -------------------------------------------------------------------------------
 def open_folder(path: Path, split: str, limit: int | None) -> Source:
     root, classes = class_folders(path, split)
     labels = [*enumerate(classes)] or [(None, "")]

@@ -1,3 +1,5 @@
+"""Reader of `.npz` files with images and, where it has them, labels."""
+
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,6 @@ from pipeline.data.sources.pictures import Unusable
 from pipeline.errors import UserError, shown
 
 
-# --- .npz ---------------------------------------------------------------------------------------
 def open_npz(path: Path, split: str, limit: int | None) -> Source:
     only_train(split, "an .npz file")
     if path.is_dir():

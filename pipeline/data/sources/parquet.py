@@ -1,3 +1,5 @@
+"""Reader of Parquet files and shards, as Hugging Face and `prepare` write them."""
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,6 @@ from pipeline.data.sources.base import Refused, Sample, Source, chosen, only_tra
 from pipeline.data.sources.pictures import Unusable, decode, full_shape
 from pipeline.errors import UserError, shown
 
-# --- Parquet ------------------------------------------------------------------------------------
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
