@@ -7,7 +7,6 @@ metadata nor file times matter, and an interrupted or killed run is simply start
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -15,11 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import psutil
 import yaml
 
 from pipeline.errors import UserError
@@ -35,7 +33,6 @@ from stages.workspace import Workspace
 POLL_SECONDS = 0.5
 FINAL = ".final"  # beside an error.txt that another try would only bring about again
 NO_RECIPE = "-"  # of jobs that recipes share: encoder, latents and the like
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def fan_out(
@@ -200,37 +197,64 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
     with open(log, "w") as output:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=workspace.root,
-            preexec_fn=_end_with_this_process,
+            process_group=0,  # with its jobs, so that all of them can be stopped at once
         )
-        before = signal.signal(signal.SIGTERM, lambda *_: _interrupt(process.pid))
         try:
-            _watch(stage, process, missing, entries)
+            with _leash(process):
+                _watch(stage, process, missing, entries)
         except KeyboardInterrupt:
-            process.wait()  # the terminal interrupted Snakemake as well: it stops its jobs
             raise KeyboardInterrupt(_interrupted(stage, missing, entries)) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
     if process.returncode:
         raise UserError(_failures(workspace, stage, plan["jobs"], missing, entries))
 
 
-def _interrupt(snakemake: int) -> NoReturn:
-    """Do to Snakemake and its jobs, and to this process, what Ctrl-C does in a terminal."""
-    root = psutil.Process(snakemake)
-    for process in [*root.children(recursive=True), root]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGINT)
-    raise KeyboardInterrupt
+# Waits for the end of its input, which is that of the process that started it; a line before this
+# end says that there is nothing to stop. An interrupt is what Snakemake stops its jobs at; in a
+# script's background it is ignored.
+STOP_WITH_PARENT = """\
+read -r _ && exit
+kill -s INT -- "-$1"
+for second in 1 2 3 4 5; do
+    sleep 1
+    kill -s 0 -- "-$1" || exit
+done
+kill -s TERM -- "-$1"
+"""
 
 
-def _end_with_this_process() -> None:
-    """In Snakemake's process: begin no further job once the one that called it was killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+@contextlib.contextmanager
+def _leash(process: subprocess.Popen) -> Iterator[None]:
+    """Stops a process group, whose jobs keep their checkpoints, when the block does not end well.
+
+    Also when this process is asked to stop (SIGTERM, as KeyboardInterrupt), or is killed.
+    """
+    watcher = subprocess.Popen(
+        ["sh", "-c", STOP_WITH_PARENT, "sh", str(process.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # out of reach of what ends this one's
+    )
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+        watcher.stdin.write(b"\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        watcher.stdin.close()
+        process.wait()
+        with contextlib.suppress(ProcessLookupError):  # it has gone already
+            os.killpg(watcher.pid, signal.SIGKILL)
+        watcher.wait()
 
 
 def profile_name() -> str:

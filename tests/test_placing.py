@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from pipeline.errors import UserError
 from pipeline.plan import Job
-from pipeline.store.entry import Entry
-from pipeline.store.files import reached
 from stages import cli, encode, fanout, prepare, train
 from stages.numbers import speed
 from stages.workspace import Workspace
@@ -252,56 +250,37 @@ def test_ctrl_c_says_what_is_kept(monkeypatch):
     assert "Aborted" not in done.output
 
 
-def begun(workspace: Workspace) -> list[Entry]:
-    """Experts of which a process took the lease."""
-    return [Entry(path.parent) for path in workspace.store.root.glob("expert/*/log.txt")]
+ENCODE = "from stages.cli import main; main(['encode'])"
 
 
-def snakemakes(root: Path) -> list[str]:
-    """Processes of a Snakemake that runs in a folder."""
-    told = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-    pids = [line.split()[0] for line in told.splitlines() if "-m snakemake" in line]
-    return [pid for pid in pids if os.path.exists(f"/proc/{pid}/cwd") and same(pid, root)]
-
-
-def same(pid: str, root: Path) -> bool:
+def alive(process: psutil.Process) -> bool:
     try:
-        return os.readlink(f"/proc/{pid}/cwd") == str(root)
-    except OSError:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_when_a_stage_alone_is_killed_its_snakemake_ends(tmp_path, how):
-    """Asked to stop, it stops its jobs; killed outright, no further job begins."""
+def test_snakemake_and_its_jobs_end_with_the_stage_that_started_them(tmp_path, how):
+    """Which alone is stopped or killed: no process group, no terminal tells the others."""
     workspace = prepared(tmp_path / "tspace")
     (workspace.root / "dvc.yaml").touch()
-    more = [f"  r{n}:\n    schedule: {{kind: log-snr, states: {n}}}\n" for n in range(3, 12)]
-    params = PARAMS.replace("images: 64", "images: 6000") + "".join(more)
-    (workspace.root / "params.yaml").write_text(params)
-    workspace = Workspace(workspace.root)
-    encode.encode(workspace)
-    code = "from stages.cli import main; main(['train'])"
-    stage = subprocess.Popen(
-        [sys.executable, "-c", code],
+    launch = "cores: 1\ndefault-resources:\n  launch: \"'sleep 61;'\"\n"
+    (tmp_path / "config.yaml").write_text(launch)
+    stage = psutil.Popen(
+        [sys.executable, "-c", ENCODE],
         cwd=workspace.root,
-        env=environment(PYTHONPATH=str(workspace.root)),
+        env=environment(PYTHONPATH=str(workspace.root), SNAKEMAKE_PROFILE=str(tmp_path)),
     )
-    while not begun(workspace):
-        assert stage.poll() is None
+    deadline = time.monotonic() + 60
+    while not any("61;" in part for p in stage.children(True) for part in p.cmdline()):
+        assert stage.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(1)
+    started = stage.children(recursive=True)
+    assert len(started) >= 4  # the watch, Snakemake, the job's shell and what it sleeps in
     stage.send_signal(how)
-    stage.wait()
-    first = len(begun(workspace))
-    deadline = time.monotonic() + 120
-    while snakemakes(workspace.root):
-        assert time.monotonic() < deadline, "Snakemake goes on"
-        time.sleep(0.2)
-    assert len(begun(workspace)) <= first + 1 < 10
-    if how == signal.SIGTERM:
-        assert stage.returncode == 130
-        kept = [e.done or reached(e.state, "checkpoint.pt") > 0 for e in begun(workspace)]
-        assert any(kept)
+    deadline = time.monotonic() + 30
+    while any(map(alive, started)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert stage.wait() == (130 if how == signal.SIGTERM else -signal.SIGKILL)

@@ -5,13 +5,14 @@ The tests share one checkout and run in order; each leaves it reproduced and com
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from pipeline.store.files import write_sealed
@@ -216,11 +217,10 @@ def uninterrupted(tmp_path_factory):
 def test_killed_in_training_it_resumes_to_the_same_bits(uninterrupted, tmp_path, workers):
     killed = Checkout.create(tmp_path / "tspace", LONGER)
     env = {"SNAKEMAKE_PROFILE": profile(tmp_path / "profile", workers)}
-    process = subprocess.Popen(
+    process = psutil.Popen(
         ["dvc", "repro", "merge"],
         cwd=killed.root,
         env=environment(**env, TSPACE_CHECKPOINT_SECONDS="0.2"),
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -229,7 +229,9 @@ def test_killed_in_training_it_resumes_to_the_same_bits(uninterrupted, tmp_path,
     while not list(experts.glob("*/state/checkpoint-*.pt")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
     time.sleep(0.5)
     assert list(experts.glob("*/state/checkpoint-*.pt")), "killed too late to show anything"
