@@ -192,7 +192,9 @@ def _recorded(workspace: Workspace) -> str | None:
     import yaml
 
     try:
-        locked = yaml.safe_load((workspace.root / "dvc.lock").read_text())
+        lock = (workspace.root / "dvc.lock").read_text()
+        # In C where it is to be had: every command reads this file.
+        locked = yaml.load(lock, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         deps = locked["stages"]["prepare"]["deps"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import textwrap
+import tokenize
 
 import pytest
 
 from pipeline.store import identity
 from pipeline.store.identity import canonical_json, code_digest, digest
+from tests.workflow import ROOT
 
 
 def test_equal_values_have_one_text():
@@ -176,3 +179,33 @@ def test_a_missing_name_is_an_error(package):
 def test_a_missing_module_is_an_error():
     with pytest.raises(ValueError, match="no module named"):
         code_digest("pipeline.nothing_here")
+
+
+def tokenized(text):
+    """The lines of a module without comments, by Python's own tokenizer."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return [line.rstrip() for line in lines]
+
+
+STRINGS = r"""
+a = "# none"  # one
+b = r"\"  # one
+c = rb'\'' '#none'  # one
+d = '''
+# none \''' # none
+'''  # 'one'
+e = f"{'# none'}#none"  # "one
+g = ""  # one
+h = '' "#"'#'  # one
+"""
+
+
+def test_comments_are_found_as_python_finds_them():
+    texts = [path.read_text() for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts]
+    assert len(texts) > 100
+    for text in [STRINGS, *texts]:
+        assert identity._without_comments(text, []) == tokenized(text)

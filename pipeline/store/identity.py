@@ -6,9 +6,8 @@ import ast
 import functools
 import hashlib
 import importlib.util
-import io
 import json
-import tokenize
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,9 +203,8 @@ def _imports(nodes: list[ast.AST], package: str) -> dict[str, tuple[str, str]]:
                         raise ValueError(f"import {alias.name}: write `from ... import ...`")
                     found[alias.asname or alias.name] = (alias.name, "")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
-            for alias in (
-                node.names
-            ):  # `from pipeline.noise import philox as noise` names a module, not an object
+            for alias in node.names:
+                # `from pipeline.noise import philox as noise` names a module, not an object.
                 name = f"{node.module}.{alias.name}"
                 is_module = _is_package(node.module) and importlib.util.find_spec(name) is not None
                 place = (name, "") if is_module else (node.module, alias.name)
@@ -220,13 +218,18 @@ def _is_package(module: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
+# A string of any form, or a comment. A quote behind a backslash ends no string, a raw one neither;
+# and those of a string within an f-string are not its own, as everywhere before Python 3.12.
+_STRING_OR_COMMENT = re.compile(
+    r'''"""(?:\\.|[^\\])*?"""|'{3}(?:\\.|[^\\])*?'{3}'''
+    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<comment>#[^\n]*)""",
+    re.DOTALL,
+)
+
+
 def _without_comments(text: str, nodes: list[ast.AST]) -> list[str]:
     """The lines of a module, empty where they hold no code; `nodes` are all its statements."""
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
+    lines = _STRING_OR_COMMENT.sub(lambda m: "" if m["comment"] else m[0], text).splitlines()
     for node in nodes:
         quiet: list[ast.stmt] = []
         if isinstance(node, ast.Import | ast.ImportFrom):
