@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from stages.tools import doctor
+from stages.tools import doctor, finding, site
 from stages.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ SACCT_OFF = (False, "Slurm accounting storage is disabled")
 
 
 def test_configuration_is_read():
-    found = doctor.parse_config(CONFIG)
+    found = site.parse_config(CONFIG)
     assert found["MinJobAge"] == "300 sec"
     assert found["AuthInfo"] == "socket=/run/munge.socket,cred_expire=5"
     assert found["SLURM_VERSION"] == "22.05.8"
@@ -51,16 +51,16 @@ def test_configuration_is_read():
 
 
 def test_partitions_are_read():
-    found = doctor.parse_partitions(PARTITIONS + PARTITIONS.replace("=main", "=gpu"))
+    found = site.parse_partitions(PARTITIONS + PARTITIONS.replace("=main", "=gpu"))
     assert list(found) == ["main", "gpu"]
     assert found["main"]["MaxTime"] == "01:00:00"
     assert found["main"]["TRES"] == "cpu=6,mem=32000M,node=2,billing=6"
 
 
 def test_generic_resources_are_read():
-    assert doctor.parse_gres(GRES) == {"main": set()}
+    assert site.parse_gres(GRES) == {"main": set()}
     text = "gpu gpu:a100:4(S:0-1),nvme:1\ngpu gpu:h100:8(S:0-1)\ncpu (null)\n"
-    assert doctor.parse_gres(text) == {"gpu": {"gpu:a100:4", "nvme:1", "gpu:h100:8"}, "cpu": set()}
+    assert site.parse_gres(text) == {"gpu": {"gpu:a100:4", "nvme:1", "gpu:h100:8"}, "cpu": set()}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_generic_resources_are_read():
     [("300 sec", 300), ("5 min", 300), ("1h", 3600), ("3600", 3600), ("(null)", None), ("", None)],
 )
 def test_seconds(text, seconds):
-    assert doctor.seconds_of(text) == seconds
+    assert site.seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_seconds(text, seconds):
     ],
 )
 def test_minutes(text, minutes):
-    assert doctor.minutes_of(text) == minutes
+    assert site.minutes_of(text) == minutes
 
 
 NO_ACCOUNTING = {"AccountingStorageType": "accounting_storage/none", "MinJobAge": "300 sec"}
@@ -109,11 +109,11 @@ ACCOUNTING = NO_ACCOUNTING | {"AccountingStorageType": "accounting_storage/slurm
     ],
 )
 def test_how_finished_jobs_are_noticed(command, first, config, sacct, level, advice):
-    settings = {doctor.INIT_SECONDS: first}
+    settings = {site.INIT_SECONDS: first}
     if command:
-        settings[doctor.STATUS_COMMAND] = command
+        settings[site.STATUS_COMMAND] = command
     # sacct is not asked where accounting is off.
-    accounting, status = doctor.check_status(settings, config, lambda: sacct)
+    accounting, status = site.check_status(settings, config, lambda: sacct)
     assert status.level == level, status
     assert advice in status.text
     assert accounting.what == "accounting"
@@ -121,11 +121,11 @@ def test_how_finished_jobs_are_noticed(command, first, config, sacct, level, adv
 
 def judged(settings, config=CONFIG, partitions=PARTITIONS, gres=GRES):
     """Findings about partitions, without the ok ones."""
-    found = doctor.check_partitions(
+    found = site.check_partitions(
         {"retries": 2, "slurm-requeue": True} | settings,
-        doctor.parse_config(config),
-        doctor.parse_partitions(partitions),
-        doctor.parse_gres(gres),
+        site.parse_config(config),
+        site.parse_partitions(partitions),
+        site.parse_gres(gres),
     )
     return [str(finding) for finding in found if finding.level != "ok"]
 
@@ -182,7 +182,7 @@ def test_preemption():
 
 def test_settings_that_do_not_work():
     good = {"retries": 2, "keep-going": True}
-    assert list(doctor.check_options(good)) == []
+    assert list(site.check_options(good)) == []
     for bad, level in (
         ({"slurm-array-jobs": "all"}, "fail"),
         ({"group-components": ["a=5"]}, "warn"),
@@ -190,7 +190,7 @@ def test_settings_that_do_not_work():
         ({"retries": 0}, "warn"),
         ({"keep-going": False}, "warn"),
     ):
-        [finding] = doctor.check_options(good | bad)
+        [finding] = site.check_options(good | bad)
         assert finding.level == level
 
 
@@ -198,8 +198,8 @@ def test_settings_that_do_not_work():
 def test_our_own_profiles_are_read_and_sound(name):
     settings = doctor.read_profile(ROOT / "profiles" / name)
     if settings.get("executor") == "slurm":
-        assert list(doctor.check_options(settings)) == []
-        found = list(doctor.check_status(settings, NO_ACCOUNTING, lambda: SACCT_OFF))
+        assert list(site.check_options(settings)) == []
+        found = list(site.check_status(settings, NO_ACCOUNTING, lambda: SACCT_OFF))
         assert [f.level for f in found] == ["ok", "ok"]
 
 
@@ -238,7 +238,7 @@ def test_versions_against_the_ranges(tmp_path):
 
 
 def test_the_command_runs_and_its_status_tells(capsys):
-    failed = doctor.Finding("fail", "a", "b; c")
+    failed = finding.Finding("fail", "a", "b; c")
     assert str(failed) == "fail  a: b; c"
     assert doctor.examine(Workspace(ROOT), ROOT / "profiles" / "default", False) in (0, 1)
     lines = capsys.readouterr().out.splitlines()
@@ -249,10 +249,10 @@ def test_the_command_runs_and_its_status_tells(capsys):
 
 
 def test_commands_that_fail_or_hang():
-    assert doctor.run("no-such-command-at-all")[0] is False
-    assert doctor.run(sys.executable, "-c", "raise SystemExit('said')") == (False, "said")
+    assert finding.run("no-such-command-at-all")[0] is False
+    assert finding.run(sys.executable, "-c", "raise SystemExit('said')") == (False, "said")
     slow = (sys.executable, "-c", "import time; time.sleep(9)")
-    assert doctor.run(*slow, seconds=0.1) == (False, f"{sys.executable} gave no answer within 0 s")
+    assert finding.run(*slow, seconds=0.1) == (False, f"{sys.executable} gave no answer within 0 s")
 
 
 def test_a_node_reads_and_writes_the_store(tmp_path, monkeypatch):
@@ -264,14 +264,14 @@ def test_a_node_reads_and_writes_the_store(tmp_path, monkeypatch):
 
     def here(*command, seconds):
         asked.extend(command)
-        return doctor.run(*command[command.index("sh") :], seconds=seconds)
+        return finding.run(*command[command.index("sh") :], seconds=seconds)
 
     settings = {"default-resources": {"slurm_partition": "main"}, "latency-wait": 0.1}
-    found = doctor.check_node(workspace, settings, here)
+    found = site.check_node(workspace, settings, here)
     assert found.level == "ok", found
     assert asked[0] == "srun" and "--partition=main" in asked
     assert list((tmp_path / "a store").iterdir()) == []
-    elsewhere = doctor.check_node(workspace, settings, lambda *_, seconds: (True, "n1"))
+    elsewhere = site.check_node(workspace, settings, lambda *_, seconds: (True, "n1"))
     assert elsewhere.level == "fail" and "does not show here within 0.1 s" in elsewhere.text
     (tmp_path / "Snakefile").unlink()
-    assert doctor.check_node(workspace, settings, here).level == "fail"
+    assert site.check_node(workspace, settings, here).level == "fail"
