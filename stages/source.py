@@ -79,7 +79,8 @@ def _digest_of(workspace: Workspace, key: str, path: str) -> str:
     try:
         return file_digest(workspace.root / path)
     except OSError as e:
-        raise UserError(f"{key}: {path}: cannot be read ({e.strerror})") from e
+        way = "; name a file in it" if (workspace.root / path).is_dir() else ""
+        raise UserError(f"{key}: {path}: cannot be read ({e.strerror}{way})") from e
 
 
 def _without_images(workspace: Workspace, data: Data, path: Path) -> None:

@@ -293,5 +293,5 @@ def test_diffusers_models_that_do_not_fit_are_user_errors(digits, tmp_path):
 
 def test_missing_diffusers_is_a_user_error(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    with pytest.raises(UserError, match=r"pip install 'tspace\[latents\]'"):
+    with pytest.raises(UserError, match=r"pip install .* '\.\[diffusers\]'"):
         fetch(tmp_path, tmp_path / "out", digits[:4])

@@ -296,7 +296,8 @@ def _import_diffusers() -> Any:
         import diffusers
     except ModuleNotFoundError as e:
         raise UserError(
-            "latent: this encoder needs the package diffusers; pip install 'tspace[latents]'"
+            "latent.encoder: needs the package diffusers: "
+            "pip install -c constraints.txt -e '.[diffusers]'"
         ) from e
     diffusers.utils.logging.set_verbosity_error()
     return diffusers

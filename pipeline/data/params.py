@@ -92,7 +92,7 @@ class Autoencoder(Block):
 
 
 class Diffusers(Block):
-    """Latents of a published autoencoder (`pip install 'tspace[latents]'`)."""
+    """Latents of a published autoencoder (`pip install -c constraints.txt -e '.[diffusers]'`)."""
 
     encoder: Literal["diffusers"]
     model: Text

@@ -244,8 +244,8 @@ def torch_fidelity_extractor(
     except (ImportError, RuntimeError) as error:
         raise UserError(
             f"extractor {name} needs torch-fidelity ({one_line(error)}): pip install "
-            "'tspace[fid]'; its weights can be given by a local path, and extractor classifier "
-            "needs none of this"
+            "-c constraints.txt -e '.[fid]'; its weights can be given by a local path, and "
+            "extractor classifier needs none of this"
         ) from error
     try:
         module = create_feature_extractor(

@@ -63,7 +63,7 @@ class TorchModule(Block):
 
 class Inception(Block):
     """The network of published FIDs (`inception`), or DINOv2 (`dinov2`), by torch-fidelity
-    (`pip install 'tspace[fid]'`)."""
+    (`pip install -c constraints.txt -e '.[fid]'`)."""
 
     extractor: Literal["inception", "dinov2"]
     weights: Text | None = None

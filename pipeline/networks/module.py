@@ -30,15 +30,15 @@ PREFIX = "module."  # of its parameters' names
 
 
 class Own(nn.Module):
-    """A user's module behind the interface of the networks here.
+    """A module that was made elsewhere behind the interface of the networks here.
 
-    on_cpu: makes the same on the CPU, for one that was laid out on `meta`.
+    name: the key of params.yaml and its value, for messages. on_cpu: makes the same on the CPU, for
+    one that was laid out on `meta`.
     """
 
-    def __init__(self, module: nn.Module, spec: NetworkSpec, on_cpu: Callable[[], Own]):
+    def __init__(self, module: nn.Module, spec: NetworkSpec, name: str, on_cpu: Callable[[], Own]):
         super().__init__()
-        self.module = module
-        self.name, self.told = spec.network.module, spec.network.told
+        self.module, self.name, self.told = module, name, spec.network.told
         self.channels, self.side, self.classes = spec.channels, spec.resolution, spec.classes
         self._on_cpu = on_cpu
 
@@ -50,14 +50,18 @@ class Own(nn.Module):
         if self.classes:
             told = self.classes if labels is None else labels.to(x.device)
             labels = torch.as_tensor(told, device=x.device).expand(n)
-        answer = self.module(x, level, labels)
+        answer = self.ask(x, level, labels)
         if not isinstance(answer, Tensor) or answer.shape != x.shape:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UserError(
-                f"network.module: {self.name}: answers {got} to images {list(x.shape)}; its "
+                f"{self.name}: answers {got} to images {list(x.shape)}; its "
                 "forward must return a tensor of their shape"
             )
         return answer
+
+    def ask(self, x: Tensor, level: Tensor, labels: Tensor | None) -> Any:
+        """What the module answers to images [N, C, H, W], levels [N] and labels [N] or None."""
+        return self.module(x, level, labels)
 
     def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The module's own names under those that they have here."""
@@ -76,7 +80,7 @@ class Own(nn.Module):
             self.train(was)
         if not torch.equal(*answers):
             raise UserError(
-                f"network.module: {self.name}: answers one question in two ways after eval(); "
+                f"{self.name}: answers one question in two ways after eval(); "
                 "nothing there may draw numbers or keep any (dropout may, while training)"
             )
 
@@ -115,7 +119,7 @@ class Own(nn.Module):
             raise
         except Exception as e:
             raise UserError(
-                f"network.module: {self.name}: forward(x {list(x.shape)}, level [{len(x)}], "
+                f"{self.name}: forward(x {list(x.shape)}, level [{len(x)}], "
                 f"labels) fails: {type(e).__name__}: {one_line(e)}"
             ) from e
 
@@ -130,12 +134,28 @@ def module(spec: NetworkSpec, seed: int, device: torch.device | str, root: Path)
     if spec.source is None:
         raise UserError(f"network.module: {settings.module}: was not looked at by a plan")
     path, _, class_name = settings.module.rpartition(":")
-    made = class_in(root / path, class_name, "network.module", spec.source)
+    found = class_in(root / path, class_name, "network.module", spec.source)
+    where = f"network.module: {settings.module}"
+    return own(Own, lambda: found(**settings.options), spec, seed, device, where)
+
+
+def own(
+    wrapper: type[Own],
+    build: Callable[[], nn.Module],
+    spec: NetworkSpec,
+    seed: int,
+    device: torch.device | str,
+    name: str,
+) -> Own:
+    """What `build` makes, drawn from `seed` on the CPU, behind the interface of the networks here.
+
+    name: the key of params.yaml and its value. UserError for what cannot be made or kept.
+    """
 
     def make() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return made(**settings.options)
+            return build()
 
     try:
         try:
@@ -147,13 +167,12 @@ def module(spec: NetworkSpec, seed: int, device: torch.device | str, root: Path)
             found = make()  # it reads values, and has none on `meta`
     except Exception as e:
         raise UserError(
-            f"network.module: {settings.module}: cannot be made of network.options: "
-            f"{type(e).__name__}: {one_line(e)}"
+            f"{name}: cannot be made of network.options: {type(e).__name__}: {one_line(e)}"
         ) from e
-    _check_state(found, settings.module)
+    _check_state(found, name)
     if torch.device(device).type != "meta":
         found = found.to(device)
-    return Own(found, spec, lambda: module(spec, seed, "cpu", root))
+    return wrapper(found, spec, name, lambda: own(wrapper, build, spec, seed, "cpu", name))
 
 
 def class_in(path: Path, name: str, key: str, sha256: str | None = None) -> type[Any]:
@@ -187,9 +206,8 @@ def _executed(path: Path, sha256: str) -> Any:
     return namespace
 
 
-def _check_state(found: Any, name: str) -> None:
+def _check_state(found: Any, where: str) -> None:
     """UserError for what cannot be averaged, merged and kept as the parameters of a network are."""
-    where = f"network.module: {name}"
     if not isinstance(found, nn.Module):
         raise UserError(f"{where}: is no torch.nn.Module")
     parameters = dict(found.named_parameters())

@@ -26,6 +26,7 @@ class Conditional(Form):
     width_key: ClassVar[str] = "channels"  # whose value `partition.channels` has for each expert
     always_told: ClassVar[bool] = False  # of its state, an expert of one state, too
     decoder_key: ClassVar[str] = ""  # whose values are the sizes of the intervals' own decoders
+    file_key: ClassVar[str] = ""  # that names the file that it is made of
 
     class_conditional: bool = neutral(False)
     """Give the network the labels."""
@@ -40,6 +41,11 @@ class Conditional(Form):
     def alone(self) -> Conditional:
         """The same network without an interval's own parts."""
         return self
+
+    @property
+    def file(self) -> str:
+        """The file below the project's folder that it is made of, if any."""
+        return ""
 
     @property
     def random(self) -> bool:
@@ -197,14 +203,10 @@ def _plain_values(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-class Module(Conditional):
-    """Any torch module in a file of this checkout, which is executed."""
+class Foreign(Conditional):
+    """A torch module whose code is not of this project."""
 
-    made_by: ClassVar[str] = "pipeline.networks.module:module"
     always_told: ClassVar[bool] = True
-    kind: Literal["module"]
-    module: Annotated[Text, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.py:[A-Za-z_]\w*$")]
-    """`path/to/file.py:ClassName`, below the project's folder; made as `ClassName(**options)`."""
     options: Annotated[dict[str, JsonValue], AfterValidator(_plain_values)] = {}
     """What the class is made with."""
     told: Literal["log_snr", "timestep", "sigma"] = "log_snr"
@@ -217,7 +219,40 @@ class Module(Conditional):
 
     def contradictions(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
         if widths:
-            yield "partition.channels", "a module's width is its own matter; leave it out"
+            yield "partition.channels", f"a {self.kind} has no width of ours; leave it out"
 
 
-Network = UNet | MultiDecoder | DiT | MultiDiT | Module
+class Module(Foreign):
+    """Any torch module in a file of this checkout, which is executed."""
+
+    made_by: ClassVar[str] = "pipeline.networks.module:module"
+    file_key: ClassVar[str] = "module"
+    kind: Literal["module"]
+    module: Annotated[Text, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.py:[A-Za-z_]\w*$")]
+    """`path/to/file.py:ClassName`, below the project's folder; made as `ClassName(**options)`."""
+
+    @property
+    def file(self) -> str:
+        return self.module.rpartition(":")[0]
+
+
+class Diffusers(Foreign):
+    """A network of the package diffusers (`pip install -c constraints.txt -e '.[diffusers]'`)."""
+
+    made_by: ClassVar[str] = "pipeline.networks.of_diffusers:of_diffusers"
+    file_key: ClassVar[str] = "config"
+    kind: Literal["diffusers"]
+    model: Literal["UNet2DModel", "DiTTransformer2DModel"]
+    """Its class. Channels, image size and classes are those of the data."""
+    config: Annotated[Text, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*\.json$")] | None = neutral(None)
+    """The `config.json` of a saved model, below the project's folder; `options` come on top."""
+    told: Literal["log_snr", "timestep", "sigma"] = "timestep"
+    """What its forward pass is told of the state, as float [N]: `timestep` is 0 to 999 of DDPM's
+    linear schedule, which published weights know; `sigma` is noise over signal."""
+
+    @property
+    def file(self) -> str:
+        return self.config or ""
+
+
+Network = UNet | MultiDecoder | DiT | MultiDiT | Module | Diffusers

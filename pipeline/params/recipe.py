@@ -67,7 +67,7 @@ class Recipe(Block):
     @property
     def files(self) -> dict[str, str]:
         """Files that it names, by their key: paths relative to the project."""
-        named = {"network.module": getattr(self.network, "module", "").rpartition(":")[0]}
+        named = {f"network.{self.network.file_key}": self.network.file}
         named["training.initial"] = self.training.initial or ""
         return {key: path for key, path in named.items() if path}
 

@@ -73,7 +73,6 @@ def expert_spec(
     stream = derive_key(seed_of(params, recipe), "expert", *(value.hex() for value in own))
     start = seed_of(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
-    module = recipe.files.get("network.module")
     apart = ["class_conditional", *([] if classes else ["label_dropout"])]
     drawn = _own_curriculum(run, interval)
     spec = ExpertSpec(
@@ -83,7 +82,7 @@ def expert_spec(
         resolution=seen.resolution,
         classes=classes,
         interval_bounds=list(run.bounds),
-        source=None if module is None else data.recipe_files[module],
+        source=data.recipe_files[recipe.network.file] if recipe.network.file else None,
         log_snr=own,
         continuous=run.continuous,
         prediction=recipe.prediction,

@@ -3,7 +3,7 @@
 model.json         what it is: the mixture, the sampler, each file's place, size and checksum
 experts/           weights, a file once even if several experts are equal
 decoder/ ...       the files of the mixture's other members, where it has any
-network/ ...       the Python files of networks that are modules: loading the model executes them
+network/ ...       files that networks are made of; loading the model executes Python files
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from pipeline.block import Block, neutral
 from pipeline.errors import UserError, one_line
-from pipeline.sampling.mixture import Mixture, draw, identity
+from pipeline.sampling.mixture import Mixture, draw, identity, network_spec
 from pipeline.sampling.params import Sampling
 from pipeline.specs import States
 from pipeline.store.files import plain
@@ -72,12 +72,9 @@ def members(mixture: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tupl
 
 
 def sources(mixture: dict[str, Any]) -> dict[str, str]:
-    """The Python files that a mixture's networks are written in: path to checksum."""
-    return {
-        expert["network"]["module"].rpartition(":")[0]: expert["source"]
-        for expert in mixture["experts"]
-        if "source" in expert
-    }
+    """The files that a mixture's networks are made of: path to checksum."""
+    specs = [network_spec(mixture | expert) for expert in mixture["experts"] if "source" in expert]
+    return {spec.network.file: spec.source for spec in specs}
 
 
 def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:

@@ -79,6 +79,11 @@ def identity(mixture: dict[str, Any]) -> str:
     return digest({key: value for key, value in (mixture | parts).items() if key != "digest"})
 
 
+def network_spec(given: dict[str, Any]) -> NetworkSpec:
+    """The network of an expert; given: what the mixture says, and beside it the expert."""
+    return NetworkSpec(**{key: given[key] for key in NetworkSpec.model_fields if key in given})
+
+
 def _without_entry(part: dict[str, Any] | None) -> dict[str, Any] | None:
     return part and {key: value for key, value in part.items() if key != "entry"}
 
@@ -133,8 +138,7 @@ class Mixture:
             return self._loaded[index]
         expert = self.description["experts"][index]
         given = self.description | expert
-        fields = {key: given[key] for key in NetworkSpec.model_fields if key in given}
-        network = network_of(NetworkSpec(**fields), root=self.root)
+        network = network_of(network_spec(given), root=self.root)
         path = self._weights(expert)
         try:
             network.load_state_dict(load_file(path))
