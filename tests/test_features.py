@@ -399,7 +399,7 @@ class TestTorchFidelity:
         # What Python does for a module that is not there.
         monkeypatch.setitem(sys.modules, "torch_fidelity", None)
         for name in ("inception", "dinov2"):
-            with pytest.raises(UserError, match=r"pip install 'tspace\[fid\]'"):
+            with pytest.raises(UserError, match=r"pip install .* '\.\[fid\]'"):
                 features.torch_fidelity_extractor(name)
 
     def test_missing_weights(self):
