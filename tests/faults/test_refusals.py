@@ -32,7 +32,7 @@ def test_a_refused_write_is_one_line_and_a_rerun_heals(attack, error):
 @pytest.mark.parametrize("error", TEXTS)
 def test_every_call_that_changes_a_file_may_be_refused(attack, error):
     found = attack(f"every {error}", "expert", "stage merge")
-    every(found, {"expert": 100, "stage merge": 30})
+    every(found, {"expert": 100, "stage merge": 15})
     for points in found.values():
         refused(points, TEXTS[error])
 
