@@ -24,7 +24,7 @@ TOWER = [
     {"sampling"},
     {"merging"},
     {"params"},
-    {"plan"},
+    {"plan", "interface"},
 ]
 FLOOR = {part: floor for floor, parts in enumerate(TOWER) for part in parts}
 FILES = sorted((ROOT / "pipeline").rglob("*.py")) + sorted((ROOT / "stages").rglob("*.py"))
