@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.dataset import open_dataset, prepare
+from pipeline.data.raw import raw_files
 from pipeline.data.sources import base, pictures
 from pipeline.data.sources.base import Refused, Sample
 from pipeline.data.sources.open import open_source
@@ -426,6 +428,80 @@ def test_parquet_labels_of_every_width_and_coding(tmp_path):
         assert [sample.label for sample in source.samples] == expected
 
 
+def tar(path: Path, files: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_webdataset(tmp_path):
+    images = [pixels(4, 5, 3) for _ in range(5)]
+    for shard, numbers in enumerate(([0, 1, 2], [3, 4])):
+        files: dict[str, bytes] = {"__MACOSX/._x.jpg": b"?"} if shard else {}
+        for number in numbers:
+            files[f"./a/{number:03}.seg.TXT"] = b"a caption"
+            files[f"./a/{number:03}.png"] = encoded(images[number])
+            files[f"./a/{number:03}.cls"] = b"%d\n" % (number % 3)
+        tar(tmp_path / "data" / f"train-{shard:04}.tar", files)
+    tar(tmp_path / "data" / "val-0000.tar", {"x.jpeg": encoded(images[0], "JPEG")})
+    source = open_source("webdataset", tmp_path, "train")
+    found = list(source.samples)
+    assert source.classes is None and [sample.label for sample in found] == [0, 1, 2, 0, 1]
+    assert all(np.array_equal(s.image, i) for s, i in zip(found, images, strict=True))
+    assert [s.source_id for s in found][2:4] == ["train-0000/./a/002", "train-0001/./a/003"]
+    assert found[3].where.endswith("train-0001.tar: ./a/003")
+    (only,) = read("webdataset", tmp_path / "data" / "val-0000.tar")
+    assert only.label is None and only.image.shape == (4, 5, 3)
+    names = list(raw_files("webdataset", tmp_path, "train")[1])
+    assert names == ["data/train-0000.tar", "data/train-0001.tar"]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a.cls": b"1"}, r"has no pictures \(\.cls\)"),
+        ({"a.jpg": b"x", "a.png": b"x"}, r"has 2 pictures \(\.jpg, \.png\)"),
+        ({"a.png": b""}, "is empty|is damaged|no image"),
+        ({"a.png": encoded(pixels(2, 2)), "a.cls": b"cat"}, "has the class cat, no number"),
+        ({"a.png": encoded(pixels(2, 2)), "a.cls": b"-1"}, "has the class -1, no number"),
+        ({"a.png": b"PK\3\4"}, "archive|zip"),
+    ],
+)
+def test_samples_of_a_webdataset_that_cannot_be_used_are_named(tmp_path, files, reason):
+    path = tar(tmp_path / "x.tar", files | {"b.png": encoded(pixels(2, 2))})
+    refused, good = read("webdataset", path)
+    assert isinstance(refused, Refused) and isinstance(good, Sample)
+    assert refused.where.endswith("x.tar: a") and re.search(reason, refused.reason)
+
+
+def test_no_damage_of_a_tar_hides_its_samples(tmp_path):
+    """Tarfile takes a damaged header, or none, for the end of the archive."""
+    picture = encoded(pixels(2, 2))
+    path = tar(tmp_path / "x.tar", {f"{n}.png": picture for n in range(3)})
+    whole = path.read_bytes()
+    assert len(read("webdataset", path)) == 3
+    for place in (0, 100, 1024 + 3, 2048 + 130):  # in a header
+        damaged = bytearray(whole)
+        damaged[place] ^= 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x\.tar: cannot be read"):
+            read("webdataset", path)
+    for size in range(0, 3 * 1024 + 1, 256):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"x\.tar: cannot be read"):
+            read("webdataset", path)
+    tar(path, {"a.png": picture, "a.PNG": picture})
+    with pytest.raises(UserError, match=r"has a\.PNG twice"):
+        read("webdataset", path)
+    put(path, picture)
+    with pytest.raises(UserError, match=r"x\.tar: "):
+        read("webdataset", path)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("images_key", "labels_key"), [("images", "labels"), ("x", "y")])
 def test_npz(tmp_path, monkeypatch, packed, images_key, labels_key):
@@ -533,6 +609,16 @@ def limited_parquet(folder: Path) -> dict:
     return {"source": "parquet", "path": folder}
 
 
+def limited_webdataset(folder: Path) -> dict:
+    for shard in range(3):
+        files = {}
+        for n in range(20):
+            files[f"{n:02}.png"] = encoded(pixels(4, 4))
+            files[f"{n:02}.cls"] = b"%d" % (n % 3)
+        tar(folder / f"{shard:05}.tar", files)
+    return {"source": "webdataset", "path": folder}
+
+
 def limited_parquet_without_labels(folder: Path) -> dict:
     parquet(folder / "x.parquet", image=[encoded(pixels(4, 4)) for _ in range(60)])
     return {"source": "parquet", "path": folder / "x.parquet"}
@@ -553,6 +639,7 @@ def limited_cifar(folder: Path) -> dict:
         limited_folder,
         limited_parquet,
         limited_parquet_without_labels,
+        limited_webdataset,
         limited_fashion,
         limited_cifar,
         lambda folder: {"source": "digits"},
@@ -571,7 +658,7 @@ def test_limit_takes_the_spread_rows_of_every_source(tmp_path, make, monkeypatch
         count += 1
         return decode(stream)
 
-    for module in ("folder", "parquet"):
+    for module in ("folder", "parquet", "webdataset"):
         monkeypatch.setattr(f"pipeline.data.sources.{module}.decode", counted)
     found = list(open_source(limit=12, **settings).samples)
     assert [(s.source_id, s.label) for s in found] == [(s.source_id, s.label) for s in expected]
@@ -610,6 +697,16 @@ def broken_fashion(folder: Path, name: str, change: Callable[[bytes], bytes]) ->
 def npz_of(folder: Path, **arrays) -> dict:
     np.savez(folder / "x.npz", **arrays)
     return {"source": "npz", "path": folder / "x.npz"}
+
+
+def limited_webdataset(folder: Path) -> dict:
+    for shard in range(3):
+        files = {}
+        for n in range(20):
+            files[f"{n:02}.png"] = encoded(pixels(4, 4))
+            files[f"{n:02}.cls"] = b"%d" % (n % 3)
+        tar(folder / f"{shard:05}.tar", files)
+    return {"source": "webdataset", "path": folder}
 
 
 def parquet_of(folder: Path, **columns) -> dict:

@@ -26,6 +26,7 @@ SOURCES = {
     "cifar10": "pipeline.data.sources.cifar10:open_cifar10",
     "folder": "pipeline.data.sources.folder:open_folder",
     "parquet": "pipeline.data.sources.parquet:open_parquet",
+    "webdataset": "pipeline.data.sources.webdataset:open_webdataset",
     "npz": "pipeline.data.sources.npz:open_npz",
 }
 

@@ -36,6 +36,7 @@ _SPLIT_OF = {
     for word in words
     for end in ("", "set", "data", "images", "split")
 }
+SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # how the files of a source end
 _SHARD = re.compile(r"(?P<head>.*)-(?P<number>\d{5})-of-(?P<count>\d{5}).*")
 
 
@@ -76,8 +77,8 @@ def raw_files(source: str, path: Path | None, split: str) -> tuple[Path, Iterabl
     if source == "folder":
         root, classes = class_folders(path, split)
         return root, (name for folder in classes or [""] for name in walk(root, folder, False))
-    if source == "parquet" and path.is_dir():
-        return path, shards(path, split)
+    if source in SHARDS and path.is_dir():
+        return path, shards(path, split, SHARDS[source])
     if source == "fashion-mnist":
         return path, [file.name for file in idx_files(path, split)]
     if source == "cifar10" and path.is_dir():
@@ -208,18 +209,18 @@ def _refuse_saved(folder: Path) -> None:
         )
 
 
-# --- Parquet ------------------------------------------------------------------------------------
+# --- shards -------------------------------------------------------------------------------------
 
 
-def shards(folder: Path, split: str) -> list[str]:
+def shards(folder: Path, split: str, suffix: str) -> list[str]:
     """The shards of a split, by their names or their folders' names; all where none is named.
 
     Raises UserError where a shard is missing, and where they are of several data sets.
     """
     _refuse_saved(folder)
-    files = [name for name in walk(folder) if name.endswith(".parquet")]
+    files = [name for name in walk(folder) if name.endswith(suffix)]
     if not files:
-        raise UserError(f"{shown(folder)}: has no .parquet file; give the folder of the shards")
+        raise UserError(f"{shown(folder)}: has no {suffix} file; give the folder of the shards")
     by_split: dict[str | None, list[str]] = {}
     for name in files:
         by_split.setdefault(_shard_split(folder, name), []).append(name)
@@ -252,7 +253,7 @@ def _words(part: str) -> list[str]:
 
 def _shard_split(folder: Path, name: str) -> str | None:
     """The split that a file is named after or, where it is not, the innermost of its folders."""
-    for part in reversed(name.removesuffix(".parquet").split("/")):
+    for part in reversed(os.path.splitext(name)[0].split("/")):
         named = {split_of(word) for word in _words(part)} - {None}
         if len(named) > 1:
             raise UserError(f"{shown(folder / name)}: is named after several splits; rename it")
@@ -264,7 +265,7 @@ def _shard_split(folder: Path, name: str) -> str | None:
 def _configuration(name: str) -> str:
     """What tells a shard's data set: its folders but those of splits, and what its name starts with
     before the split (`cifar10` in `cifar10-train-00000-of-00001`)."""
-    *folders, file = name.removesuffix(".parquet").split("/")
+    *folders, file = os.path.splitext(name)[0].split("/")
     kept = [part for part in folders if not any(map(split_of, _words(part)))]
     words = _words(file)
     at = next((i for i, word in enumerate(words) if split_of(word)), None)

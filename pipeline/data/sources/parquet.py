@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.raw import shards
+from pipeline.data.raw import SHARDS, shards
 from pipeline.data.sources.base import Refused, Sample, Source, chosen, only_train, reading
 from pipeline.data.sources.pictures import Unusable, decode, full_shape
 from pipeline.errors import UserError, shown
@@ -23,7 +23,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 def open_parquet(path: Path, split: str, limit: int | None) -> Source:
     if path.is_dir():
-        files = [path / name for name in shards(path, split)]
+        files = [path / name for name in shards(path, split, SHARDS["parquet"])]
     else:
         only_train(split, "a single Parquet file")
         files = [path]
