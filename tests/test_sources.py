@@ -1,5 +1,6 @@
 """Readers against files written here, byte by byte or by other libraries."""
 
+import functools
 import gzip
 import io
 import json
@@ -8,6 +9,7 @@ import pickle
 import re
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -428,6 +430,33 @@ def test_parquet_labels_of_every_width_and_coding(tmp_path):
         assert [sample.label for sample in source.samples] == expected
 
 
+def test_pictures_decoded_ahead_keep_their_order():
+    """However long each takes; what needs no thread stays in its place."""
+    started, now, most = [], threading.Semaphore(0), 4
+
+    def slow(number: int) -> int:
+        started.append(number)
+        if number % 3 == 0:  # until another one was done
+            assert now.acquire(timeout=10)
+        now.release()
+        return number
+
+    found = (functools.partial(slow, n) if n % 5 else n for n in range(1, 40))
+    given = base.in_order(found, lambda n: -n, most)
+    assert next(given) == -1
+    assert len(started) <= 2 * most + 1  # no more is held than that
+    assert list(given) == [-n for n in range(2, 40)]
+
+
+def test_a_reader_that_is_left_alone_stops_its_threads():
+    called = []
+    given = base.in_order((functools.partial(called.append, n) for n in range(100)), bool, 2)
+    next(given)
+    before = threading.active_count()
+    given.close()
+    assert threading.active_count() == before - 2 and len(called) < 10
+
+
 def tar(path: Path, files: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
@@ -658,7 +687,7 @@ def test_limit_takes_the_spread_rows_of_every_source(tmp_path, make, monkeypatch
         count += 1
         return decode(stream)
 
-    for module in ("folder", "parquet", "webdataset"):
+    for module in ("base", "folder", "parquet"):
         monkeypatch.setattr(f"pipeline.data.sources.{module}.decode", counted)
     found = list(open_source(limit=12, **settings).samples)
     assert [(s.source_id, s.label) for s in found] == [(s.source_id, s.label) for s in expected]

@@ -8,6 +8,7 @@ schema's metadata holds the `DatasetInfo` as JSON under `tspace`, and its sha256
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.data.sources.base import Refused, Sample
+from pipeline.data.sources.base import MOST_THREADS, Refused, Sample
 from pipeline.data.sources.open import open_source
 from pipeline.data.sources.pictures import Unusable
 from pipeline.errors import UserError, shown
@@ -97,8 +98,11 @@ def prepare(
     that cannot be used, all of them in one message; `out` is then as it was before.
     """
     _check_settings(resolution, channels, crop, limit, duplicates)
-    reader = open_source(source, path, split, limit)
-    shaper = _Shaper(resolution, channels, crop)
+    shape = functools.partial(_shaped, resolution=resolution, channels=channels, crop=crop)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    threads = min(len(cores), MOST_THREADS)
+    reader = open_source(source, path, split, limit, work=shape, threads=threads)
+    sizes = _Sizes(resolution, channels)
     problems = _Problems()
     first_of: dict[bytes, str | None] = {}
     labelled: bool | None = None
@@ -116,7 +120,7 @@ def prepare(
                 continue
             try:
                 _check_label(sample.label, labelled, reader.classes)
-                image = shaper.shape(sample)
+                image = sizes.checked(sample)
             except Unusable as error:
                 problems.add(sample.where, str(error))
                 continue
@@ -218,40 +222,54 @@ class _Problems:
         raise UserError(f"{head}{'; '.join(self.named)}{more}; {way_out}")
 
 
-class _Shaper:
-    """Brings images to one shape [R, R, C], and refuses those that would differ."""
+@dataclass(frozen=True)
+class _Shaped:
+    """A sample, its image uint8 [R, R, C], and what it was: height, width and channels."""
 
-    def __init__(self, resolution: int | None, channels: int | None, crop: str) -> None:
-        self.resolution = resolution
-        self.channels = channels
-        self.crop = crop
-        self.first: tuple[str, tuple[int, ...]] | None = None
+    image: np.ndarray
+    size: tuple[int, int, int]
+    label: int | None
+    source_id: str
+    where: str
 
-    def shape(self, sample: Sample) -> np.ndarray:
-        """The image, C-contiguous uint8 [R, R, C].
 
-        Raises Unusable for one that must not be cropped, and UserError where two images differ in
-        what the settings leave to the source.
-        """
-        image = sample.image
-        height, width = image.shape[:2]
-        if height != width and self.crop == "none":
-            raise Unusable(f"is {width}x{height}, not square (set crop to 'center' to cut it)")
-        image = _crop(image)
-        own = (image.shape[0], image.shape[2])
-        self.first = self.first or (sample.where, (*own, height, width))
-        where, (side, own_channels, *size) = self.first
-        if self.resolution is None and own[0] != side:
+def _shaped(
+    found: Sample | Refused, *, resolution: int | None, channels: int | None, crop: str
+) -> _Shaped | Refused:
+    """One image brought to its shape, as far as it depends on no other."""
+    if isinstance(found, Refused):
+        return found
+    height, width, own = found.image.shape
+    if height != width and crop == "none":
+        reason = f"is {width}x{height}, not square (set crop to 'center' to cut it)"
+        return Refused(found.where, reason)
+    image = _crop(found.image)
+    image = _convert(image, resolution or len(image), channels or own)
+    return _Shaped(image, (height, width, own), found.label, found.source_id, found.where)
+
+
+class _Sizes:
+    """Refuses images that differ from the first in what the settings leave to the source."""
+
+    def __init__(self, resolution: int | None, channels: int | None) -> None:
+        self.resolution, self.channels = resolution, channels
+        self.first: _Shaped | None = None
+
+    def checked(self, sample: _Shaped) -> np.ndarray:
+        """The sample's image. UserError if it is not alike."""
+        self.first = self.first or sample
+        (height, width, own), (tall, wide, channels) = sample.size, self.first.size
+        if self.resolution is None and min(height, width) != min(tall, wide):
             raise UserError(
-                f"{where} is {size[1]}x{size[0]}, but {sample.where} is {width}x{height}; "
+                f"{self.first.where} is {wide}x{tall}, but {sample.where} is {width}x{height}; "
                 "set data.resolution to bring all images to one size"
             )
-        if self.channels is None and own[1] != own_channels:
+        if self.channels is None and own != channels:
             raise UserError(
-                f"{where} has {own_channels} channels, but {sample.where} has {own[1]}; "
+                f"{self.first.where} has {channels} channels, but {sample.where} has {own}; "
                 "set data.channels to 1 (grey) or 3 (RGB)"
             )
-        return _convert(image, self.resolution or side, self.channels or own_channels)
+        return sample.image
 
 
 def _crop(image: np.ndarray) -> np.ndarray:

@@ -4,22 +4,33 @@ import contextlib
 import tarfile
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.sources.pictures import HEAD_BYTES, MAX_PIXELS, Unusable, foreign_container
+from pipeline.data.sources.pictures import (
+    HEAD_BYTES,
+    MAX_PIXELS,
+    Unusable,
+    decode,
+    foreign_container,
+)
 from pipeline.errors import UserError, shown
 from pipeline.rows import spread
 
 CHUNK_BYTES = 2**22
+MOST_THREADS = 16  # each holds a picture of up to 200 MB while it decodes it
+
+Done = TypeVar("Done")
 
 
-# fmt: on
 @dataclass(frozen=True)
 class Sample:
     """One picture as its source has it.
@@ -44,12 +55,52 @@ class Refused:
     reason: str
 
 
+Found = Sample | Refused
+
+
 @dataclass(frozen=True)
 class Source:
-    """`samples` can be read once. `classes` is None where the source does not name them."""
+    """`samples` can be read once. `classes` is None where the source does not name them.
+
+    What takes time and needs nothing else, such as decoding, is left to be called by any thread.
+    """
 
     classes: tuple[str, ...] | None
-    samples: Iterator[Sample | Refused]
+    samples: Iterator[Found | Callable[[], Found]]
+
+
+def in_order(
+    found: Iterator[Found | Callable[[], Found]], work: Callable[[Found], Done], threads: int
+) -> Iterator[Done]:
+    """`work` of each, in their order; what is left to be called is called some way ahead."""
+    with contextlib.closing(found), ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Found | Future[Done]] = deque()
+
+        def first() -> Done:
+            one = ahead.popleft()
+            return one.result() if isinstance(one, Future) else work(one)
+
+        try:
+            for one in found:
+                ahead.append(pool.submit(_called, one, work) if callable(one) else one)
+                if len(ahead) > 2 * threads:
+                    yield first()
+            while ahead:
+                yield first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _called(one: Callable[[], Found], work: Callable[[Found], Done]) -> Done:
+    return work(one())
+
+
+def decoded(data: bytes, label: int | None, source_id: str, where: str) -> Found:
+    """The picture in some bytes, as a sample."""
+    try:
+        return Sample(decode(BytesIO(data)), label, source_id, where)
+    except Unusable as error:
+        return Refused(where, str(error))
 
 
 def chosen(limit: int | None, labels: Callable[[], np.ndarray]) -> np.ndarray | None:

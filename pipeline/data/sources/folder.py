@@ -1,13 +1,14 @@
 """Reader of folders of images, one for each class where there are classes."""
 
+import functools
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.raw import class_folders, walk
-from pipeline.data.sources.base import Refused, Sample, Source, chosen
+from pipeline.data.sources.base import Found, Refused, Sample, Source, chosen
 from pipeline.data.sources.pictures import Unusable, decode
 from pipeline.errors import shown
 
@@ -27,19 +28,19 @@ def open_folder(path: Path, split: str, limit: int | None) -> Source:
 
 def _folder_samples(
     root: Path, folders: list[tuple[int | None, str]], wanted: np.ndarray | None
-) -> Iterator[Sample | Refused]:
+) -> Iterator[Refused | Callable[[], Found]]:
     row = 0
     for label, folder in folders:
         first = row
         for name in walk(root, folder, False):
             if wanted is None or (row < len(wanted) and wanted[row]):
-                yield _folder_sample(root / name, name, label)
+                yield functools.partial(_folder_sample, root / name, name, label)
             row += 1
         if row == first and label is not None:
             yield Refused(shown(root / folder), "is a class folder without images")
 
 
-def _folder_sample(path: Path, source_id: str, label: int | None) -> Sample | Refused:
+def _folder_sample(path: Path, source_id: str, label: int | None) -> Found:
     where = shown(path)
     try:
         source_id.encode()

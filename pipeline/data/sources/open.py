@@ -5,24 +5,36 @@ for each picture that cannot be used, so that a caller can name all of them at o
 that is damaged as a whole (an archive cut short, a missing shard) raises `UserError`.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.block import named
 from pipeline.data.params import SOURCES
 from pipeline.data.raw import locate
-from pipeline.data.sources.base import Source
+from pipeline.data.sources.base import Found, Source, in_order
 
 
 def open_source(
-    source: str, path: Path | None = None, split: str = "train", limit: int | None = None
+    source: str,
+    path: Path | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    *,
+    work: Callable[[Found], Any] = lambda found: found,
+    threads: int = 1,
 ) -> Source:
     """Open one of `SOURCES`. `path` is None for the source's own place, where it has one.
 
     limit: at most so many rows, spread over the source and in its order, each class in its
     proportion; labels are then read first, and no other picture is decoded.
+    work: what `samples` gives of each. threads: so many decode pictures and do this work ahead of
+    their turn; neither the order nor a bit depends on their number.
 
     Raises UserError for an unknown source or split, and for a missing, foreign or ambiguous path;
     while `samples` is read, for a container that is damaged as a whole.
     """
     place = locate(source, path, split)
-    return named(SOURCES[source])(place, split, limit)
+    found = named(SOURCES[source])(place, split, limit)
+    return replace(found, samples=in_order(found.samples, work, threads))

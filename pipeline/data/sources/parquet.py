@@ -1,7 +1,8 @@
 """Reader of Parquet files and shards, as Hugging Face and `prepare` write them."""
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.raw import SHARDS, shards
-from pipeline.data.sources.base import Refused, Sample, Source, chosen, only_train, reading
+from pipeline.data.sources.base import (
+    Found,
+    Refused,
+    Sample,
+    Source,
+    chosen,
+    only_train,
+    reading,
+)
 from pipeline.data.sources.pictures import Unusable, decode, full_shape
 from pipeline.errors import UserError, shown
 
@@ -188,7 +197,7 @@ def _parquet_labels(files: list[Path], columns: _Columns, numbers: dict[str, int
 
 def _parquet_samples(
     files: list[Path], columns: _Columns, numbers: dict[str, int], wanted: np.ndarray | None
-) -> Iterator[Sample | Refused]:
+) -> Iterator[Callable[[], Found]]:
     read = [columns.image] + ([columns.label] if columns.label else [])
     total = 0
     for file, start, batch in _parquet_batches(files, read):
@@ -198,11 +207,15 @@ def _parquet_samples(
             if wanted is None or wanted[total]:
                 where = f"{shown(file)} row {row}"
                 number = _label_number(label, numbers)
-                try:
-                    yield Sample(_parquet_image(image), number, str(total), where)
-                except Unusable as error:
-                    yield Refused(where, str(error))
+                yield functools.partial(_parquet_sample, image, number, str(total), where)
             total += 1
+
+
+def _parquet_sample(value: pa.Scalar, label: int | None, source_id: str, where: str) -> Found:
+    try:
+        return Sample(_parquet_image(value), label, source_id, where)
+    except Unusable as error:
+        return Refused(where, str(error))
 
 
 def _parquet_image(value: pa.Scalar) -> np.ndarray:

@@ -7,6 +7,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Pillow warns of odd metadata beside sound pixels; bombs are refused below. This is said once for
+# the process, as several threads decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 MAX_PIXELS = 2**26
 HEAD_BYTES = 4096
 
@@ -121,21 +125,18 @@ def decode(stream: BinaryIO) -> np.ndarray:
     round(v / 257). Raises Unusable for a picture that is damaged, has several frames, more than
     `MAX_PIXELS` pixels, or pixels whose range is not known.
     """
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata beside sound pixels; bombs are refused below.
-        warnings.simplefilter("ignore")
-        try:
-            return _decode(stream)
-        except Unusable:
-            raise
-        except UnidentifiedImageError:
-            raise Unusable(_foreign(stream)) from None
-        except Image.DecompressionBombError:
-            raise Unusable(f"has more than {MAX_PIXELS:,} pixels") from None
-        except Exception as error:
-            # Decoders of foreign bytes raise nearly anything: struct.error, KeyError, SyntaxError.
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unusable(f"is damaged ({reason})") from None
+    try:
+        return _decode(stream)
+    except Unusable:
+        raise
+    except UnidentifiedImageError:
+        raise Unusable(_foreign(stream)) from None
+    except Image.DecompressionBombError:
+        raise Unusable(f"has more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:
+        # Decoders of foreign bytes raise nearly anything: struct.error, KeyError, SyntaxError.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unusable(f"is damaged ({reason})") from None
 
 
 def _decode(stream: BinaryIO) -> np.ndarray:

@@ -2,22 +2,22 @@
 
 `n01440764_36.jpg` and `n01440764_36.cls` are one sample: its picture, and its class as a number.
 What else it has (a caption, JSON) is not read. Nothing is ever unpacked, and a shard is read from
-its beginning to its end, one sample in memory.
+its beginning to its end, a few samples in memory.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tarfile
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.raw import SHARDS, is_sidecar, shards
-from pipeline.data.sources.base import Refused, Sample, Source, chosen, only_train, reading
-from pipeline.data.sources.pictures import Unusable, decode
+from pipeline.data.sources.base import Found, Refused, Source, chosen, decoded, only_train, reading
+from pipeline.data.sources.pictures import Unusable
 from pipeline.errors import shown
 
 PICTURES = {"bmp", "gif", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"}
@@ -88,7 +88,9 @@ def _labels(files: list[Path]) -> Iterator[int]:
             yield -1 if label is None else label
 
 
-def _samples(files: list[Path], wanted: np.ndarray | None) -> Iterator[Sample | Refused]:
+def _samples(
+    files: list[Path], wanted: np.ndarray | None
+) -> Iterator[Refused | Callable[[], Found]]:
     total = 0
     for file in files:
         for archive, name, parts in _members(file):
@@ -100,13 +102,14 @@ def _samples(files: list[Path], wanted: np.ndarray | None) -> Iterator[Sample | 
 
 def _sample(
     archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], source_id: str, where: str
-) -> Sample | Refused:
+) -> Refused | Callable[[], Found]:
     pictures = sorted(PICTURES & parts.keys())
     try:
         if len(pictures) != 1:
             found = ", ".join(f".{end}" for end in pictures or parts)
             raise Unusable(f"has {len(pictures) or 'no'} pictures ({shown(found)})")
         label = _label(archive, parts)
-        return Sample(decode(BytesIO(_read(archive, parts[pictures[0]]))), label, source_id, where)
+        data = _read(archive, parts[pictures[0]])
+        return functools.partial(decoded, data, label, source_id, where)
     except Unusable as error:
         return Refused(where, str(error))
