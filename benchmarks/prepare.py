@@ -99,7 +99,8 @@ def main() -> None:
         }
         for source, of in found.items()
     }
-    result = {"images": options.images, "kilobytes": round(size / 1000), "images_per_second": rows}  # by processors
+    result = {"images": options.images, "kilobytes": round(size / 1000)}
+    result["images_per_second"] = rows  # by processors
     print(json.dumps(result, indent=1))
 
 
