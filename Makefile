@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-faults test-presets test-cluster lint clean
+.PHONY: repro test test-faults test-presets test-cluster test-gpu lint clean
 .DEFAULT_GOAL := repro
 
 repro: $(BIN)/.ready
@@ -24,6 +24,10 @@ test-presets: $(BIN)/.ready-test
 # Starts a private one-machine SLURM (as root; Debian: apt-get install slurm-wlm munge).
 test-cluster: $(BIN)/.ready-test
 	pytest tests/cluster -v -rs $(CLUSTER)
+
+# The paths of tests/test_device.py on a real GPU; skipped by name where there is none.
+test-gpu: $(BIN)/.ready-test
+	pytest tests/gpu -v -rs
 
 lint: $(BIN)/.ready-test
 	ruff check .

@@ -22,6 +22,10 @@ class UserError(Exception):
     """
 
 
+class Transient(UserError):
+    """What ended a job that is not to blame for it: another try may well succeed."""
+
+
 def shown(name: object) -> str:
     """A file name as it can stand in a message of one line."""
     text = str(name)

@@ -272,10 +272,16 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
 def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
     """Run planned entries of the store, one after the other (called by the Snakefile)."""
     from pipeline.store.entry import Store
+    from stages import ranks
     from stages.job import run_job
+    from stages.train import follow_rank
     from stages.workspace import Workspace
 
     workspace, store = Workspace(root), Store(store_root)
+    if (address := ranks.address_to_follow(workspace)) is not None:
+        follow_rank(address, store, workspace)
+        return
+    ranks.publish(workspace)
     finished = [run_job(workspace, store, name) for name in names]
     if not all(finished):
         sys.exit(1)

@@ -27,6 +27,7 @@ from pipeline.store.files import reached, sweep, write_json, write_sealed
 from pipeline.store.identity import file_digest
 from stages.intact import Record
 from stages.numbers import counted, speed
+from stages.ranks import processes_of
 from stages.reporter import LINE_SECONDS
 from stages.workspace import Workspace
 
@@ -167,7 +168,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
                     {ids[n] for job in members for n in job.needs if n in ids}
                     - {ids[members[0].name]}
                 ),
-                "threads": max(job.threads for job in members),
+                "threads": max(cores_of(job) for job in members),
                 "priority": len(order) - rank,
             }
             for rank, members in enumerate(order)
@@ -271,17 +272,24 @@ def profile_settings(workspace: Workspace) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def cores_of(job: Job) -> int:
+    """How many cores a job keeps busy: its threads, in each of its processes."""
+    return job.threads * processes_of(job.spec)
+
+
 def crowded(settings: dict[str, Any], jobs: Iterable[Job]) -> str | None:
     """A warning where jobs that run on this machine ask for more threads than it has cores."""
     if settings.get("executor", "local") != "local" or "launch" in str(settings):
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = max(jobs, key=lambda job: job.threads, default=None)
-    if most is None or most.threads <= cores:
+    most = max(jobs, key=cores_of, default=None)
+    if most is None or cores_of(most) <= cores:
         return None
     key = "latent.threads" if most.kind == "encoder" else "training.threads"
+    if cores_of(most) > most.threads:
+        key += " times TSPACE_PROCESSES"
     return (
-        f"{key}: {most.threads} is more than the {counted(cores, 'core')} of this machine, where "
+        f"{key}: {cores_of(most)} is more than the {counted(cores, 'core')} of this machine, where "
         f"{most.label} will be many times slower; set it to {cores} at most"
     )
 

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 
-from pipeline.errors import UserError, system_message
+from pipeline.errors import Transient, UserError, system_message
 from pipeline.specs import spec_of
 from pipeline.store.circumstances import measured
 from pipeline.store.entry import Entry, Store
@@ -55,7 +55,8 @@ def run_job(workspace: Workspace, store: Store, name: str) -> bool:
             return True
         except UserError as e:
             # A full disk is no fault of the job.
-            _fail(entry, reporter, str(e), f"failed: {e}", system_message(e, entry.path) is None)
+            final = not isinstance(e, Transient) and system_message(e, entry.path) is None
+            _fail(entry, reporter, str(e), f"failed: {e}", final)
         except Exception as e:
             text = system_message(e, entry.path) or f"{type(e).__name__}: {e}"
             _fail(entry, reporter, text, traceback.format_exc(), False)

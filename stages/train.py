@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from pipeline import plan
+from pipeline.devices import named
 from pipeline.errors import UserError
 from pipeline.specs import ExpertSpec, MergedSpec, Part, spec_of
 from pipeline.store.entry import Entry, Store
-from pipeline.store.files import replacing, write_json
+from pipeline.store.files import replacing, write_json, write_text
 from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.features import extractor_of
@@ -22,8 +24,12 @@ from stages.inputs import (
     stopping,
     training_progress,
 )
+from stages.ranks import follow, together
 from stages.reporter import Reporter
 from stages.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.training.group import Group
 
 
 def run_merged(
@@ -92,24 +98,61 @@ def _small_sample_fid(spec: MergedSpec, entry: Entry, store: Store, workspace: W
 def run_expert(
     spec: ExpertSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
 ) -> dict[str, Any]:
+    def fail(why: str) -> None:
+        reporter.log(f"failed: {why}")
+        write_text(entry.path / "error.txt", f"{why}\n")
+
+    options = ["--root", str(workspace.root), "--store", str(store.root), entry.name]
+    command = [sys.executable, "-m", "stages.cli", "job", *options]
+    with (
+        stopping(reporter, entry) as stop,
+        together(entry.name, spec.training.shards, command, fail) as group,
+    ):
+        reporter.log(f"trains on {named(device())}")
+        if group.size > 1:
+            reporter.log(f"{group.size} processes share the batches")
+        return train_expert(
+            spec,
+            entry,
+            store,
+            workspace,
+            group,
+            progress=training_progress(reporter),
+            log=reporter.log,
+            stop=stop,
+        )
+
+
+def train_expert(
+    spec: ExpertSpec, entry: Entry, store: Store, workspace: Workspace, group: Group, **how: Any
+):
+    """What each process of a group does; `how` is what only that of rank 0 is given."""
     from pipeline.training.train import train
 
     parent = spec.parent and store.entry(spec.parent.entry).file(spec.parent.file)
     if spec.initial is not None:
         parent = checked_file(workspace, spec.initial)
-    with stopping(reporter, entry) as stop:
-        return train(
-            spec,
-            latents_of(spec.latents, store),
-            entry.path,
-            _pairings(spec, store),
-            components=_components(spec, store),
-            parent=parent,
-            root=workspace.root,
-            progress=training_progress(reporter),
-            log=reporter.log,
-            stop=stop,
-        )
+    return train(
+        spec,
+        latents_of(spec.latents, store),
+        entry.path,
+        _pairings(spec, store),
+        components=_components(spec, store),
+        parent=parent,
+        root=workspace.root,
+        group=group,
+        **how,
+    )
+
+
+def follow_rank(address: dict[str, Any], store: Store, workspace: Workspace) -> None:
+    """Take part in the training of experts that another process leads."""
+
+    def one(name: str, group: Group) -> None:
+        entry = store.entry(name)
+        train_expert(spec_of(entry), entry, store, workspace, group)
+
+    follow(address, one)
 
 
 def _components(spec: ExpertSpec, store: Store):

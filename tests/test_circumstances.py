@@ -30,15 +30,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def interrupt(monkeypatch, at: int) -> None:
     """SIGTERM when the batch that starts at image `at` is drawn, once."""
-    original = draws.Draws.batch
+    original = draws.Draws.draw
 
-    def batch(self, start, *rest):
+    def draw(self, start, *rest):
         if start == at:
-            monkeypatch.setattr(draws.Draws, "batch", original)
+            monkeypatch.setattr(draws.Draws, "draw", original)
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, start, *rest)
 
-    monkeypatch.setattr(draws.Draws, "batch", batch)
+    monkeypatch.setattr(draws.Draws, "draw", draw)
 
 
 def test_an_interrupted_and_an_undisturbed_run_leave_the_same_bytes(tmp_path, monkeypatch):

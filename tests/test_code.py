@@ -11,8 +11,9 @@ from pipeline.store.identity import code_digest, reachable
 from stages import job as jobs
 from tests.runners import Runner
 
-# What a runner may use of `pipeline` that makes no number: how it is stopped.
-APART = {"pipeline.training.run:Interrupted"}
+# What a runner may use of `pipeline` that makes no number: how it ends before its time, and names.
+APART = {"pipeline.training.group:Parted", "pipeline.training.run:Interrupted"}
+APART |= {"pipeline.devices:named"}
 # What would choose rows or noises outside of `pipeline`, where no digest covers it.
 CHOOSING = {"linspace", "permutation", "spread", "some", "cut", "label_sequence", "sort", "choice"}
 CHOOSING |= {"randint", "normal", "uniform", "integers", "default_rng", "Generator", "manual_seed"}

@@ -183,7 +183,7 @@ TABLE = {
         replace(
             "pipeline/training/params.py",
             "    threads: Threads = 1",
-            "    clip_norm: float = neutral(0.0)\n    threads: Threads = 1",
+            "    norm: float = neutral(0.0)\n    threads: Threads = 1",
         ),
         set(),
     ),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up; what stands in one line may know each other. `params` are the blocks of
 # params.yaml in each folder, and pipeline/params the whole of it.
 TOWER = [
-    {"errors", "block"},
+    {"errors", "block", "devices"},
     {"store", "params.py"},
     {"noise", "rows"},
     {"networks", "specs"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -92,7 +91,7 @@ def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
     assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9)[0])).tolist() == [3, 3, 3]
     slots, rows = draws.rows(60, 64)
     expected = philox.normal(1, slots, rows, (1, SIZE, SIZE))
-    assert np.array_equal(draws.noises(slots, rows).numpy(), expected)
+    assert np.array_equal(draws.noises(slots, rows, draws.ids(slots, rows)).numpy(), expected)
 
 
 def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
@@ -302,7 +301,7 @@ def test_paired_noise_is_what_the_pairing_says(latents, tmp_path):
     numbers, rows = draws.rows(ROWS - 3, ROWS + 3)
     ids = np.array([slots[s][r] for s, r in zip(numbers, rows, strict=True)], np.int64)
     expected = philox.normal(1, numbers, ids, (1, SIZE, SIZE))
-    assert np.array_equal(draws.noises(numbers, rows).numpy(), expected)
+    assert np.array_equal(draws.noises(numbers, rows, draws.ids(numbers, rows)).numpy(), expected)
 
 
 def mixture_of(folders_and_states, spec, all_states):
@@ -526,62 +525,6 @@ def test_a_curriculums_weights_reach_the_loss_of_its_own_states_only(latents):
     outside = {"outside": 1.0, "consistency": 0.0, "axis": [9.0]}
     far = expert_spec(curriculum=speed, images=9000, decouple=outside)
     assert (Draws(far, latents).states(0, 100)[1] == 1.0).all()
-
-
-@pytest.fixture
-def other_device(monkeypatch):
-    """A device that is not the CPU and holds no numbers: what mixes the two fails as on a GPU."""
-    item, normal = torch.Tensor.item, philox.normal
-    monkeypatch.setattr(torch.Tensor, "item", lambda t: 0.0 if t.is_meta else item(t))
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-
-    def drawn(key, slot, ids, shape, *device):
-        if not isinstance(ids, torch.Tensor) or not ids.is_meta:
-            return normal(key, slot, ids, shape, *device)
-        return torch.empty((len(ids), *shape), device=ids.device)
-
-    monkeypatch.setattr(philox, "normal", drawn)
-    return torch.device("meta")
-
-
-WEIGHTINGS = ["uniform", "v", "flow", "min-snr", "p2", "uncertainty"]
-
-
-@pytest.mark.parametrize("kind", WEIGHTINGS)
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"log_snr": [0.5]},
-        {"log_snr": [0.5], "conditioning": "none"},
-        {"curriculum": SHARES},
-        {"curriculum": {"form": {"kind": "speed"}}},
-        {"classes": 3},
-        {"pairing": {"method": "knn-l2", "candidates": 4, "refresh": 0.1}},
-    ],
-    ids=str,
-)
-def test_a_step_keeps_to_its_device(latents, tmp_path, other_device, kind, change):
-    latents = Latents(latents_paths(tmp_path), other_device)
-    settings = {"weighting": {"kind": kind}, "power_ema": [0.1]}
-    train.train(
-        expert_spec(**change, images=16, snapshots=[], training=settings), latents, tmp_path
-    )
-    assert (tmp_path / "record.json").exists()
-
-
-@pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])
-def test_sampling_keeps_to_its_device(latents, tmp_path, other_device, kind):
-    own = expert_spec(images=16, snapshots=[16])
-    train.train(own, latents, tmp_path)
-    described = mixture_of([(tmp_path, "state", 0, 2)], own, [4.0, 0.0, -4.0])
-    file = tmp_path / "weights-16.safetensors"
-    mixture = Mixture(described, lambda e: file, other_device)
-    mixture.decode = lambda z, batch: z
-    options = {"s_churn": 1.0} if kind == "heun" else {}
-    z, _ = draw(
-        mixture, [4.0, 0.0, -4.0], range(3), seed=0, sampling=sampling(kind, clip=True, **options)
-    )
-    assert z.device == other_device and z.shape == (3, 1, SIZE, SIZE)
 
 
 def test_a_learned_weighting_survives_an_interruption(latents, tmp_path, monkeypatch):

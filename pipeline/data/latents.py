@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.devices import sent
 from pipeline.errors import UserError
 from pipeline.noise import philox
 
@@ -171,6 +172,52 @@ class Latents:
 
     def _scaled(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(torch.float32, copy=True).sub_(self._shift).div_(self.scale)
+
+
+class Stream:
+    """Rows of latents as a training takes them: on a GPU, without a wait for files or the device.
+
+    On a CPU they are those of `Latents.sample`.
+    """
+
+    def __init__(self, latents: Latents):
+        self.latents, self.device = latents, latents.device
+
+    def read(self, rows: np.ndarray) -> np.ndarray | None:
+        """Stored rows that `sample` will need, so that they can be read ahead; None if it has them.
+
+        On a CPU that is so, too: the mapped file is as near as they would be.
+        """
+        near = self.device.type == "cpu" or self.latents._resident is not None
+        return None if near else self.latents.raw(rows)
+
+    def sample(
+        self, rows: np.ndarray, slots: np.ndarray, key: int, stored: np.ndarray | None
+    ) -> torch.Tensor:
+        """As `Latents.sample`. stored: what `read` gave for the rows."""
+        latents = self.latents
+        if self.device.type == "cpu":
+            return latents.sample(rows, slots, key)
+        if latents._resident is not None:
+            values = latents._resident[self.there(rows)]
+        else:
+            values = self.there(latents.raw(rows) if stored is None else stored)
+        if not latents.variance:
+            return latents._scaled(values)
+        means, log_variances = values.to(torch.float32).chunk(2, 1)
+        eps = philox.normal(key, self.slot(slots), self.there(rows), latents.shape)
+        return latents._scaled(means.addcmul(torch.exp(log_variances / 2), eps))
+
+    def there(self, values: np.ndarray) -> torch.Tensor:
+        """Values on the device."""
+        return sent(torch.from_numpy(values), self.device)
+
+    def slot(self, slots: np.ndarray) -> int | torch.Tensor:
+        """Slots (int64 [n]) for the generator: where they are all one, that number.
+
+        It looks at the values of a tensor, for which it has to wait.
+        """
+        return int(slots[0]) if (slots == slots[0]).all() else self.there(slots)
 
 
 def _numbers(array: pa.Array) -> np.ndarray:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.devices import sent
+
 MAX_LOG_SNR = 20.0  # beyond it a state is, to float32, all data or all noise
 # Periods, in log-SNR, of the features that show it to the network: the longest is monotone over
 # [-20, 20], the shortest still resolves neighbours of a 1000-state schedule.
@@ -58,7 +60,7 @@ def timestep(log_snr: Tensor) -> Tensor:
 
     Between two of them it is interpolated; a log-SNR beyond the schedule has its end's.
     """
-    noises = torch.tensor(_ddpm_noises(), device=log_snr.device, dtype=log_snr.dtype)
+    noises = sent(torch.tensor(_ddpm_noises(), dtype=log_snr.dtype, device="cpu"), log_snr.device)
     noise = (-log_snr).clamp(noises[0], noises[-1])
     after = torch.bucketize(noise, noises).clamp(1, len(noises) - 1)
     low, high = noises[after - 1], noises[after]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pipeline.devices import sent
 from pipeline.networks.initial import made
 from pipeline.networks.unet import count_flops, encoder_and_decoders
 
@@ -81,14 +82,14 @@ class MultiDecoder(nn.Module):
         if interval is not None or log_snr.numel() == 1:
             if interval is None:
                 interval = int(self.interval_of(log_snr))
-            return self.decoders[interval](*self.encoder(x, log_snr.to(x.device), labels))
+            return self.decoders[interval](*self.encoder(x, sent(log_snr, x.device), labels))
 
         intervals = self.interval_of(log_snr)
         counts = torch.bincount(intervals, minlength=len(self.decoders)).tolist()
         if max(counts) == len(x):
             return self.forward(x, log_snr, labels, counts.index(len(x)))
         order = torch.argsort(intervals, stable=True)
-        log_snr, order = log_snr[order].to(x.device), order.to(x.device)
+        log_snr, order = sent(log_snr[order], x.device), sent(order, x.device)
         if labels is not None and len(labels) > 1:
             labels = labels[order]
         h, skips, embedding = self.encoder(x[order], log_snr, labels)

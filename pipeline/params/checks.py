@@ -233,6 +233,11 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "training.reference_images", "needed by decay: inverse-sqrt"
     if not _descending([-m for m in training.milestones]):
         yield "training.milestones", "must be strictly ascending"
+    if training.batch % training.shards:
+        yield (
+            "training.shards",
+            f"{training.shards} equal parts cannot be made of a batch of {training.batch}",
+        )
     for length, times in Counter(training.power_ema).items():
         if times > 1:
             yield "training.power_ema", f"{length:g} stands there {times} times; name each once"

@@ -59,6 +59,14 @@ ALIASES = {
         ("training.initial", "a safetensors file; to go on with a run, just run it again"),
     ),
     **dict.fromkeys(("wd", "optimizer", "optim"), ("training.weight_decay", "0 is Adam")),
+    **dict.fromkeys(
+        ("grad_clip", "clip_grad", "clip_grad_norm", "gradient_clip", "max_grad_norm"),
+        ("training.clip", ""),
+    ),
+    **dict.fromkeys(
+        ("grad_accum", "accumulate", "accumulation_steps", "gradient_accumulation_steps"),
+        ("training.shards", "batch is the total batch, and is cut into so many parts"),
+    ),
     **dict.fromkeys(("lr_schedule", "lr_scheduler"), ("training.decay", "")),
     **dict.fromkeys(("loss", "loss_weighting", "loss_type"), ("training.weighting", "")),
     **dict.fromkeys(

@@ -61,6 +61,7 @@ CODE = {
         *_LATENTS,
         "pipeline.noise.pairing:read_components",
         "pipeline.noise.pairing:read_pairing",
+        "pipeline.training.group:Group",
         "pipeline.training.train:train",
     ),
     "merged": (

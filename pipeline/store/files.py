@@ -172,6 +172,14 @@ def kept(
         path.unlink(missing_ok=True)
 
 
+def kept_at(folder: Path, name: str, far: int) -> Path | None:
+    """What `keep` kept of work so far, if it is intact; for one who must not remove anything."""
+    for count, path in reversed(_kept(folder, name)):
+        if count == far and file_digest(path) == path.stem.rpartition("-")[2]:
+            return path
+    return None
+
+
 def reached(folder: Path, name: str) -> int:
     """How far the work is that `keep` kept as `name`; 0 if there is none."""
     return max((count for count, _ in _kept(folder, name)), default=0)

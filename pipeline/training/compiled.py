@@ -48,6 +48,8 @@ def compiled(
     fast = torch.compile(network, dynamic=False)
     try:
         first = seconds(fast)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as e:
         raise UserError(
             f"training.compile: torch.compile failed ({one_line(e)}); it needs a C++ compiler on a "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.data.latents import Latents
+from pipeline.data.latents import Latents, Stream
 from pipeline.levels import curriculum
 from pipeline.networks.build import flops_of
 from pipeline.noise import assignment, pairing, philox, process
@@ -20,8 +20,31 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What is drawn for some images of the run, on the host.
+
+    slots, rows and ids (of the paired noise): int64 [n]. log_snr: float32 [n], or None for an
+    expert of one state; weight: float32 [n] or None. labels: int64 [n] or None. stored: the rows
+    themselves, once they are read and if they are not on the device.
+    """
+
+    slots: np.ndarray
+    rows: np.ndarray
+    ids: np.ndarray
+    log_snr: np.ndarray | None
+    weight: np.ndarray | None
+    labels: np.ndarray | None
+    stored: np.ndarray | None = None
+
+    def part(self, first: int, last: int) -> Drawn:
+        """Those from `first` to before `last`."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Drawn(*(None if value is None else value[first:last] for value in values))
+
+
+@dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step trains on.
+    """What one step trains on, or a part of it.
 
     inputs: the noisy images, [n, *shape], what the network is told of their noise (log-SNR, [n] or
     [1], or None) and their classes ([n] or None). wanted: the target, [n, *shape]. log_snr: [n], or
@@ -44,7 +67,7 @@ class Draws:
         pairings: Sequence[pairing.Pairing] = (),
         components: assignment.Components | None = None,
     ):
-        self.latents = latents
+        self.latents, self.stream = latents, Stream(latents)
         self.pairing = spec.pairing
         self.basis = None
         if components is not None:
@@ -61,6 +84,7 @@ class Draws:
         self.axis = np.asarray(spec.decouple.axis if spec.decouple else ())
         self.fixed = len(spec.log_snr) == 1 and not self.outside
         self.one_state = spec.log_snr[0]
+        self.sorted = bool(spec.interval_bounds)
         self.classes = spec.classes
         self.label_dropout = spec.network.label_dropout
         self.budget = spec.images
@@ -68,25 +92,40 @@ class Draws:
         self.curriculum = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
         self._slot, self._order = -1, np.empty(0, np.int64)
 
-    def batch(self, start: int, stop: int, layout: torch.memory_format) -> Batch:
-        """Images start..stop-1 of the run, noisy, in a layout of memory."""
-        device = self.latents.device
+    def draw(self, start: int, stop: int) -> Drawn:
+        """Images start..stop-1 of the run, which are one batch: states are stratified within."""
         slots, rows = self.rows(start, stop)
-        z = self.images(slots, rows)
-        eps = self.noises(slots, rows)
-        correction = None
+        log_snr = weight = None
+        if not self.fixed:
+            log_snr, weight = self.states(start, stop)
+            log_snr = log_snr.astype(np.float32)
+            weight = None if weight is None else weight.astype(np.float32)
+        labels = self.labels(start, stop, rows)
+        return Drawn(slots, rows, self.ids(slots, rows), log_snr, weight, labels)
+
+    def read(self, drawn: Drawn) -> Drawn:
+        """With the rows that have to be read."""
+        return dataclasses.replace(drawn, stored=self.stream.read(drawn.rows))
+
+    def batch(self, drawn: Drawn, layout: torch.memory_format) -> Batch:
+        """Drawn images, noisy, in a layout of memory."""
+        z = self.stream.sample(drawn.rows, drawn.slots, self.latent_key, drawn.stored)
+        eps = self.noises(drawn.slots, drawn.rows, drawn.ids)
         if self.fixed:  # one state: its amplitudes are plain numbers
             log_snr: float | torch.Tensor = self.one_state
-            given = torch.full((1,), log_snr, device=device) if self.conditioned else None
+            given = torch.full((1,), log_snr, device=z.device) if self.conditioned else None
         else:
-            values, weights = self.states(start, stop)
-            log_snr = given = torch.from_numpy(values.astype(np.float32)).to(device)
-            if weights is not None:
-                correction = torch.from_numpy(weights.astype(np.float32)).to(device)
+            log_snr = self._there(drawn.log_snr)
+            # A multi-decoder sorts by it on the host, where nothing has to wait for the device.
+            given = torch.from_numpy(drawn.log_snr) if self.sorted else log_snr
         x = process.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
         wanted = process.target(self.prediction, z, eps, log_snr)
-        labels = self.labels(start, stop, rows)
-        return Batch((x, given, labels), wanted, log_snr, correction)
+        inputs = (x, given, self._there(drawn.labels))
+        return Batch(inputs, wanted, log_snr, self._there(drawn.weight))
+
+    def _there(self, values: np.ndarray | None) -> torch.Tensor | None:
+        """Values on the device."""
+        return None if values is None else self.stream.there(values)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots and dataset rows (int64 [n] each) of images start..stop-1 of the run."""
@@ -124,33 +163,31 @@ class Draws:
             weight = None if weight is None else np.where(away, 1.0, weight)
         return log_snr, weight
 
-    def images(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-        """The scaled latents, float32 [n, *shape] on the device."""
-        return self.latents.sample(rows, slots, self.latent_key)
-
-    def labels(self, start: int, stop: int, rows: np.ndarray) -> torch.Tensor | None:
+    def labels(self, start: int, stop: int, rows: np.ndarray) -> np.ndarray | None:
         """Class of each image, `classes` where it is dropped; None for an unconditional expert."""
         if not self.classes:
             return None
         labels = self.latents.labels[rows]
         dropped = philox.uniform(self.drop_key, 0, np.arange(start, stop)) < self.label_dropout
-        return torch.from_numpy(np.where(dropped, self.classes, labels)).to(self.latents.device)
+        return np.where(dropped, self.classes, labels)
 
-    def noises(self, slots: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    def ids(self, slots: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Number of the noise each image is paired with, int64 [n]."""
+        if not self.pairings:
+            return rows
+        ids = np.empty_like(rows)
+        for slot in np.unique(slots):
+            mine = slots == slot
+            ids[mine] = self.pairings[int(slot)].noise_ids(int(slot), rows[mine])
+        return ids
+
+    def noises(self, slots: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
         """The noise each image is paired with, float32 [n, *shape] on the device."""
-        ids = rows
-        if self.pairings:
-            ids = np.empty_like(rows)
-            for slot in np.unique(slots):
-                mine = slots == slot
-                ids[mine] = self.pairings[int(slot)].noise_ids(int(slot), rows[mine])
-        device = self.latents.device
-        slot, row, number = (torch.from_numpy(a).to(device) for a in (slots, rows, ids))
         return pairing.paired_noise(
             self.noise_key,
-            slot,
-            row,
-            number,
+            self.stream.slot(slots),
+            self.stream.there(rows),
+            self.stream.there(ids),
             self.latents.shape,
             refresh=getattr(self.pairing, "refresh", 0.0),
             basis=self.basis,

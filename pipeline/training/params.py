@@ -22,6 +22,8 @@ from pipeline.block import (
     neutral,
 )
 
+Shards = Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+
 
 class PlainWeighting(Block):
     """Unit weight on the network's own target (`uniform`), on the error of another prediction
@@ -105,8 +107,18 @@ class Training(Block):
     """Images in all at which snapshots are kept and scored; the end always is one."""
     weighting: Annotated[Weighting, Field(discriminator="kind")] = PlainWeighting()
     """Weight of each noise level in the loss."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` is autocast."""
+    clip: NonNegativeFloat = neutral(0.0)
+    """Largest norm of the gradient of all weights together, to which a larger one is scaled down;
+    0 leaves every gradient as it is."""
+    shards: Shards = neutral(1)
+    """Equal parts of a batch, whose gradients are summed in a fixed order: so any number of
+    processes gives the same bits ([slurm.md](slurm.md)), and a batch may be larger than memory."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of products: `bfloat16` is autocast, `tf32` is float32 with TF32 where a GPU has it (not
+    tried on one yet)."""
+    deterministic: bool = neutral(True)
+    """On a GPU: kernels that give the same bits every time; false takes faster ones. Not tried on
+    one yet."""
     compile: bool = False
     """Train through torch.compile; the job's log says how long compiling took and after how many
     images it has paid. Part of the result's identity, as it rounds otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import dataclasses
 import os
@@ -9,7 +10,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,25 @@ class Progress:
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
+
+
+def ahead(work: Callable[[int], Any], items: Iterable[int], device: torch.device) -> Iterator[Any]:
+    """`work` of each item in turn; beside a GPU a thread does the next while one is used.
+
+    On a CPU it would take a core from what it is to help.
+    """
+    if device.type == "cpu":
+        yield from map(work, items)
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for item in items:
+            following = pool.submit(work, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def keep_freed_memory() -> None:

@@ -17,24 +17,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional
 
 from pipeline.data.latents import Latents
-from pipeline.errors import UserError, one_line, room_for
+from pipeline.devices import explained, set_arithmetic
+from pipeline.errors import Transient, UserError, one_line, room_for
 from pipeline.networks.build import Fit, count_parameters, network_of, start_from, take
-from pipeline.noise import assignment, pairing, philox, process
-from pipeline.store.files import replacing, write_text
+from pipeline.noise import assignment, pairing, philox
+from pipeline.store.files import kept_at, replacing, write_text
 from pipeline.store.identity import file_digest
 from pipeline.training.compiled import compiled
-from pipeline.training.draws import Draws, flops_per_image
+from pipeline.training.draws import Drawn, Draws, flops_per_image
 from pipeline.training.ema import EMA, PowerEMA
-from pipeline.training.loss import Uncertainty, weight
+from pipeline.training.group import Group, ShardSum, ranges
+from pipeline.training.loss import Uncertainty
+from pipeline.training.objective import Objective
 from pipeline.training.optim import Adam, apply, rate_and_momentum
-from pipeline.training.run import CURVE_POINTS, Progress, Run, keep_freed_memory
+from pipeline.training.run import CHECKPOINT, CURVE_POINTS, Progress, Run, ahead, keep_freed_memory
 
 if TYPE_CHECKING:
     from pipeline.specs import ExpertSpec
 
+ALONE = Group()
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
 
 
@@ -50,12 +53,15 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> dict[str, dict[str, float]]:
     """Train the expert of `spec`, from its checkpoint in `folder`/state if there is one.
 
     pairings: files that together hold the slots the run passes through; none for independent
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
     that a spec with `parent` or `initial` starts from. root: where files that networks name are.
+    group: the processes that train it together, each with all of these arguments; only that of
+    rank 0 writes, says how far it is and can be stopped.
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot, with
     `power_ema` also `power-<length>-<images>.safetensors` for each length, `curve.json` (mean loss
@@ -64,12 +70,14 @@ def train(
     training took up to each snapshot, over all processes that worked on it.
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
-    is no longer finite or the parent's weights do not fit.
+    is no longer finite, the parent's weights do not fit, or the device cannot do what is asked of
+    it; Parted if another process of the group ended.
     """
     settings = spec.training
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     device = latents.device
+    set_arithmetic(device, settings.precision == "tf32", settings.deterministic)
     network = network_of(spec, spec.start_key, device, root)
     guide = None
     if parent is not None:
@@ -90,58 +98,62 @@ def train(
     if settings.weighting.kind == "uncertainty":
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
+    trainable += uncertainty.parameters() if uncertainty else ()
     optimizer = Adam(
-        [*trainable, *(uncertainty.parameters() if uncertainty else ())],
+        trainable,
         settings.learning_rate,
         settings.betas,
         settings.weight_decay,
     )
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
-    plain = settings.weighting.kind in ("uniform", "uncertainty")
     draws = Draws(spec, latents, pairings, components)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     parts |= {"power": power, "uncertainty": uncertainty}
     run = _Run(spec, root, folder, parts, device, log)
-    run.resume()
+    run.resume_together(group)
 
     bfloat16 = settings.precision == "bfloat16"
     if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log("this processor has no bfloat16 units: training.precision: float32 is much faster here")
-    budget, batch = spec.images, settings.batch
+    budget, batch, shards = spec.images, settings.batch, settings.shards
     forward = network
     if settings.compile and budget - run.images >= batch:
-        inputs, left = draws.batch(0, batch, layout).inputs, budget - run.images
-        forward = compiled(network, inputs, left, autocast=bfloat16, log=log)
+        like = draws.batch(draws.draw(0, batch).part(0, batch // shards), layout).inputs
+        with explained(memory_settings(spec)):
+            forward = compiled(network, like, budget - run.images, autocast=bfloat16, log=log)
+    objective = Objective(spec, forward, guide, uncertainty, device)
+    sums = ShardSum(trainable, shards, group) if shards > 1 else None
+
+    def prepared(start: int) -> tuple[int, list[tuple[Drawn, int, float]]]:
+        """The batch from image `start` on: each of its parts, where that starts, and its share."""
+        size = min(batch, budget - start)
+        drawn = draws.draw(start, start + size)
+        own = ranges(size, shards, group)
+        shares = ((draws.read(drawn.part(a, b)), start + a, (b - a) / size) for a, b in own)
+        return start, list(shares)
+
+    def backward(drawn: Drawn, start: int, share: float) -> torch.Tensor:
+        """Loss of a batch, or of a share of it from image `start` on; leaves its gradients."""
+        if spec.network.random:  # torch draws the masks itself: by position, too
+            torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
+        loss = share * objective(draws.batch(drawn, layout))
+        loss.backward()
+        return loss.detach()
+
     warmup = min(settings.warmup, budget // 10)
     step = max(batch, budget // CURVE_POINTS)
-    with run:
-        while run.images < budget:
-            start, stop_at = run.images, min(run.images + batch, budget)
-            one = draws.batch(start, stop_at, layout)
-            if spec.network.random:  # torch draws the masks itself: by position, too
-                torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                output = forward(*one.inputs)
-                answer = None if guide is None else guide(*one.inputs)
-            if plain and uncertainty is None and one.correction is None:
-                loss = functional.mse_loss(output.float(), one.wanted)
-            else:
-                error = process.squared_error(output, one.wanted)
-                if not plain:
-                    error = error * weight(settings.weighting, one.log_snr, spec.prediction)
-                if uncertainty is not None:
-                    level = one.log_snr
-                    if draws.fixed:
-                        level = torch.full((1,), level, device=device)
-                    error = uncertainty.loss(error, level)
-                if one.correction is not None:
-                    error = error * one.correction
-                loss = error.mean()
-            if answer is not None:
-                kept = functional.mse_loss(output.float(), answer.float())
-                loss = loss + spec.decouple.consistency * kept
-            loss.backward()
+    with run, explained(memory_settings(spec)):
+        for start, shares in ahead(prepared, range(run.images, budget, batch), device):
+            stop_at = min(start + batch, budget)
+            for drawn, first, share in shares:
+                loss = backward(drawn, first, share) if share else None
+                if sums is not None:
+                    sums.add(loss)
+            if sums is not None:
+                loss = sums.total()
+            if settings.clip:
+                nn.utils.clip_grad_norm_(trainable, settings.clip)
             factor, beta1 = rate_and_momentum(
                 settings.decay,
                 start / budget,
@@ -167,14 +179,25 @@ def train(
                     f"the loss is no longer finite after {stop_at} images; lower "
                     "training.learning_rate or use training.precision: float32"
                 )
+            if group.rank:
+                continue
             run.snapshot(start, stop_at)
             run.tell(progress, budget)
             if stop():
                 run.interrupt()
             if run.due():
                 run.checkpoint()
-    run.finish()
+    if group.rank == 0:
+        run.finish()
     return run.spent()
+
+
+def memory_settings(spec: ExpertSpec) -> str:
+    """What of a spec decides on the memory that a step takes."""
+    said = f"training.batch {spec.training.batch}, training.shards {spec.training.shards}"
+    key = spec.network.width_key
+    width = getattr(spec.network, key, None)  # that of a module is its own matter
+    return said if width is None else f"{said}, network.{key} {width}"
 
 
 def _started(network: nn.Module, spec: ExpertSpec, path: Path) -> Fit | None:
@@ -195,6 +218,27 @@ class _Run(Run):
         super().__init__(*settings)
         self.spec, self.root = spec, root
         self.more = {"snapshot_seconds": {}}
+
+    def resume_together(self, group: Group) -> None:
+        """Go on from the last checkpoint, if there is one: of a group, each from that of rank 0.
+
+        UserError as `resume`; Transient where another process does not see that checkpoint.
+        """
+        if group.rank == 0:
+            self.resume()
+        images = int(group.agree(str(self.images)))
+        if group.rank and images:
+            path = kept_at(self.folder / "state", CHECKPOINT, images)
+            if path is None:
+                raise Transient(
+                    f"{self.folder / 'state'}: process {group.rank} does not see the checkpoint "
+                    f"of {images:,} images; run again"
+                )
+            self._restore(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        with explained(memory_settings(self.spec)):  # no checkpoint is to blame
+            super()._restore(state)
 
     def snapshot(self, start: int, stop: int) -> None:
         """Keep the weights if a snapshot is due at the end of this batch."""
