@@ -23,7 +23,7 @@ def run_spectrum(
 
     from pipeline.levels import spectrum
 
-    latents = latents_of(spec.latents, store)
+    latents = latents_of(spec.latents, store, "cpu")
     means = {"means": torch.from_numpy(spectrum.means(latents, spec.classes))}
     with replacing(entry.path / "means.safetensors") as path:
         save_file(means, path)
@@ -38,7 +38,7 @@ def run_bounds(
 
     from pipeline.levels import optimal_denoiser
 
-    latents = latents_of(spec.latents, store)
+    latents = latents_of(spec.latents, store, "cpu")
     settings = spec.settings
     found = optimal_denoiser.analyse(
         flat_rows(latents),

@@ -272,7 +272,7 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
 def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
     """Run planned entries of the store, one after the other (called by the Snakefile)."""
     from pipeline.store.entry import Store
-    from stages import ranks
+    from stages import gpus, ranks
     from stages.job import run_job
     from stages.train import follow_rank
     from stages.workspace import Workspace
@@ -282,7 +282,9 @@ def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
         follow_rank(address, store, workspace)
         return
     ranks.publish(workspace)
-    finished = [run_job(workspace, store, name) for name in names]
+    entries = [store.entry(name) for name in names]
+    with gpus.claimed(entries[0].kind, ranks.most_processes(entries)):
+        finished = [run_job(workspace, store, name) for name in names]
     if not all(finished):
         sys.exit(1)
 

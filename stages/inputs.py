@@ -153,8 +153,8 @@ def flat_rows(latents: Any):
     return lambda indices: latents.gather(indices).flatten(1).cpu().numpy()
 
 
-def latents_of(names: Sequence[str], store: Store):
-    """The rows of these shards, as one."""
+def latents_of(names: Sequence[str], store: Store, place: str | None = None):
+    """The rows of these shards, as one; `place` is "cpu" for what computes in numpy."""
     from pipeline.data.latents import Latents
 
-    return Latents([store.entry(name).file("latents.arrow") for name in names], device())
+    return Latents([store.entry(name).file("latents.arrow") for name in names], place or device())

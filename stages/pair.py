@@ -19,7 +19,7 @@ def run_pairing(
     from pipeline.levels import spectrum
     from pipeline.noise import assignment, diagnostics, pairing
 
-    latents = latents_of(spec.latents, store)
+    latents = latents_of(spec.latents, store, "cpu")
     settings, method, key = spec.settings, spec.settings.method, spec.noise_key
     rows, count = flat_rows(latents), len(latents)
     if settings.keep is not None:

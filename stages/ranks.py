@@ -20,13 +20,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Transient, UserError
-from pipeline.specs import Spec
+from pipeline.specs import Spec, spec_of
+from pipeline.store.entry import Entry
 from stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ def processes_of(spec: Spec) -> int:
     """How many processes work on a job."""
     training = getattr(spec, "training", None)
     return 1 if training is None else processes_for(training.shards)
+
+
+def most_processes(entries: Iterable[Entry]) -> int:
+    """How many processes work on one of some entries at most."""
+    found = [1]
+    for entry in entries:
+        with contextlib.suppress(UserError):  # its job says what is wrong with it
+            found.append(processes_of(spec_of(entry)))
+    return max(found)
 
 
 @dataclass

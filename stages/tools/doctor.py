@@ -114,18 +114,26 @@ def check_torch() -> Iterator[Finding]:
     else:
         yield Finding("ok", "torch", about)
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield Finding("ok", "gpu", ", ".join(names))
+        found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        names = [f"{each.name}, {each.total_memory / 2**30:.0f} GiB" for each in found]
+        versions = f"torch for CUDA {torch.version.cuda}, driver {driver() or 'unknown'}"
+        yield Finding("ok", "gpu", f"{'; '.join(names)} ({versions})")
     elif shutil.which("nvidia-smi") and run("nvidia-smi", "-L")[0]:
-        built = torch.version.cuda or "no CUDA"
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         yield Finding(
             "warn",
             "gpu",
-            f"this machine has one that torch (built with {built}) cannot use; install the build "
-            "of torch for the driver that `nvidia-smi` shows",
+            f"this machine has one that torch (built with {built}, driver {driver()}) cannot use; "
+            "install the build of torch for that driver",
         )
     else:
         yield Finding("ok", "gpu", "none here; jobs on this machine use the CPU")
+
+
+def driver() -> str:
+    """The version of the driver of this machine's GPUs; empty if it does not say."""
+    done, said = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.splitlines()[0] if done and said else ""
 
 
 # --- the store
