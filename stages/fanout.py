@@ -216,7 +216,7 @@ def _run(workspace: Workspace, stage: str, missing: list[Job], entries: dict[str
 
 # Waits for the end of its input, which is that of the process that started it; a line before this
 # end says that there is nothing to stop. An interrupt is what Snakemake stops its jobs at; in a
-# script's background it is ignored.
+# script's background it is ignored. What is left has as long as a large checkpoint takes.
 STOP_WITH_PARENT = """\
 read -r _ && exit
 kill -s INT -- "-$1"
@@ -225,6 +225,12 @@ for second in 1 2 3 4 5; do
     kill -s 0 -- "-$1" || exit
 done
 kill -s TERM -- "-$1"
+second=0
+while [ "$second" -lt 60 ]; do
+    sleep 1
+    kill -s 0 -- "-$1" || exit
+    second=$((second + 1))
+done
 """
 
 
@@ -232,7 +238,8 @@ kill -s TERM -- "-$1"
 def _leash(process: subprocess.Popen) -> Iterator[None]:
     """Stops a process group, whose jobs keep their checkpoints, when the block does not end well.
 
-    Also when this process is asked to stop (SIGTERM, as KeyboardInterrupt), or is killed.
+    Also when this process is asked to stop (SIGTERM, as KeyboardInterrupt), or is killed; and when
+    the process that leads the group was killed, but what it had started was not.
     """
     watcher = subprocess.Popen(
         ["sh", "-c", STOP_WITH_PARENT, "sh", str(process.pid)],
@@ -248,14 +255,25 @@ def _leash(process: subprocess.Popen) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-        watcher.stdin.write(b"\n")
+        if not (process.wait() and _lives(process.pid)):
+            watcher.stdin.write(b"\n")
     finally:
         signal.signal(signal.SIGTERM, before)
         watcher.stdin.close()
         process.wait()
-        with contextlib.suppress(ProcessLookupError):  # it has gone already
-            os.killpg(watcher.pid, signal.SIGKILL)
+        if not _lives(process.pid):
+            with contextlib.suppress(ProcessLookupError):  # it has gone already
+                os.killpg(watcher.pid, signal.SIGKILL)
         watcher.wait()
+
+
+def _lives(group: int) -> bool:
+    """Whether a process group has members."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def profile_name() -> str:

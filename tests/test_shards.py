@@ -21,8 +21,10 @@ import torch
 from pipeline.data.latents import Latents, write_shard
 from pipeline.errors import Transient, UserError
 from pipeline.params.load import resolve
+from pipeline.store.files import reached
 from pipeline.training import train
 from pipeline.training.group import Group, ShardSum, ranges
+from pipeline.training.run import CHECKPOINT
 from stages import ranks
 from stages.workspace import Workspace
 from tests.specs import SMALL, expert_spec
@@ -251,6 +253,46 @@ def test_killed_at_random_and_resumed_on_other_numbers_it_makes_the_same_bytes(e
     assert said.count("resumes at") == 2
     assert re.findall(r"(\d) processes share the batches", said) == ["4", "2"]
     assert entry.files() == wanted
+
+
+@pytest.mark.parametrize("victim", ["Snakemake", "stage"])
+def test_nothing_trains_on_where_what_started_it_was_killed(tmp_path, monkeypatch, victim):
+    monkeypatch.delenv("TSPACE_STORE", raising=False)
+    workspace = small_workspace(tmp_path / "tspace", PARAMS.replace("330", "1_000_000"))
+    (job,) = experts_of(workspace, "one")
+    entry = workspace.store.entry(job.name)
+    for name in ("stages", "pipeline", "profiles", "Snakefile", "envs"):
+        (workspace.root / name).symlink_to(ROOT / name)
+    (workspace.root / "dvc.yaml").touch()
+    numbers = {"TSPACE_PROCESSES": "2", "TSPACE_CHECKPOINT_SECONDS": "0"}
+    stage = psutil.Popen(
+        [sys.executable, "-c", "from stages.cli import main; main(['train'])"],
+        cwd=workspace.root,
+        env=environment(PYTHONPATH=str(workspace.root), **numbers),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def trains() -> bool:
+        assert stage.poll() is None, stage.communicate()[0]
+        return reached(entry.state, CHECKPOINT) > 0
+
+    started: list[psutil.Process] = []
+    try:
+        wait_until(trains, "it does not begin")
+        started += stage.children(recursive=True)
+        snakemake = next(p for p in stage.children() if "snakemake" in p.cmdline())
+        assert sum(entry.name in p.cmdline() for p in started) >= 2
+        (stage if victim == "stage" else snakemake).kill()
+        wait_until(lambda: not any(map(alive, started)), f"some of {started} go on")
+        said = stage.communicate()[0]
+    finally:  # whatever failed, nothing trains on
+        for each in filter(alive, [stage, *started]):
+            each.kill()
+    assert stage.returncode == (-signal.SIGKILL if victim == "stage" else 2), said
+    assert "its checkpoint is kept" in (entry.path / "error.txt").read_text()
+    assert victim == "stage" or "one: interrupted; its checkpoint is kept" in said
 
 
 def stopped(process: psutil.Process) -> bool:
