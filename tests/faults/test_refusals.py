@@ -43,3 +43,12 @@ def test_in_every_kind_of_job_every_call_may_be_refused(attack, target):
     found = attack("every EIO", target)
     every(found, {})
     refused(found[target], TEXTS["EIO"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("error", ["ENOSPC", "EROFS"])
+@pytest.mark.parametrize("target", [kind for kind in RUNNERS if kind != "expert"])
+def test_every_kind_of_job_says_in_one_line_what_refused_it(attack, target, error):
+    found = attack(f"once {error}", target)
+    every(found, {target: 4})
+    refused(found[target], TEXTS[error])
