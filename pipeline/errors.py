@@ -22,6 +22,17 @@ class UserError(Exception):
     """
 
 
+class Damaged(UserError):
+    """A file whose content is not what was written.
+
+    text: what is wrong and the way out, which is to delete something and run again.
+    """
+
+    def __init__(self, path: Path, text: str):
+        super().__init__(f"{path}: {text}")
+        self.path = path
+
+
 class Transient(UserError):
     """What ended a job that is not to blame for it: another try may well succeed."""
 

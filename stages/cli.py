@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 import pipeline
-from pipeline.errors import UserError, system_message
+from pipeline.errors import Damaged, UserError, system_message
 
 # What begins a message about a key: the library knows the key, not the file it stands in.
 KEY = re.compile(r"(seed|data|latent|features|evaluate|defaults|recipes)(\.[\w-]+)*: ")
@@ -28,7 +28,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as e:
-            click.echo(f"tspace: {'params.yaml: ' if KEY.match(str(e)) else ''}{e}", err=True)
+            forgotten = _forgotten(e) if isinstance(e, Damaged) else ""
+            place = "params.yaml: " if KEY.match(str(e)) else ""
+            click.echo(f"tspace: {place}{e}{forgotten}", err=True)
             sys.exit(2)
         except OSError as e:
             message = system_message(e, Path.cwd())
@@ -43,6 +45,19 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline
+
+
+def _forgotten(damage: Damaged) -> str:
+    """What is said of DVC's cache, whose copy of an artefact is removed if it is damaged, too.
+
+    It would come back otherwise: DVC puts what its cache has in the place of equal results.
+    """
+    from stages.cache import forget_damaged
+
+    root = Path.cwd()
+    if (root / "artefacts") not in damage.path.parents or not forget_damaged(root, damage.path):
+        return ""
+    return " (so was its copy in DVC's cache, which is removed)"
 
 
 def stage_named(name: str) -> Callable[[Workspace], object]:

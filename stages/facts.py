@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import plan
-from pipeline.errors import UserError
+from pipeline.errors import Damaged, UserError
 from pipeline.params.feasibility import check_against
 from pipeline.params.load import load
 from pipeline.params.recipe import Params
@@ -69,7 +69,7 @@ def read_intact(
         return workspace.read_json(path)
     if entry.done and entry.files().get(file, {}).get("sha256") == known:
         return entry.load_json(file)
-    raise UserError(f"{path}: damaged or missing; delete {path.parent} and run `dvc repro`")
+    raise Damaged(path, f"damaged or missing; delete {path.parent} and run `dvc repro`")
 
 
 def found_entries(workspace: Workspace, stage: str) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import Damaged, UserError
 from pipeline.params.load import load
 from pipeline.params.mistakes import nearest
 from pipeline.params.recipe import Params
@@ -113,4 +113,4 @@ class Workspace:
         except FileNotFoundError as e:
             raise UserError(f"{path}: missing; {self.way_to_artefacts}") from e
         except ValueError as e:
-            raise UserError(f"{path}: damaged; delete it and run `dvc repro`") from e
+            raise Damaged(path, "damaged; delete it and run `dvc repro`") from e

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from pipeline.errors import UserError
+from stages.cache import Listing
 from stages.tools import gc
 from stages.tools.status import Needed
-from stages.tools.verify import Listing, listing, listing_md5
+from stages.tools.verify import listing, listing_md5
 from stages.workspace import Workspace
 
 OLD = time.time() - 3 * gc.RECENT_SECONDS

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 
@@ -255,3 +256,34 @@ def test_a_failed_job_costs_nobody_elses_work(tmp_path):
     assert "Traceback" not in text
     checkout.edit("learning_rate: 1.0e+6", "learning_rate: 0.001")
     assert checkout.repro("train")["experts"] == 1
+
+
+def test_damage_in_dvcs_cache_is_refused_where_it_is_read_and_does_not_come_back(
+    checkout, tmp_path
+):
+    """DVC would put what its cache has in the place of a result that was made again."""
+    root = shutil.copytree(checkout.root, tmp_path / "tspace", symlinks=True)
+    copy = Checkout(root)
+    weights = sorted((root / "artefacts" / "experts").glob("*/weights-640.safetensors"))[0]
+    good = weights.read_bytes()
+    (cached,) = [
+        path
+        for path in (root / ".dvc" / "cache" / "files" / "md5").glob("??/*")
+        if path.stat().st_size == len(good) and path.read_bytes() == good
+    ]
+    damaged = bytearray(good)
+    damaged[len(good) // 2] ^= 1
+    cached.unlink()
+    cached.write_bytes(damaged)
+    for folder in ("artefacts", "store", ".dvc/tmp"):
+        shutil.rmtree(root / folder)
+    copy.run("dvc", "checkout")
+    assert weights.read_bytes() == damaged
+    done = copy.run("dvc", "repro", "--single-item", "--force", "sample", check=False)
+    assert done.returncode != 0
+    said = f"{weights}: damaged (checksum differs); delete {weights.parent} and run again"
+    assert f"{said} (so was its copy in DVC's cache, which is removed)" in done.stderr
+    assert not cached.exists()
+    shutil.rmtree(weights.parent)
+    assert copy.repro()["experts"] == 1
+    assert weights.read_bytes() == cached.read_bytes() == good

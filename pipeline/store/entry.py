@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import UserError, room_for
+from pipeline.errors import Damaged, UserError, room_for
 from pipeline.store.files import (
     Lost,
     fault,
@@ -124,9 +124,9 @@ class Entry:
         except FileNotFoundError as e:
             raise UserError(f"{self.path}: not finished; run its stage again") from e
         except (ValueError, LookupError, TypeError, AttributeError) as e:  # other JSON, too
-            raise UserError(f"{path}: damaged; delete {self.path} and run again") from e
+            raise Damaged(path, f"damaged; delete {self.path} and run again") from e
         if not all(isinstance(size, int) and isinstance(sha, str) for size, sha in seals):
-            raise UserError(f"{path}: damaged; delete {self.path} and run again")
+            raise Damaged(path, f"damaged; delete {self.path} and run again")
         for name in files:
             if not plain(name) or name in WORKING_FILES:
                 raise UserError(f"{path}: lists {name!r}, which is no name of a result; refused")
@@ -344,7 +344,7 @@ def _check(path: Path, known: dict[str, Any]) -> None:
     except FileNotFoundError as e:
         raise UserError(f"{path}: missing; delete {path.parent} and run again") from e
     if not intact:
-        raise UserError(f"{path}: damaged (checksum differs); delete {path.parent} and run again")
+        raise Damaged(path, f"damaged (checksum differs); delete {path.parent} and run again")
 
 
 def described(holder: dict[str, Any]) -> str:

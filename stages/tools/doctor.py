@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from stages.cache import cache_folder
 from stages.numbers import counted
 from stages.report.fresh import stale
 from stages.tools.finding import Finding, run
 from stages.tools.site import check_node, check_slurm
-from stages.tools.verify import cache_folder
 from stages.workspace import Workspace
 
 SKEW_SECONDS = 5.0

@@ -17,9 +17,10 @@ import click
 
 from pipeline.errors import UserError
 from pipeline.store.entry import Entry
+from stages.cache import cached, cached_listing
 from stages.numbers import counted, si
 from stages.tools.status import needed_jobs
-from stages.tools.verify import cached, cached_listing, git, recorded
+from stages.tools.verify import git, recorded
 from stages.workspace import Workspace
 
 RECENT_SECONDS = 86_400  # what changed since may be of a run that no plan shows yet
@@ -105,10 +106,10 @@ def _needed(workspace: Workspace) -> tuple[dict[str, str], int]:
     refs = git(workspace, "for-each-ref", "--format=%(objectname)", *REFS).split()
     for commit in dict.fromkeys([git(workspace, "rev-parse", "HEAD").strip(), *refs]):
         for md5 in _folders(workspace, commit):
-            files = cached_listing(workspace, md5)
+            files = cached_listing(workspace.root, md5)
             if files is not None and "manifest.json" not in files:
                 continue  # mixtures, results: they hold no entries
-            manifest = files and cached(workspace, files["manifest.json"])
+            manifest = files and cached(workspace.root, files["manifest.json"])
             if not (manifest and manifest.exists()):
                 unknown.add(md5)
                 continue

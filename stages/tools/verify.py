@@ -5,11 +5,9 @@ Reads files, git and DVC's cache; changes nothing.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError, one_line
+from stages.cache import Listing, cached_listing, md5_of
 from stages.numbers import counted
 from stages.report.fresh import stale
 from stages.workspace import Workspace
 
 SHOWN_FILES = 20  # of a stage's files that differ
-
-Listing = dict[str, str]  # path within a folder -> md5
 
 
 def verify(workspace: Workspace, rev: str) -> bool:
@@ -105,11 +102,11 @@ def compare(workspace: Workspace, out: dict[str, Any]) -> tuple[str, list[str]]:
     if not path.exists():
         return "missing", []
     if not path.is_dir():
-        return ("equal" if _md5(path) == out["md5"] else "differs"), []
+        return ("equal" if md5_of(path) == out["md5"] else "differs"), []
     here = listing(path)
     if listing_md5(here) == out["md5"]:
         return "equal", []
-    there = cached_listing(workspace, out["md5"])
+    there = cached_listing(workspace.root, out["md5"])
     if there is None:
         way = "; `dvc fetch` brings it" if workspace.has_remote else ""
         return "differs", [f"in which files is not known: DVC's cache has no list of them{way}"]
@@ -119,35 +116,13 @@ def compare(workspace: Workspace, out: dict[str, Any]) -> tuple[str, list[str]]:
 def listing(folder: Path) -> Listing:
     """Every file below a folder with its md5."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _md5(path) for path in files}
+    return {path.relative_to(folder).as_posix(): md5_of(path) for path in files}
 
 
 def listing_md5(files: Listing) -> str:
     """What DVC knows a folder by: the md5 of its list of files."""
     items = [{"md5": files[name], "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(items, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def cached(workspace: Workspace, md5: str) -> Path:
-    """Where DVC's cache has a file or the list of a folder; it need not be there."""
-    return cache_folder(workspace.root) / "files" / "md5" / md5[:2] / md5[2:]
-
-
-@functools.cache
-def cache_folder(root: Path) -> Path:
-    """DVC's cache of a checkout."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return root / done.stdout.strip() if done.stdout.strip() else root / ".dvc" / "cache"
-
-
-def cached_listing(workspace: Workspace, md5: str) -> Listing | None:
-    """The list of a folder from DVC's cache; None if it is not there or damaged."""
-    try:
-        items = json.loads(cached(workspace, md5).read_text())
-        return {item["relpath"]: item["md5"] for item in items}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _differences(here: Listing, there: Listing, labels: dict[str, str]) -> Iterator[str]:
@@ -177,8 +152,3 @@ def _pulled(workspace: Workspace, stages: dict[str, list[dict[str, Any]]]) -> in
         for item in workspace.read_json(path)["entries"]
     }
     return sum(not workspace.store.entry(name).circumstances() for name in names)
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "md5").hexdigest()
