@@ -38,7 +38,9 @@ Forms = Sequence[type[Block]]
 def document() -> str:
     """The text of docs/params.md. ValueError for a block or key without a docstring."""
     parts = [introduction()]
-    for (owner, key), place in places().items():
+    # A block that several forms hold, by a key of all, has one place.
+    first = {place: at for at, place in reversed(places().items())}
+    for place, (owner, key) in reversed(first.items()):
         parts += [f"{'###' if '.' in place else '##'} {place}", *section(owner, key)]
     return "\n\n".join(parts) + "\n"
 

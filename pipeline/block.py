@@ -98,3 +98,8 @@ class Form(Block):
     @property
     def maker(self) -> Callable[..., Any]:
         return named(self.made_by)
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """All functions that the form names: its own, and those of a form within it."""
+        return (self.made_by,)

@@ -10,12 +10,12 @@ Entries are named `kind/digest`. Log-SNRs of states go from the cleanest to the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from pipeline.block import Block, neutral
+from pipeline.block import Block, Form, LogSnr, neutral
 from pipeline.data.params import Autoencoder, Diffusers
 from pipeline.errors import UserError
 from pipeline.evaluation.params import Features
@@ -209,10 +209,24 @@ class MergedSpec(Spec):
     kept: list[float] = neutral([])
 
 
+class Led(Form):
+    """Where guidance leads samples away from what, if not everywhere from the same model without
+    its classes.
+
+    interval: log-SNRs from the lower, inclusive, to the upper; guide: the mixture that is led away
+    from.
+    """
+
+    made_by: ClassVar[str] = "pipeline.sampling.guidance:Guided"
+    interval: list[LogSnr] | None = neutral(None)
+    guide: dict[str, Any] | None = neutral(None)
+
+
 class SamplesSpec(Spec):
     mixture: dict[str, Any]
     states: States
     sampling: Annotated[Sampling, Field(discriminator="kind")]
+    led: Led | None = neutral(None)
     class_counts: list[int] = neutral([])
     first: int  # samples first .. last - 1
     last: int
@@ -240,6 +254,7 @@ class OutputsSpec(Spec):
     mixture: dict[str, Any]
     states: States
     sampling: DdimSampling
+    led: Led | None = neutral(None)
     levels: list[list[float]]  # what is compared, and the state at which this recipe is asked
     samples: int
     nearest: int

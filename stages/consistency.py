@@ -78,14 +78,14 @@ def consistency_jobs(
     if params.evaluate.consistency is None:
         return {}, {}
     facts = facts_of(workspace)
+    recipes, compared = plan.experts(params, facts), params.evaluate.consistency.recipes
+    ends = {name: merge.milestones_of(workspace, name)[-1] for name in compared}
     return plan.consistency(
         params,
         facts,
-        plan.experts(params, facts),
-        {
-            name: merge.milestones_of(workspace, name)[-1]["mixture"]
-            for name in params.evaluate.consistency.recipes
-        },
+        recipes,
+        {name: end["mixture"] for name, end in ends.items()},
+        {name: merge.guide_of(workspace, recipes[name], ends[name]["images"]) for name in compared},
         plan.features(params, facts),
     )
 
@@ -101,7 +101,7 @@ def run_outputs(
 
     torch.set_num_threads(spec.threads)
     extractor, _ = extractor_of(store.entry(spec.features), workspace)
-    mixture = mixture_of(spec.mixture, store, workspace)
+    mixture = mixture_of(spec.mixture, store, workspace, spec.led)
     count, seed, asked = spec.samples, spec.seed, [own for _, own in spec.levels]
     total = len(spec.states) + len(asked)
     reporter.unit = "states"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, room_for
-from pipeline.specs import File, Images
+from pipeline.specs import File, Images, Led
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import keep, kept, replacing, write_text
 from pipeline.store.identity import file_digest
@@ -69,10 +69,17 @@ def checked_file(workspace: Workspace, file: File) -> Path:
     return path
 
 
-def mixture_of(description: dict[str, Any], store: Store, workspace: Workspace):
+def mixture_of(
+    description: dict[str, Any], store: Store, workspace: Workspace, led: Led | None = None
+):
+    """A mixture ready to denoise. led: what its samples are led away from, and where."""
     from pipeline.sampling.mixture import Mixture
 
-    return Mixture(description, file_of(store), device(), workspace.root)
+    mixture = Mixture(description, file_of(store), device(), workspace.root)
+    if led is None:
+        return mixture
+    guide = led.guide and mixture_of(led.guide, store, workspace)
+    return led.maker(mixture, led.interval, guide)
 
 
 def file_of(store: Store):

@@ -78,6 +78,16 @@ def _members(
     ]
 
 
+def guide_of(workspace: Workspace, recipe: plan.RecipePlan, images: int) -> dict[str, Any] | None:
+    """The mixture that the samples of a recipe's milestone are led away from; None without one."""
+    guide = recipe.recipe.sampling.guide
+    if guide is None or not recipe.guided(images):
+        return None
+    items = milestones_of(workspace, guide.recipe or recipe.name)
+    known = {item["images"]: item["mixture"] for item in items}
+    return known[guide.milestone or max(known)]
+
+
 def milestones_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
     """A recipe's mixtures, by milestone."""
     return workspace.read_sealed(workspace.artefacts("mixtures") / f"{name}.json")["milestones"]

@@ -17,7 +17,7 @@ from pipeline.store.files import replacing
 from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.inputs import codec_of, dataset_of, mixture_of, save_array
-from stages.merge import milestones_of
+from stages.merge import guide_of, milestones_of
 from stages.numbers import counted
 from stages.pictures import as_image, grid, save
 from stages.reporter import Reporter
@@ -31,11 +31,10 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     where the recipe is told them; no suffix: a folder of single pictures. UserError for others.
     """
     from pipeline import plan
-    from pipeline.sampling.mixture import Mixture, draw
+    from pipeline.sampling.mixture import draw
     from stages import merge
     from stages.facts import class_names, facts_of
     from stages.fanout import adopt
-    from stages.inputs import device
 
     workspace.known_recipe(name)
     suffix = out.suffix.lower()
@@ -47,11 +46,10 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
     recipe = plan.experts(workspace.params, facts)[name]
     for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
         adopt(workspace, stage)
-    mixture = Mixture(
-        merge.milestones_of(workspace, name)[-1]["mixture"],
-        lambda e: workspace.store.entry(e["entry"]).file(e["file"]),
-        device=device(),
-    )
+    last = merge.milestones_of(workspace, name)[-1]
+    guide = guide_of(workspace, recipe, last["images"])
+    led = plan.led_of(recipe, guide)
+    mixture = mixture_of(last["mixture"], workspace.store, workspace, led)
     images, classes = draw(
         mixture,
         recipe.sampling_states,
@@ -59,7 +57,7 @@ def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path
         seed=seed,
         batch=workspace.params.evaluate.batch,
         class_counts=plan.class_counts(workspace.params, facts, recipe),
-        sampling=recipe.recipe.sampling,
+        sampling=plan.own_sampling(recipe, guide),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".png":
@@ -88,7 +86,7 @@ def run_samples(
     torch.set_num_threads(spec.threads)
     reporter.unit = "states"
     images, labels = draw(
-        mixture_of(spec.mixture, store, workspace),
+        mixture_of(spec.mixture, store, workspace, spec.led),
         spec.states,
         range(spec.first, spec.last),
         seed=spec.seed,
@@ -140,7 +138,12 @@ def sample_jobs(
     """The sampling jobs of each recipe and milestone."""
     return {
         (name, item["images"]): plan.samples(
-            params, facts, recipe, item["mixture"], f"{name} at {item['images']:,}"
+            params,
+            facts,
+            recipe,
+            item["mixture"],
+            f"{name} at {item['images']:,}",
+            guide_of(workspace, recipe, item["images"]),
         )
         for name, recipe in recipes.items()
         for item in milestones_of(workspace, name)

@@ -369,6 +369,51 @@ REFUSED_LATE = [
         "sampling.guidance: 2 asks for; use 0.1, or guidance 1",
     ),
     (
+        "recipes.one.sampling",
+        {"guidance_interval": [-1.0, 2.0]},
+        "recipes.one.sampling.guidance_interval: means nothing at sampling.guidance: 1; raise that",
+    ),
+    (
+        "recipes.one.sampling",
+        {"guide": {"milestone": 1}},
+        "recipes.one.sampling.guide: means nothing at sampling.guidance: 1; raise that",
+    ),
+    (
+        "recipes.one.sampling",
+        {"guidance": 2.0, "guide": {"recipe": "two"}, "guidance_interval": [2.0, 2.0]},
+        "recipes.one.sampling.guidance_interval: must ascend, found [2.0, 2.0]",
+    ),
+    (
+        "recipes.one.sampling",
+        {"guidance": 2.0, "guide": {"recipe": "tow"}},
+        "recipes.one.sampling.guide.recipe: 'tow' is no recipe; did you mean `two`? "
+        "(one of: one, two)",
+    ),
+    (
+        "recipes.one.sampling",
+        {"guidance": 2.0, "guide": {}},
+        "recipes.one.sampling.guide: a model cannot guide itself: name an earlier one of its "
+        "training.milestones, of which there is none, or another recipe",
+    ),
+    (
+        "recipes.one",
+        {
+            "training": {"images": 100, "milestones": [20, 50]},
+            "sampling": {"guidance": 2.0, "guide": {"milestone": 100}},
+        },
+        "recipes.one.sampling.guide.milestone: 'one' has no such milestone that could guide this "
+        "one; use one of 20, 50",
+    ),
+    (
+        "recipes.two",
+        {
+            "training": {"images": 100, "milestones": [20]},
+            "sampling": {"guidance": 2.0, "guide": {"recipe": "two"}},
+        },
+        "recipes.two.sampling.guide.milestone: 'two' has no such milestone that could guide this "
+        "one; use one of 20",
+    ),
+    (
         "recipes.two.schedule",
         {"kind": "log-snr", "states": 1, "zero_terminal": True},
         "recipes.two.schedule.zero_terminal: leaves no state to train; give two `states` or more",

@@ -40,7 +40,8 @@ def params(*recipes, **settings):
 def planned(given):
     recipes = plan.experts(given, FACTS)
     mixtures = {name: {"experts": [{"entry": f"expert/{name}"}]} for name in recipes}
-    return plan.consistency(given, FACTS, recipes, mixtures, plan.features(given, FACTS))
+    guides = dict.fromkeys(recipes)
+    return plan.consistency(given, FACTS, recipes, mixtures, guides, plan.features(given, FACTS))
 
 
 def test_a_name_with_seeds_stands_for_all_of_its_runs():

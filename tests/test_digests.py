@@ -163,6 +163,10 @@ TABLE = {
         replace("pipeline/levels/curriculum.py", "MOST_CLUSTERS = 20", "MOST_CLUSTERS = 10"),
         set(),
     ),
+    "edit guidance that only some use": (
+        replace("pipeline/sampling/guidance.py", "both if low <=", "both if low <"),
+        set(),
+    ),
     "add a network": (
         edits(
             add("pipeline/networks/wide.py", "from pipeline.networks.unet import unet as wide\n"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline import plan
 from pipeline.sampling.mixture import Mixture
-from stages import merge
+from stages import merge, sample
+from stages.facts import facts_of
 from stages.tools import plan as planning
 from stages.workspace import Workspace
 from tests.workflow import run_stages
@@ -98,6 +100,14 @@ PARAMS = {
             "merge": {"method": "post-hoc", "length": 0.07},
         },
         "snapshots": {"schedule": TWELVE, "merge": {"method": "snapshots", "images": 48}},
+        "led": {
+            "schedule": TWELVE,
+            "sampling": {
+                "guidance": 1.5,
+                "guidance_interval": [-4.0, 4.0],
+                "guide": {"milestone": 300},
+            },
+        },
         "paired": {
             "schedule": TWELVE,
             "seeds": [0, 1],
@@ -152,6 +162,18 @@ def test_merging_makes_one_network_and_branches_share_the_parents_encoder(worksp
             for name, p in own.encoder.named_parameters()
         )
         assert len(own.decoders) == 1
+
+
+def test_samples_are_led_away_from_an_earlier_milestone(workspace):
+    """What was drawn at the end depends on the earlier milestone, whose own samples do not."""
+    facts = facts_of(workspace)
+    recipes = plan.experts(workspace.params, facts)
+    jobs = sample.sample_jobs(workspace, workspace.params, facts, {"led": recipes["led"]})
+    [early], [late] = (jobs["led", images] for images in (300, 600))
+    assert early.spec.led is None and early.spec.sampling.guidance == 1.0
+    known = {m["images"]: m["mixture"] for m in merge.milestones_of(workspace, "led")}
+    assert late.spec.led.guide == known[300] and late.spec.mixture == known[600]
+    assert all(workspace.store.entry(job.name).done for job in (early, late))
 
 
 def test_the_report_shows_what_there_was(workspace):

@@ -330,9 +330,11 @@ def test_evaluations_are_those_that_a_sampler_asks_for(kind, states):
     settings = block(Annotated[Sampling, Field(discriminator="kind")], {"kind": kind})
     sampler(settings)(denoise, torch.zeros(1, 1, 2, 2), states, noise=lambda _: torch.zeros(1))
     of_networks = [state for state in asked if state > -np.inf]
-    finite = sum(state > -np.inf for state in states)
-    assert forecast._evaluations(finite, kind, guided=False) == len(of_networks)
-    assert forecast._evaluations(finite, kind, guided=True) == 2 * len(of_networks)
+    assert forecast._evaluations(states, settings) == (len(of_networks), 0)
+    guided = settings.model_copy(update={"guidance": 2.0})
+    assert forecast._evaluations(states, guided) == (len(of_networks),) * 2
+    within = [state for state in of_networks if -1 <= state < 5]
+    assert forecast._evaluations(states, guided, [-1.0, 5.0]) == (len(of_networks), len(within))
 
 
 def test_sampling_is_part_of_the_cost(restored):
@@ -341,7 +343,7 @@ def test_sampling_is_part_of_the_cost(restored):
     found = planning.outlook(changed, "one")
     [drawn] = found.drawings
     assert (drawn.samples, drawn.samples_left, drawn.evaluations) == (32, 32, 14)
-    assert drawn.guided
+    assert drawn.guiding == 7
     forward = flops_of(experts_of(changed, "one")[0].spec)
     assert drawn.flops_left == pytest.approx(32 * 14 * forward)
     assert drawn.seconds_left == pytest.approx(
@@ -360,7 +362,7 @@ def test_measured_sampling_tells_the_time_of_sampling(tmp_path):
         entry = workspace.store.plan("samples", spec)
         write_sealed(entry.path / "circumstances.json", {"seconds": seconds})
         entry.finish()
-    key = forecast._evaluated({**mixture, **network}, guided=False)
+    key = forecast._evaluated([{**mixture, **network}], guided=False)
     assert forecast.evaluation_seconds(workspace) == {key: 3.0}
 
 

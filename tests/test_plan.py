@@ -231,6 +231,78 @@ def test_a_fitted_schedule_needs_its_measurement_and_follows_it():
     assert np.array_equal(of(recipes)["fitted"].log_snr, expected)
 
 
+GUIDED = {"kind": "ddim", "guidance": 2.0}
+
+
+def guided(**guide):
+    return {"schedule": EIGHT, "sampling": GUIDED | {"guide": guide}}
+
+
+def test_a_guide_is_part_of_the_samples_and_of_no_expert():
+    recipes = {"good": guided(recipe="bad"), "bad": {"schedule": EIGHT}}
+    resolved = resolve({**copy.deepcopy(RAW), "recipes": recipes})
+    found = plan.experts(resolved, FACTS)
+    good, bad = found["good"], found["bad"]
+    assert names(good) == names(bad)
+
+    def described(name, sha256):
+        part = {"entry": f"expert/{name}", "file": "w", "sha256": sha256}
+        return {"experts": [part | {"network": {"kind": "unet"}}]}
+
+    def jobs(guide):
+        return plan.samples(resolved, FACTS, good, described("one", "0"), "good", guide)
+
+    [one], [other] = jobs(described("two", "1")), jobs(described("two", "2"))
+    assert one.name != other.name
+    assert one.needs == ("expert/one", "expert/two")
+    assert one.spec.sampling.guidance == 2.0 and one.spec.sampling.guide is None
+    assert one.spec.led.guide == described("two", "1")
+    [plain] = jobs(None)  # a milestone that is not guided, as of a recipe without guidance
+    assert plain.spec.sampling.guidance == 1.0 and plain.needs == ("expert/one",)
+    [same] = plan.samples(resolved, FACTS, bad, described("one", "0"), "bad")
+    assert plain.name == same.name
+
+
+def test_a_milestone_is_not_led_away_from_itself_or_a_later_one():
+    training = {"milestones": [100, 500]}
+    recipes = {
+        "own": guided(milestone=500) | {"training": training, "seeds": [0, 1]},
+        "other": guided(recipe="own") | {"training": training, "seeds": [1]},
+        "free": {"schedule": EIGHT, "sampling": GUIDED, "network": {"class_conditional": True}},
+    }
+    found = of(recipes)
+    assert found["other-seed1"].recipe.sampling.guide.recipe == "own-seed1"
+    own = found["own-seed0"]
+    assert [own.guided(m) for m in own.milestones] == [False, False, True]
+    assert all(found["other-seed1"].guided(m) for m in own.milestones)
+    assert found["free"].guided(1000)
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        ({"recipe": "split"}, None),
+        ({"recipe": "dense"}, None),
+        ({"recipe": "narrow"}, r"'narrow' learnt nothing at 4 of the states .* log-SNR 9;"),
+        ({"recipe": "shifted"}, r"'shifted' learnt nothing at 8 of the states .* log-SNR 9;"),
+    ],
+)
+def test_a_guide_must_know_the_states_that_are_sampled(guide, message):
+    alone = {"partition": {"kind": "per-state"}}
+    recipes = {
+        "one": guided(**guide),
+        "split": {"schedule": EIGHT} | alone,
+        "dense": {"schedule": {"kind": "log-snr", "states": 40}},
+        "narrow": {"schedule": EIGHT | {"log_snr_max": 4, "log_snr_min": -4}},
+        "shifted": {"schedule": EIGHT | {"shift": 0.2}} | alone,
+    }
+    if message is None:
+        of(recipes)
+        return
+    with pytest.raises(UserError, match=f"recipes.one.sampling.guide: {message}"):
+        of(recipes)
+
+
 def test_a_state_without_signal_has_no_expert():
     recipes = {
         "ends": {

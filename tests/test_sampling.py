@@ -11,8 +11,9 @@ from pydantic import Field
 
 from pipeline.levels.schedule import subset
 from pipeline.sampling import samplers
+from pipeline.sampling.guidance import led
 from pipeline.sampling.params import Sampling
-from pipeline.sampling.samplers import clipped, guided
+from pipeline.sampling.samplers import clipped
 from tests.levels import states_of as build
 from tests.mixtures import GaussianMixture, three_in_the_plane, two_on_a_line
 from tests.specs import block
@@ -21,6 +22,7 @@ SOLVERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
 
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp-2m")
+ALL = (-math.inf, math.inf)  # noise levels
 
 
 def sampler(kind, **options):
@@ -407,19 +409,60 @@ def test_clipping_bounds_every_estimate():
 def test_guidance_tilts_the_distribution_towards_the_condition():
     """With equal spreads, guidance g moves a Gaussian conditional to mean m_u + g (m_c - m_u)."""
     spread = [[[0.2, 0.0], [0.0, 0.3]]]
-    conditional = GaussianMixture([1.0], [[1.0, -0.5]], spread)
-    unconditional = GaussianMixture([1.0], [[0.2, 0.1]], spread)
-
-    def both(x, log_snr):
-        return conditional.posterior_mean(x, log_snr), unconditional.posterior_mean(x, log_snr)
-
+    conditional = GaussianMixture([1.0], [[1.0, -0.5]], spread).posterior_mean
+    unconditional = GaussianMixture([1.0], [[0.2, 0.1]], spread).posterior_mean
     x, states = normal(30, 2), even(20)
     for guidance, mean in ((0.0, [0.2, 0.1]), (1.0, [1.0, -0.5]), (2.5, [2.2, -1.4])):
         tilted = GaussianMixture([1.0], [mean], spread)
         torch.testing.assert_close(
-            sampler("ddim")(guided(both, guidance), x, states),
+            sampler("ddim")(led(conditional, unconditional, guidance, ALL), x, states),
             sampler("ddim")(tilted.posterior_mean, x, states),
         )
+
+
+@pytest.mark.parametrize("log_snr", [-4.0, -0.5, 2.0])
+def test_a_worse_model_of_a_gaussian_is_corrected_beyond_the_better_one(log_snr):
+    """Autoguidance in closed form: widths v_m of the model, v_g of the guide, both too large.
+
+    x0hat = alpha v x/(alpha^2 v + sigma^2), so the guided answer is that of one Gaussian, whose
+    width is below the model's: samples concentrate, as the paper says.
+    """
+    model, worse, scale = 1.3, 1.9, 1.5
+    alpha2 = 1 / (1 + math.exp(-log_snr))
+    gain = [math.sqrt(alpha2) * v / (alpha2 * v + 1 - alpha2) for v in (model, worse)]
+    gain = gain[1] + scale * (gain[0] - gain[1])
+    width = gain * (1 - alpha2) / (math.sqrt(alpha2) - gain * alpha2)
+    assert 0 < width < model
+    one, other, both = (
+        GaussianMixture([1.0], [[0.0]], [[[v]]]).posterior_mean for v in (model, worse, width)
+    )
+    x = normal(20, 1)
+    torch.testing.assert_close(led(one, other, scale, ALL)(x, log_snr), both(x, log_snr))
+
+
+def test_guidance_within_an_interval_asks_the_other_model_there_alone():
+    mixture, x = three_in_the_plane(), normal(12, 2)
+    states = even(13, top=6.0)  # -6, -5, ... 6
+    asked = []
+
+    def other(x, log_snr):
+        asked.append(log_snr)
+        return torch.zeros_like(x)
+
+    walk = sampler("ddim")
+    seen = {}
+    for interval in ((-2.0, 3.0), (-100.0, -50.0)):
+        steps = []
+        walk(led(mixture.posterior_mean, other, 2.0, interval), x, states, callback=steps.append)
+        seen[interval] = {
+            d["log_snr"]: d["x0"] - mixture.posterior_mean(d["x"], d["log_snr"]) for d in steps
+        }
+    assert asked == [-2.0, -1.0, 0.0, 1.0, 2.0]
+    for interval, changes in seen.items():
+        for log_snr, change in changes.items():
+            assert bool(change.abs().max() > 0) == (interval[0] <= log_snr < interval[1])
+    free = walk(mixture.posterior_mean, x, states)
+    assert torch.equal(walk(led(mixture.posterior_mean, other, 2.0, (-100, -50)), x, states), free)
 
 
 def test_a_subset_of_states_samples_like_a_schedule_of_its_own():

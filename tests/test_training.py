@@ -21,6 +21,7 @@ from pipeline.networks.build import network_of
 from pipeline.noise import pairing, philox
 from pipeline.params.load import resolve
 from pipeline.sampling import samplers
+from pipeline.sampling.guidance import Guided
 from pipeline.sampling.mixture import Mixture, describe, draw, member
 from pipeline.sampling.params import Sampling
 from pipeline.training import draws, run, train
@@ -356,6 +357,67 @@ def test_clipped_samples_are_of_estimates_within_the_range_of_pixels(tmp_path):
     for clip, expected in found.items():
         drawn, _ = draw(mixture, states, range(8), seed=0, sampling=sampling(clip=clip))
         assert np.array_equal(drawn, expected)
+
+
+def test_samples_are_led_away_from_a_worse_model_but_not_where_nothing_is_known(tmp_path):
+    """The guide has classes of its own or none; at a state without signal it is not asked."""
+    states = [4.0, 0.0, -4.0]
+    mixture = Mixture(mixture_of([(tmp_path, "state", 0, 2)], expert_spec(), states), None)
+    guide = Mixture(mixture_of([(tmp_path, "state", 0, 2)], expert_spec(), states), None)
+    asked = []
+    mixture.denoise = lambda x, log_snr, labels=None: 0.5 * x
+
+    def denoise(x, log_snr, labels=None):
+        asked.append(log_snr)
+        return 0.25 * x
+
+    guide.denoise = denoise
+    led, terminal = Guided(mixture, None, guide), [*states, "-inf"]
+    led.denoise = mixture.denoise
+    drawn, _ = draw(led, terminal, range(8), seed=0, sampling=sampling(guidance=2.0))
+    assert asked == [-4.0, 0.0, 4.0]
+    start = philox.normal(philox.derive_key(0, "sampling"), 0, torch.arange(8), (1, SIZE, SIZE))
+
+    def expected(x, log_snr):  # 0.25 + 2 (0.5 - 0.25)
+        return (0.5 if log_snr == -np.inf else 0.75) * x
+
+    expected = samplers.ddim(eta=0.0)(expected, start, [*states, -np.inf])
+    assert np.array_equal(drawn, mixture.decode(expected))
+    asked.clear()
+    led = Guided(mixture, [-1.0, 4.0], guide)
+    led.denoise = mixture.denoise
+    draw(led, states, range(8), seed=0, sampling=sampling(guidance=2.0))
+    assert asked == [0.0]
+
+
+@pytest.mark.parametrize("guide_classes", [0, 3])
+def test_a_guide_is_told_the_classes_that_it_knows(tmp_path, guide_classes):
+    states, asked = [4.0, 0.0], []
+    parts = [(tmp_path, "state", 0, 1)]
+    mixture = Mixture(mixture_of(parts, expert_spec(classes=3), states), None)
+    guide = Mixture(mixture_of(parts, expert_spec(classes=guide_classes), states), None)
+
+    def remembering(who):
+        def denoise(x, log_snr, labels=None):
+            asked.append((who, None if labels is None else labels.tolist()))
+            return x
+
+        return denoise
+
+    labels = np.array([2, 0, 1, 2])
+    guide.denoise = remembering("guide")
+
+    def ask(interval, guide, guidance=2.0):
+        asked.clear()
+        led = Guided(mixture, interval, guide)
+        led.denoise = remembering("own")
+        draw(led, states, range(4), seed=0, sampling=sampling(guidance=guidance), labels=labels)
+        return asked
+
+    own, told = ("own", labels.tolist()), labels.tolist() if guide_classes else None
+    assert ask(None, guide) == [own, ("guide", told)] * 2
+    assert ask([-1.0, 4.0], None) == [own, ("own", [3, 3, 3, 3]), own]
+    assert ask([-1.0, 4.0], guide, 1.0) == [own, own]
 
 
 def test_the_noise_of_churn_is_none_of_the_other_steps_or_the_starts(

@@ -157,6 +157,7 @@ def _require_intervals(intervals: int, most: int, what: str) -> None:
         raise UserError(f"clustering: {intervals} intervals for {most} {what}")
 
 
+SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
 CONTINUOUS_STATES = 1000  # a continuous range is cut as if it were so many even states
 
 # The partitions that are found from the data, by a job of their own.

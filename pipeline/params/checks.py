@@ -152,6 +152,41 @@ def strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tup
         yield "prediction", f"must be its parent's, {source.prediction}"
 
 
+def strange_guide(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tuple[str, str]]:
+    """What is wrong with the model that a recipe's samples are led away from."""
+    recipe = recipes[name]
+    guide = recipe.sampling.guide
+    if guide is None:
+        return
+    of = guide.recipe or name
+    if of not in recipes:
+        yield "sampling.guide.recipe", f"{of!r} is no recipe; {nearest(of, list(recipes))}"
+        return
+    source = recipes[of]
+    known = sorted({*source.training.milestones, source.training.images})
+    if of == name:
+        known = [images for images in known if images < recipe.training.images]
+    if not known:
+        yield (
+            "sampling.guide",
+            "a model cannot guide itself: name an earlier one of its training.milestones, of which "
+            "there is none, or another recipe",
+        )
+    elif (guide.milestone or source.training.images) not in known:
+        yield (
+            "sampling.guide.milestone",
+            f"{of!r} has no such milestone that could guide this one; use one of "
+            f"{', '.join(map(str, known))}",
+        )
+    if source.network.class_conditional and not recipe.network.class_conditional:
+        yield (
+            "sampling.guide.recipe",
+            f"{of!r} is class-conditional, and samples of this recipe have no classes",
+        )
+    if source.seeds and not set(recipe.seeds or [recipe.seed]) <= set(source.seeds):
+        yield "seeds", f"its guide {of!r} has seeds {source.seeds}; use some of these"
+
+
 def _one_network(recipe: Recipe) -> bool:
     joint = bool(recipe.network.decoders) and recipe.training.train == "all"
     return joint or isinstance(recipe.partition, SinglePartition)
@@ -251,17 +286,41 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         yield "sampling.steps", "a continuous schedule needs a number of steps"
     if not getattr(recipe.pairing, "within_class", True) and not recipe.network.class_conditional:
         yield "pairing.within_class", "needs network.class_conditional: true (or leave it out)"
-    if recipe.sampling.guidance != 1.0 and not recipe.network.class_conditional:
-        yield "sampling.guidance", "needs network.class_conditional: true (or set it to 1.0)"
-    elif recipe.sampling.guidance != 1.0 and not recipe.network.label_dropout:
-        yield (
-            "network.label_dropout",
-            f"0 trains nothing without labels, which sampling.guidance: "
-            f"{recipe.sampling.guidance:g} asks for; use 0.1, or guidance 1",
-        )
+    yield from _strange_guidance(recipe)
     highest = getattr(recipe.sampling, "s_max", None)
     if highest is not None and recipe.sampling.s_min >= highest:
         yield "sampling.s_min", f"must be below s_max ({highest})"
+
+
+def _strange_guidance(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
+    sampling = recipe.sampling
+    interval = sampling.guidance_interval
+    if interval is not None and interval[0] >= interval[1]:
+        yield "sampling.guidance_interval", f"must ascend, found {interval}"
+    given = [key for key in ("guidance_interval", "guide") if getattr(sampling, key) is not None]
+    if sampling.guidance == 1.0:
+        for key in given:
+            yield f"sampling.{key}", "means nothing at sampling.guidance: 1; raise that"
+        return
+    if given and getattr(recipe.merge, "confirm", 0):
+        yield (
+            "merge.confirm",
+            f"draws samples of networks that are not made yet, without sampling.{given[-1]}; leave "
+            "one of them out",
+        )
+    if sampling.guide is not None:
+        return
+    if not recipe.network.class_conditional:
+        yield (
+            "sampling.guidance",
+            "needs network.class_conditional: true, or a sampling.guide (or set it to 1.0)",
+        )
+    elif not recipe.network.label_dropout:
+        yield (
+            "network.label_dropout",
+            f"0 trains nothing without labels, which sampling.guidance: {sampling.guidance:g} "
+            "asks for; use 0.1, or guidance 1",
+        )
 
 
 def _experts(recipe: Recipe) -> int | None:

@@ -13,6 +13,7 @@ from pipeline.params.checks import (
     contradictions,
     runs_of,
     same_names,
+    strange_guide,
     strange_parent,
     strange_sections,
     too_many,
@@ -95,9 +96,8 @@ def resolve(raw: Any, source: str = "params.yaml", required: Sequence[str] = ())
             problems.extend(f"{'.'.join(path)}.{key}: {text}" for key, text in found)
             resolved[name] = recipe
     for name in resolved:
-        problems.extend(
-            f"recipes.{name}.{key}: {text}" for key, text in strange_parent(name, resolved)
-        )
+        for key, text in (*strange_parent(name, resolved), *strange_guide(name, resolved)):
+            problems.append(f"recipes.{name}.{key}: {text}")
     problems.extend(same_names(resolved))
     if top is not None:
         problems.extend(strange_sections(top))
@@ -137,7 +137,7 @@ def _compared(names: list[str], recipes: dict[str, Recipe], problems: list[str])
 
 
 def _by_seed(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
-    """Every recipe with `seeds` as one recipe a seed; a parent is the one of the same seed."""
+    """Every recipe with `seeds` as one recipe a seed; parent and guide are those of its seed."""
     each: dict[str, Recipe] = {}
     for name, recipe in recipes.items():
         parent = recipe.training.parent
@@ -146,6 +146,11 @@ def _by_seed(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
             if parent is not None and recipes[parent].seeds:
                 training = recipe.training.model_copy(update={"parent": f"{parent}-seed{seed}"})
                 own = own.model_copy(update={"training": training})
+            guide = own.sampling.guide
+            if guide is not None and guide.recipe is not None and recipes[guide.recipe].seeds:
+                guide = guide.model_copy(update={"recipe": f"{guide.recipe}-seed{seed}"})
+                sampling = own.sampling.model_copy(update={"guide": guide})
+                own = own.model_copy(update={"sampling": sampling})
             each[run] = own
     return each
 

@@ -133,4 +133,5 @@ class Job:
 
 def code_of(kind: str, *forms: Form) -> str:
     """Digest of the code that makes the numbers of a kind of job, with these forms of blocks."""
-    return code_digest(*CODE[kind], *(form.made_by for form in forms), apart=QUIET)
+    makers = [maker for form in forms for maker in form.makers]
+    return code_digest(*CODE[kind], *makers, apart=QUIET)

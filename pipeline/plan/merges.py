@@ -60,6 +60,15 @@ class RecipePlan:
         """The states that a network answers for: all but one without any signal."""
         return self.log_snr if self.continuous else self.log_snr[np.isfinite(self.log_snr)]
 
+    def guided(self, milestone: int) -> bool:
+        """Whether the samples of a milestone are drawn with guidance.
+
+        A milestone is not led away from itself, nor from a later one of its own recipe.
+        """
+        sampling, guide = self.recipe.sampling, self.recipe.sampling.guide
+        own = guide is not None and guide.recipe in (None, self.name)
+        return sampling.guidance != 1 and not (own and milestone <= guide.milestone)
+
     def weights(self, milestone: int) -> list[Weights]:
         """The networks that the recipe has at a milestone: one an expert, or the merged one."""
         if milestone in self.merged:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
+from pipeline.block import Form
+from pipeline.networks.params import Network
 from pipeline.params.recipe import Params
 from pipeline.plan.inputs import DatasetFacts, encoder, images_of, latents
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import RecipePlan
-from pipeline.sampling.params import DdimSampling
+from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.specs import (
     ConsistencySpec,
+    Led,
     OutputsSpec,
     ReconstructionsSpec,
     SamplesSpec,
@@ -22,6 +26,7 @@ from pipeline.specs import (
     as_states,
 )
 
+NETWORK = TypeAdapter(Annotated[Network, Field(discriminator="kind")])
 NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
 
 
@@ -38,26 +43,33 @@ def class_counts(params: Params, data: DatasetFacts, plan: RecipePlan) -> list[i
 
 
 def samples(
-    params: Params, data: DatasetFacts, plan: RecipePlan, mixture: dict[str, Any], label: str
+    params: Params,
+    data: DatasetFacts,
+    plan: RecipePlan,
+    mixture: dict[str, Any],
+    label: str,
+    guide: dict[str, Any] | None = None,
 ) -> list[Job]:
     """Jobs that draw the samples to be scored from one mixture of a recipe.
 
     `mixture` is identified by the checksums of its weights, so an expert retrained to the same
-    bits costs no new samples.
+    bits costs no new samples. guide: the mixture that guidance leads away from.
     """
     settings = params.evaluate
     recipe = plan.recipe
+    sampling, led = own_sampling(plan, guide), led_of(plan, guide)
     base = {
         "mixture": mixture,
         "states": as_states(plan.sampling_states),
-        "sampling": recipe.sampling.without("steps"),
+        "sampling": sampling,
+        "led": led,
         "class_counts": class_counts(params, data, plan),
         "seed": settings.seed,
         "batch": settings.batch,
         "threads": recipe.training.threads,
-        "code": code_of("samples", recipe.network, recipe.sampling),
+        "code": code_of("samples", recipe.network, sampling, *_forms(led)),
     }
-    needs = _parts(mixture)
+    needs = _parts(mixture, guide)
     jobs = []
     for start in range(0, settings.samples, settings.shard):
         stop = min(start + settings.shard, settings.samples)
@@ -77,10 +89,37 @@ def samples(
     return jobs
 
 
-def _parts(mixture: dict[str, Any]) -> tuple[str, ...]:
-    """Entries that a mixture is made of."""
-    parts = [mixture.get("decoder"), mixture.get("terminal"), *mixture["experts"]]
+def own_sampling(plan: RecipePlan, guide: dict[str, Any] | None) -> Sampling:
+    """A recipe's sampling as its jobs need it: without guidance where its guide is no other."""
+    sampling = plan.recipe.sampling
+    if sampling.guide is not None and guide is None:
+        sampling = sampling.without("guidance")
+    return sampling.without("steps", "guide", "guidance_interval")
+
+
+def led_of(plan: RecipePlan, guide: dict[str, Any] | None) -> Led | None:
+    """Where a recipe's guidance leads away from what; None for all states, and from no guide."""
+    sampling = plan.recipe.sampling
+    if guide is None and (sampling.guide is not None or sampling.guidance_interval is None):
+        return None
+    return Led(interval=sampling.guidance_interval, guide=guide)
+
+
+def _parts(*mixtures: dict[str, Any] | None) -> tuple[str, ...]:
+    """Entries that mixtures are made of."""
+    parts = [
+        part
+        for mixture in mixtures
+        if mixture
+        for part in (mixture.get("decoder"), mixture.get("terminal"), *mixture["experts"])
+    ]
     return tuple(dict.fromkeys(part["entry"] for part in parts if part))
+
+
+def _forms(led: Led | None) -> list[Form]:
+    """What guides, and the networks of a guide."""
+    experts = led.guide["experts"] if led and led.guide else []
+    return [*([led] if led else []), *(NETWORK.validate_python(e["network"]) for e in experts)]
 
 
 def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
@@ -126,13 +165,14 @@ def consistency(
     data: DatasetFacts,
     recipes: Mapping[str, RecipePlan],
     mixtures: Mapping[str, dict[str, Any]],
+    guides: Mapping[str, dict[str, Any] | None],
     reference: Job,
 ) -> tuple[dict[str, Job], dict[tuple[str, str], Job]]:
     """Jobs that make each compared recipe's outputs, by its name, and one that compares each pair.
 
-    recipes and mixtures (at their ends): all by name. Drawing and denoising is done once a recipe,
-    so a further one costs its own outputs and the comparison of stored numbers. Empty without the
-    block `evaluate.consistency`.
+    recipes, mixtures and guides (at their ends): all by name. Drawing and denoising is done once a
+    recipe, so a further one costs its own outputs and the comparison of stored numbers. Empty
+    without the block `evaluate.consistency`.
     """
     block = params.evaluate.consistency
     if block is None:
@@ -140,7 +180,7 @@ def consistency(
     compared = {name: recipes[name] for name in block.recipes}
     levels = shared_levels(list(compared.values()), block.states)
     outputs = {
-        name: _outputs(params, data, recipe, mixtures[name], levels, reference)
+        name: _outputs(params, data, recipe, mixtures[name], guides[name], levels, reference)
         for name, recipe in compared.items()
     }
     pairs = {}
@@ -204,6 +244,7 @@ def _outputs(
     data: DatasetFacts,
     recipe: RecipePlan,
     mixture: dict[str, Any],
+    guide: dict[str, Any] | None,
     levels: list[float],
     reference: Job,
 ) -> Job:
@@ -212,11 +253,13 @@ def _outputs(
     shards = tuple(job.name for job in latents(params, data))
     asked = [[level, asked_at(recipe, level)] for level in levels]
     # Without noise in its steps: the samples are functions of their starting noise alone.
-    sampling = DdimSampling(guidance=recipe.recipe.sampling.guidance)
+    sampling = DdimSampling(guidance=own_sampling(recipe, guide).guidance)
+    led = led_of(recipe, guide)
     spec = OutputsSpec(
         mixture=mixture,
         states=as_states(recipe.sampling_states),
         sampling=sampling,
+        led=led,
         class_counts=class_counts(params, data, recipe),
         levels=[pair for pair in asked if pair[1] is not None],
         samples=block.samples,
@@ -228,13 +271,13 @@ def _outputs(
         seed=params.evaluate.seed,
         batch=params.evaluate.batch,
         threads=recipe.recipe.training.threads,
-        code=code_of("outputs", recipe.recipe.network, sampling),
+        code=code_of("outputs", recipe.recipe.network, sampling, *_forms(led)),
     )
     return Job(
         "outputs",
         spec,
         f"{recipe.name} outputs",
-        (*_parts(mixture), *shards, reference.name),
+        (*_parts(mixture, guide), *shards, reference.name),
         weight=block.samples * (len(spec.states) + len(levels)),
         threads=spec.threads,
     )

@@ -26,6 +26,7 @@ from pipeline.plan.expert import Run, expert_spec, own_network, seed_of
 from pipeline.plan.inputs import DatasetFacts, latent_facts, latents, spectrum
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import Expert, RecipePlan, merged_job
+from pipeline.plan.outputs import NEAR_STATE
 from pipeline.specs import OwnCurriculum, PairingSpec
 
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
@@ -52,7 +53,30 @@ def experts(params: Params, data: DatasetFacts) -> dict[str, RecipePlan]:
                 raise UserError(f"params.yaml: recipes.{name}: {e}") from e
         return plans[name]
 
-    return {name: of(name) for name in params.recipes}
+    found = {name: of(name) for name in params.recipes}
+    for name, recipe in found.items():
+        guide = recipe.recipe.sampling.guide
+        if guide is not None:
+            unknown = _unknown_to(found[guide.recipe or name], recipe.sampling_states)
+            if unknown:
+                raise UserError(
+                    f"params.yaml: recipes.{name}.sampling.guide: {guide.recipe or name!r} learnt "
+                    f"nothing at {len(unknown)} of the states that are sampled, such as log-SNR "
+                    f"{unknown[0]:.4g}; use a guide of the same schedule, or another "
+                    "sampling.steps"
+                )
+    return found
+
+
+def _unknown_to(guide: RecipePlan, states: list[float]) -> list[float]:
+    """Those of some states at which a recipe's networks cannot be asked."""
+    wanted = np.array([v for v in states if np.isfinite(v)])
+    known = guide.trained
+    if any(expert.job.spec.conditioning == "none" for expert in guide.experts):
+        strange = np.abs(known - wanted[:, None]).min(axis=1) > partition.SAME_STATE
+    else:
+        strange = (wanted > known[0] + NEAR_STATE) | (wanted < known[-1] - NEAR_STATE)
+    return wanted[strange].tolist()
 
 
 def check(params: Params, data: DatasetFacts) -> None:
@@ -76,7 +100,8 @@ def check(params: Params, data: DatasetFacts) -> None:
 def _without_parent(recipe: Recipe) -> Recipe:
     """The recipe with the same states and experts, of which none needs another recipe's."""
     training = recipe.training.model_copy(update={"parent": None, "train": "all"})
-    return recipe.model_copy(update={"training": training, "merge": Route()})
+    alone = {"training": training, "merge": Route(), "sampling": recipe.sampling.without("guide")}
+    return recipe.model_copy(update=alone)
 
 
 def _plan_recipe(

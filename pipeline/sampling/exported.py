@@ -3,6 +3,7 @@
 model.json         what it is: the mixture, the sampler, each file's place, size and checksum
 experts/           weights, a file once even if several experts are equal
 decoder/ ...       the files of the mixture's other members, where it has any
+guide/ ...         the same of the model that guidance leads away from, where it does
 network/ ...       files that networks are made of; loading the model executes Python files
 """
 
@@ -22,7 +23,7 @@ from pipeline.block import Block, neutral
 from pipeline.errors import UserError, one_line
 from pipeline.sampling.mixture import Mixture, draw, identity, network_spec
 from pipeline.sampling.params import Sampling
-from pipeline.specs import States
+from pipeline.specs import Led, States
 from pipeline.store.files import plain
 from pipeline.store.identity import file_digest
 
@@ -35,14 +36,20 @@ DECODER = ("encoder.json", "encoder.safetensors")  # read together, from one fol
 class Drawing(Block):
     """How samples are drawn.
 
-    states: log-SNRs that sampling visits, cleanest first; class_counts: in whose proportions
-    classes are drawn, [] without classes.
+    states: log-SNRs that sampling visits, cleanest first; led: what guidance leads away from, and
+    where; class_counts: in whose proportions classes are drawn, [] without classes.
     """
 
     states: States
     sampling: Annotated[Sampling, Field(discriminator="kind")]
+    led: Led | None = neutral(None)
     batch: int
     class_counts: list[int] = neutral([])
+
+    @property
+    def guide(self) -> dict[str, Any] | None:
+        """The mixture that guidance leads away from, if it is another one."""
+        return self.led and self.led.guide
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Exported:
         self, rows: Sequence[int] | np.ndarray, *, seed: int, labels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples number `rows` of a seed, as `mixture.draw`: uint8 [N, C, H, W] and classes."""
-        options = self.drawing.arguments()
+        options = self.drawing.arguments("led")
         return draw(self.mixture, options.pop("states"), rows, seed=seed, labels=labels, **options)
 
 
@@ -92,13 +99,14 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise UserError(f"{path}: not a model of this version of tspace; export the recipe again")
     try:
-        if identity(model["mixture"]) != model["mixture"]["digest"]:
-            raise ValueError("the mixture's digest does not match")
+        drawing = Drawing.model_validate(model["drawing"])
+        for mixture in filter(None, (model["mixture"], drawing.guide)):
+            if identity(mixture) != mixture["digest"]:
+                raise ValueError("a mixture's digest does not match")
         for known in model["files"].values():
             if not all(map(plain, known["path"].split("/"))):
                 raise ValueError(f"{known['path']!r} is no file of this folder")
             _check(path.parent / known["path"], known)
-        drawing = Drawing.model_validate(model["drawing"])
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise UserError(f"{path}: damaged ({one_line(e)}); export the recipe again") from e
 
@@ -106,6 +114,9 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
         return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]
 
     mixture = Mixture(model["mixture"], find, device, path.parent / SOURCES)
+    if drawing.led is not None:
+        guide = drawing.guide and Mixture(drawing.guide, find, device, mixture.root)
+        mixture = drawing.led.maker(mixture, drawing.led.interval, guide)
     return Exported(model["recipe"], model["images"], mixture, drawing)
 
 

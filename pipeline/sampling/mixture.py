@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.data.latents import to_images
 from pipeline.errors import UserError
+from pipeline.levels.partition import SAME_STATE
 from pipeline.networks.build import network_of
 from pipeline.noise import philox, process
 from pipeline.rows import label_sequence
@@ -30,7 +31,6 @@ from pipeline.specs import DenoiserSpec, NetworkSpec
 from pipeline.store.identity import digest
 
 LOADED_EXPERTS = 4  # networks kept in memory
-SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
 
 
 def member(part: dict[str, Any], spec: NetworkSpec, first: int, last: int) -> dict[str, Any]:

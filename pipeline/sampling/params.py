@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
-from pipeline.block import Form, NonNegativeFloat, PositiveFloat, Share, States
+from pydantic import Field
+
+from pipeline.block import (
+    Block,
+    Form,
+    Images,
+    LogSnr,
+    NonNegativeFloat,
+    PositiveFloat,
+    Share,
+    States,
+    Text,
+    neutral,
+)
+
+
+class Guide(Block):
+    """A worse model, whose answers guidance leads away from (autoguidance, Karras et al. 2024)."""
+
+    recipe: Text | None = None
+    """Its recipe; null: the recipe that it guides."""
+    milestone: Images | None = None
+    """Which of its milestones, in images; null: its end."""
 
 
 class Walk(Form):
@@ -13,10 +37,23 @@ class Walk(Form):
     steps: States | None = None
     """Number of steps; null: every state. A continuous schedule needs a number."""
     guidance: NonNegativeFloat = 1.0
-    """Classifier-free guidance (Ho & Salimans 2022); 1: none."""
+    """How far each estimate is led away from that without a class (classifier-free guidance, Ho &
+    Salimans 2022), or from that of the `guide`; 1: not at all."""
+    guidance_interval: Annotated[list[LogSnr], Field(min_length=2, max_length=2)] | None = neutral(
+        None
+    )
+    """Log-SNRs [low, high] between which there is guidance (Kynkaanniemi et al. 2024); null:
+    everywhere. Their sigma s is log-SNR -2 ln(s / 0.5)."""
+    guide: Guide | None = neutral(None)
+    """A worse model to lead away from; null: the same one without a class. The recipe's milestones
+    up to one of its own that guides it are drawn without guidance."""
     clip: bool = False
     """Bound each estimate of the image to what pixels can be, as the code of Ho et al. does; not
     for latents."""
+
+    def asked(self, states: Sequence[float]) -> dict[float, int]:
+        """How often a sample asks a network at each state; none is asked at one without signal."""
+        return {state: 1 for state in states if state > -math.inf}
 
 
 class DdimSampling(Walk):
@@ -51,6 +88,11 @@ class HeunSampling(Walk):
     """Noise is added up to this sigma; null: no bound."""
     s_noise: PositiveFloat = 1.0
     """Factor on the noise that is added."""
+
+    def asked(self, states: Sequence[float]) -> dict[float, int]:
+        """Twice where a step ends, but for one from no signal, which is of first order."""
+        first, *later = sorted(super().asked(states))
+        return {first: 1} | dict.fromkeys(later, 2)
 
 
 class DpmppSampling(Walk):

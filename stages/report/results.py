@@ -283,7 +283,8 @@ def _origins(
     for name, recipe in recipes.items():
         for item in merge.milestones_of(workspace, name):
             mixture = item["mixture"]
-            shards = plan.samples(params, facts, recipe, mixture, name)
+            guide = merge.guide_of(workspace, recipe, item["images"])
+            shards = plan.samples(params, facts, recipe, mixture, name, guide)
             origins[name, item["images"]] = Origin(
                 f"mixture/{mixture['digest']}",
                 [job.name for job in shards],

@@ -20,6 +20,7 @@ from stages.numbers import counted
 from stages.tools.status import merged
 from stages.workspace import Workspace
 
+GUIDE = "guide/"  # the folder of what guidance leads away from
 SHOWN_CLASSES = 20  # in the README; model.json has all
 
 EXAMPLE = '''\
@@ -76,7 +77,8 @@ A diffusion model trained by tspace {version} on {images:,} images:
 {table}
 
 `model.json` says the rest: networks, log-SNRs, what the networks predict, shift and scale of the
-data, the sampler, `classes` by label, and the checksum of each file. Draw with tspace installed:
+data, the sampler, `classes` by label, and the checksum of each file.{guide}
+Draw with tspace installed:
 
     python sample.py -n 64 --seed 0 --out samples.png     # or samples.npz
 
@@ -117,6 +119,7 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     fresh.mkdir(parents=True)
     try:
+        drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
         model = {
             "format": FORMAT,
             "tspace": pipeline.__version__,
@@ -124,14 +127,13 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
             "images": images,
             "mixture": spec.mixture,
             "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
-            "drawing": Drawing(
-                **{key: getattr(spec, key) for key in Drawing.model_fields}
-            ).model_dump(mode="json"),
-            "files": _copy_files(workspace, spec.mixture, fresh),
+            "drawing": drawing.model_dump(mode="json"),
+            "files": _copy_files(workspace, spec.mixture, fresh, drawing.guide),
         }
         write_json(fresh / MODEL, model)
         write_text(fresh / "sample.py", EXAMPLE)
-        write_text(fresh / "README.md", _readme(model, images == milestones[-1]))
+        text = _readme(model, drawing.guide is not None, images == milestones[-1])
+        write_text(fresh / "README.md", text)
         os.replace(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -140,27 +142,32 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
 
 
 def _copy_files(
-    workspace: Workspace, mixture: dict[str, Any], folder: Path
+    workspace: Workspace, mixture: dict[str, Any], folder: Path, guide: dict[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Copy each file of the mixture once; where it is, by its name in the store."""
+    """Copy each file of a mixture, and of its guide, once; where it is, by its name in the store.
+
+    Those of the mixture say which of its states they serve.
+    """
     from pipeline.sampling.exported import SOURCES, members, sources
 
     placed: dict[tuple[str, str], str] = {}  # by member and checksum
     files: dict[str, dict[str, Any]] = {}
-    for name, member, wanted in members(mixture):
+    parts = [("", *part) for part in members(mixture)]
+    parts += [(GUIDE, *part) for part in (members(guide) if guide else ())]
+    for under, name, member, wanted in parts:
         entry = workspace.store.entry(member["entry"])
         for file in wanted:
             source, known = entry.file(file), entry.files()[file]
             path = placed.get((name, known["sha256"]))
             if path is None:
-                path = f"{name}/{_called(member, file)}"
-                (folder / path).parent.mkdir(exist_ok=True)
+                path = f"{under}{name}/{_called(member, file)}"
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / path)
                 placed[name, known["sha256"]] = path
             found = files.setdefault(f"{member['entry']}/{file}", {"path": path, **known})
-            if "first" in member:  # the states that it serves, from 1
+            if "first" in member and not under:  # from 1
                 found.setdefault("states", []).append([member["first"] + 1, member["last"] + 1])
-    for name, sha256 in sources(mixture).items():
+    for name, sha256 in (sources(mixture) | (sources(guide) if guide else {})).items():
         source = checked_file(workspace, File(path=name, sha256=sha256))
         target = folder / SOURCES / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,11 +187,12 @@ def _called(member: dict[str, Any], file: str) -> str:
 SAME = """\
 On the same kind of hardware, with the same torch, these are the images that `tspace sample --recipe
 {recipe}` draws with the same seed; only its PNG differs, where small images are enlarged."""
+GUIDED = "\n`guide/` holds the worse model that guidance leads samples away from."
 EARLIER = "`tspace sample` draws from the recipe's last milestone, so not from this model."
 
 
-def _readme(model: dict[str, Any], at_end: bool) -> str:
-    """at_end: whether the model is of the recipe's last milestone."""
+def _readme(model: dict[str, Any], guided: bool, at_end: bool) -> str:
+    """guided: whether there is a guide; at_end: whether the model is of the last milestone."""
     mixture = model["mixture"]
     log_snr = mixture["log_snr"]
     rows: dict[str, list[str]] = {}  # a decoder answers at no state
@@ -198,6 +206,7 @@ def _readme(model: dict[str, Any], at_end: bool) -> str:
         images=model["images"],
         what=_seen(mixture),
         classes=_classes(model["classes"]),
+        guide=GUIDED if guided else "",
         same=SAME.format(recipe=model["recipe"]) if at_end else EARLIER,
         table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),
     )

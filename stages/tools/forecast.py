@@ -11,10 +11,13 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import plan
 from pipeline.errors import UserError
+from pipeline.sampling.params import Sampling, Walk
 from pipeline.specs import ExpertSpec, NetworkSpec
 from pipeline.store.circumstances import processor
 from pipeline.store.entry import Entry
@@ -22,6 +25,7 @@ from pipeline.store.identity import canonical_json
 from stages.workspace import Workspace
 
 RECENT = 9  # finished experts whose speeds are looked at
+SAMPLING = TypeAdapter(Annotated[Sampling, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
@@ -181,56 +185,93 @@ def counted_cost(spec: ExpertSpec, root: Path) -> tuple[float, int]:
 class Drawing:
     """What the samples of a recipe will cost, all milestones together.
 
-    samples: in all; samples_left: of these not drawn yet; evaluations: of a network, for a sample;
-    guided: two of them a state, one with and one without the label. seconds_left: None if unknown.
+    samples: in all; samples_left: of these not drawn yet; evaluations: of networks, for a sample;
+    guiding: how many of these are of what guidance leads away from. evaluations_left, flops_left,
+    seconds_left: of the samples left; seconds None if unknown.
     """
 
     recipe: str
     samples: int
     samples_left: int
     evaluations: int
-    guided: bool
+    guiding: int
+    evaluations_left: int
     flops_left: float
     seconds_left: float | None
 
 
 def drawing(
-    recipe: plan.RecipePlan, samples: int, left: int, costs: Costs, measured: dict[str, float]
+    recipe: plan.RecipePlan,
+    guide: plan.RecipePlan | None,
+    samples: int,
+    left: dict[int, int],
+    costs: Costs,
+    measured: dict[str, float],
 ) -> Drawing:
-    """The cost of a recipe's samples. measured: seconds an evaluation, see `evaluation_seconds`."""
-    settings = recipe.recipe.sampling
+    """The cost of a recipe's samples.
+
+    guide: the recipe that they are led away from; samples: a milestone; left: by milestone.
+    measured: seconds an evaluation, see `evaluation_seconds`.
+    """
+    sampling = recipe.recipe.sampling
+    own, guiding = _evaluations(recipe.sampling_states, sampling, sampling.guidance_interval)
+    drawn, other = _forward(recipe, costs), _forward(guide or recipe, costs)
+    work, flops, seconds = 0, 0.0, 0.0
+    for milestone, count in left.items():
+        guided = recipe.guided(milestone)
+        away = guiding if guided else 0
+        work += count * (own + away)
+        flops += count * (own * drawn.flops + away * other.flops)
+        by = [_first(guide)] if guide and guided else []
+        each = measured.get(_evaluated([_first(recipe), *by], guided))
+        time = each and each * (own + away)
+        if time is None and None not in (drawn.seconds, other.seconds):
+            time = own * drawn.seconds + away * other.seconds
+        if count:
+            seconds = None if None in (seconds, time) else seconds + count * time
+    total = samples * len(recipe.milestones)
+    evaluations = own + guiding
+    return Drawing(
+        recipe.name, total, sum(left.values()), evaluations, guiding, work, flops, seconds
+    )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """FLOPs and seconds (None if unknown) of one evaluation, over the states that are sampled."""
+
+    flops: float
+    seconds: float | None
+
+
+def _forward(recipe: plan.RecipePlan, costs: Costs) -> _Forward:
     asked = [state for state in recipe.sampling_states if state > -math.inf]
-    guided = settings.guidance != 1
-    evaluations = _evaluations(len(asked), settings.kind, guided)
     by_expert = [costs.of(expert.job.spec) for expert in recipe.experts]
     ends = [float(recipe.trained[expert.last]) for expert in recipe.experts[:-1]]
     owners = [by_expert[sum(state < end for end in ends)] for state in asked]
     # Training an image costs three evaluations: forward, and twice as much backward.
     flops = statistics.fmean(cost.flops for cost in owners) / 3
-    seconds = measured.get(_evaluated(recipe.experts[0].job.spec.as_json(), guided))
-    if seconds is None and None not in (times := [cost.seconds for cost in owners]):
-        seconds = statistics.fmean(times) / 3
-    work = left * evaluations
-    return Drawing(
-        recipe.name,
-        samples,
-        left,
-        evaluations,
-        guided,
-        work * flops,
-        0.0 if not left else seconds and seconds * work,
-    )
+    times = [cost.seconds for cost in owners]
+    return _Forward(flops, None if None in times else statistics.fmean(times) / 3)
+
+
+def _first(recipe: plan.RecipePlan) -> dict[str, Any]:
+    return recipe.experts[0].job.spec.as_json()
 
 
 def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
     """Seconds of one evaluation for one sample, by network, in the latest finished samplings."""
     found: dict[str, list[tuple[float, float]]] = {}
     for when, seconds, spec in _timed(workspace, "samples"):
-        guided = spec["sampling"]["guidance"] != 1
-        asked = sum(float(state) > -math.inf for state in spec["states"])
-        evaluations = _evaluations(asked, spec["sampling"]["kind"], guided)
-        mixture = spec["mixture"]
-        key = _evaluated({**mixture, **mixture["experts"][0]}, guided)
+        try:
+            sampling = SAMPLING.validate_python(spec["sampling"])
+        except ValidationError:
+            continue  # of another version
+        states, led = [float(state) for state in spec["states"]], spec.get("led", {})
+        evaluations = sum(_evaluations(states, sampling, led.get("interval")))
+        mixtures = [spec["mixture"], *([led["guide"]] if "guide" in led else [])]
+        networks = [{**mixture, **mixture["experts"][0]} for mixture in mixtures]
+        key = _evaluated(networks, sampling.guidance != 1)
         each = seconds / (_rows(spec) * evaluations)
         found.setdefault(key, []).append((when, each))
     return {key: _middle(times) for key, times in found.items()}
@@ -251,13 +292,19 @@ def _middle(times: Sequence[tuple[float, float]]) -> float:
     return statistics.median(each for _, each in sorted(times)[-RECENT:])
 
 
-def _evaluations(states: int, kind: str, guided: bool) -> int:
-    """Of a network, for one sample; at a state without any signal none is asked."""
-    return (2 * states - 1 if kind == "heun" else states) * (1 + guided)
+def _evaluations(
+    states: Sequence[float], sampling: Walk, interval: Sequence[float] | None = None
+) -> tuple[int, int]:
+    """How often a sample asks its model, and how often what guidance leads away from."""
+    low, high = interval or (-math.inf, math.inf)
+    asked = sampling.asked(states)
+    guided = [n for state, n in asked.items() if low <= state < high and sampling.guidance != 1]
+    return sum(asked.values()), sum(guided)
 
 
-def _evaluated(spec: dict[str, Any], guided: bool) -> str:
-    return canonical_json([guided, *(spec.get(key) for key in NetworkSpec.model_fields)])
+def _evaluated(networks: Sequence[dict[str, Any]], guided: bool) -> str:
+    keys = NetworkSpec.model_fields
+    return canonical_json([guided, *(spec.get(key) for spec in networks for key in keys)])
 
 
 def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:

@@ -97,7 +97,7 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
         workspace.known_recipe(only)
     changed = changes(workspace) or ""
     facts, unknown, exact = _facts(workspace, changed)
-    recipes, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
+    recipes, guides, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
     finished = finished_experts(workspace)
     costs, reasons = Costs(finished, begun_experts(workspace), workspace.root), Reasons(finished)
     rows, jobs, known = [], {}, {}
@@ -111,12 +111,15 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     if unknown:  # names of jobs follow from the dataset, so none can be looked up
         rows = [dataclasses.replace(row, why="") for row in rows]
     samples = params.evaluate.samples
-    left = {name: samples * len(recipe.milestones) for name, recipe in recipes.items()}
+    left = {name: dict.fromkeys(recipe.milestones, samples) for name, recipe in recipes.items()}
     if not unknown:
-        left = {name: _undrawn(workspace, facts, recipe) for name, recipe in recipes.items()}
+        left = {
+            name: _undrawn(workspace, facts, recipe, guides.get(name))
+            for name, recipe in recipes.items()
+        }
     measured = evaluation_seconds(workspace)
     drawings = [
-        drawing(recipe, samples * len(recipe.milestones), left[name], costs, measured)
+        drawing(recipe, guides.get(name), samples, left[name], costs, measured)
         for name, recipe in recipes.items()
     ]
     paired = {job.name: job for r in recipes.values() for e in r.experts for job in e.pairings}
@@ -180,33 +183,50 @@ def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, 
 
 def _recipes(
     params: Params, facts: plan.DatasetFacts, wanted: Sequence[str]
-) -> tuple[dict[str, plan.RecipePlan], dict[str, str]]:
-    """Recipes that can be planned now, and why the others cannot."""
-    found, waiting = {}, {}
+) -> tuple[dict[str, plan.RecipePlan], dict[str, plan.RecipePlan], dict[str, str]]:
+    """Recipes that can be planned now, the guides of their samples, and why others cannot be."""
+    found, guides, waiting = {}, {}, {}
     for name in wanted:
-        line, recipes = name, {}
-        while line is not None:
-            recipes[line] = params.recipes[line]
-            line = params.recipes[line].training.parent
+        needed = [name]
+        for other in needed:
+            recipe = params.recipes[other]
+            guide = recipe.sampling.guide
+            named = (recipe.training.parent, guide and guide.recipe)
+            needed += [more for more in named if more is not None and more not in needed]
+        recipes = {other: params.recipes[other] for other in needed}
         try:
-            found[name] = plan.experts(params.model_copy(update={"recipes": recipes}), facts)[name]
+            planned = plan.experts(params.model_copy(update={"recipes": recipes}), facts)
         except plan.NotMeasured as e:
             waiting[name] = str(e)
-    return found, waiting
+            continue
+        found[name] = planned[name]
+        guide = params.recipes[name].sampling.guide
+        if guide is not None:
+            guides[name] = planned[guide.recipe or name]
+    return found, guides, waiting
 
 
-def _undrawn(workspace: Workspace, facts: plan.DatasetFacts, recipe: plan.RecipePlan) -> int:
-    """Samples that are still to be drawn: all of them where experts have to be trained."""
+def _undrawn(
+    workspace: Workspace,
+    facts: plan.DatasetFacts,
+    recipe: plan.RecipePlan,
+    guide: plan.RecipePlan | None,
+) -> dict[int, int]:
+    """Samples of each milestone that are still to be drawn: all where experts must be trained."""
     params = workspace.params
-    if not merged(workspace, recipe.name, recipe):
-        return params.evaluate.samples * len(recipe.milestones)
+    if not all(merged(workspace, made.name, made) for made in (recipe, guide) if made):
+        return dict.fromkeys(recipe.milestones, params.evaluate.samples)
     parts = sample.sample_jobs(workspace, params, facts, {recipe.name: recipe})
-    jobs = {job.name: job for part in parts.values() for job in part}
-    return sum(
-        job.spec.last - job.spec.first
-        for name, job in jobs.items()
-        if not done(workspace, "samples", name)
-    )
+    known, left = set(), {}
+    for (_, milestone), jobs in parts.items():
+        fresh = {job.name: job.spec for job in jobs if job.name not in known}
+        known |= set(fresh)
+        left[milestone] = sum(
+            spec.last - spec.first
+            for name, spec in fresh.items()
+            if not done(workspace, "samples", name)
+        )
+    return left
 
 
 def _inputs(workspace: Workspace, facts: plan.DatasetFacts) -> list[Input]:
@@ -331,10 +351,11 @@ def _drawn(drawing: Drawing) -> list[str]:
     return [
         drawing.recipe,
         f"{drawing.samples_left:,}",
-        f"{drawing.evaluations * drawing.samples_left:,}",
+        f"{drawing.evaluations_left:,}",
         f"{drawing.flops_left * 1e-12:.3g}",
         "?" if drawing.seconds_left is None else _time(drawing.seconds_left),
-        f"{drawing.evaluations} a sample{', guided: two a state' if drawing.guided else ''}",
+        f"{drawing.evaluations} a sample"
+        + (f", {drawing.guiding} of them for guidance" if drawing.guiding else ""),
     ]
 
 
@@ -347,7 +368,7 @@ def print_intervals(workspace: Workspace, only: str | None) -> None:
     ]
     if not joint:
         return
-    recipes, _ = _recipes(workspace.params, facts_of(workspace), joint)
+    recipes, _, _ = _recipes(workspace.params, facts_of(workspace), joint)
     lines = [
         [
             name,

@@ -16,6 +16,7 @@ from stages.workspace import Workspace
 COUNTS = {
     "images": 64,
     "milestones": 64,
+    "milestone": 64,
     "reference_images": 64,
     "pilot_images": 64,
     "holdout": 64,
