@@ -207,7 +207,7 @@ def those(having: Forms, forms: Forms) -> str:
     absent = [form for form in forms if form not in having]
     if not absent:
         return "all"
-    few = len(absent) == 1 and len(forms) > 3
+    few = 3 * len(absent) < len(forms)
     return f"all but {tags(absent, tag_of(forms))}" if few else tags(having, tag_of(forms))
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from pipeline.block import Block, Form, LogSnr, neutral
+from pipeline.block import Block, Form, LogSnr, PositiveFloat, neutral
 from pipeline.data.params import Autoencoder, Diffusers
 from pipeline.errors import UserError
 from pipeline.evaluation.params import Features
@@ -143,10 +143,28 @@ class DenoiserSpec(NetworkSpec):
     continuous: bool
 
 
+class InFlowTime(Form):
+    """A curriculum over the time of a flow, instead of log-SNR, on a continuous range."""
+
+    made_by: ClassVar[str] = "pipeline.levels.flow:in_time"
+    kind: Literal["in-flow-time"] = "in-flow-time"
+    shift: PositiveFloat
+    form: Annotated[Curriculum, Field(discriminator="kind")]
+    bounds: list[float] = neutral([])  # of `per-interval`
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        return (*super().makers, *self.form.makers)
+
+    @property
+    def correct(self) -> bool:
+        return getattr(self.form, "correct", False)
+
+
 class OwnCurriculum(Block):
     """A curriculum as an expert needs it: its own states on the whole axis."""
 
-    form: Annotated[Curriculum, Field(discriminator="kind")]
+    form: Annotated[Curriculum | InFlowTime, Field(discriminator="kind")]
     bounds: list[float] = neutral([])  # of `per-interval`
     axis: list[float] = neutral([])  # the recipe's states; []: the expert's own are all
     own: list[int] = neutral([])  # first and last of the expert's on it

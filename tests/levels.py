@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from pipeline.levels import curriculum, params, schedule
+from pipeline.specs import InFlowTime
 
 SCHEDULES = TypeAdapter(Annotated[params.Schedule, Field(discriminator="kind")])
 CURRICULA = TypeAdapter(Annotated[params.Curriculum, Field(discriminator="kind")])
@@ -32,9 +33,15 @@ def curriculum_of(
     *,
     cells: int = curriculum.CELLS,
     bounds: Sequence[float] = (),
+    flow: float | None = None,
     **options: Any,
 ) -> curriculum.Curriculum:
-    """A curriculum over states, or over a range of `cells` cells."""
+    """A curriculum over states, or over a range of `cells` cells.
+
+    flow: the time shift of the flow whose time they are even in; None: in log-SNR.
+    """
     block = CURRICULA.validate_python({"kind": kind, **options})
+    if flow is not None:
+        block = InFlowTime(shift=flow, form=block, bounds=list(bounds))
     with mock.patch.object(curriculum, "CELLS", cells):
         return curriculum.build(block, log_snrs, continuous, bounds)

@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from pipeline.errors import UserError
 from pipeline.levels.curriculum import budget_shares, split_images, stratified
+from pipeline.levels.flow import log_snr_at, time_at
 from tests.levels import curriculum_of as build
 
 KINDS = ("uniform", "clts", "static", "easy-to-hard", "edm-lognormal", "logit-normal", "speed")
@@ -45,6 +46,30 @@ def every_curriculum():
     yield build("easy-to-hard", states(50), clusters=4, end_fraction=0.5)
     yield build("clts", states(50), end_fraction=0.5).restrict(np.arange(30, 50))
     yield build("easy-to-hard", states(50)).restrict(np.arange(5))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_uniform_over_a_flow_is_uniform_in_its_time(shift):
+    """Of a continuous range, and of states: the one is the limit of the other."""
+    ends = log_snr_at(np.array([0.001, 0.999]), shift)
+    c = build("uniform", ends, continuous=True, flow=shift)
+    assert c.edges[[0, -1]].tolist() == ends.tolist() and (np.diff(c.edges) < 0).all()
+    _, log_snr = c.draw((np.arange(20_000) + 0.5) / 20_000, 0.3)
+    t = np.sort(time_at(log_snr, shift))
+    even = 0.001 + 0.998 * (np.arange(20_000) + 0.5) / 20_000
+    assert np.abs(t - even).max() < 0.3 / len(c)  # inside its cell a draw is even in log-SNR
+    # A law of the log-SNR stays what it is on any cells.
+    drawn = build("logit-normal", ends, continuous=True, flow=shift).draw(even, 0.0)[1]
+    plain = build("logit-normal", ends, continuous=True).draw(even, 0.0)[1]
+    np.testing.assert_allclose(drawn, plain, atol=0.02)
+
+
+def test_intervals_over_a_flow_have_their_shares_wherever_its_cells_are():
+    ends, bounds = log_snr_at(np.array([0.001, 0.999])), [3.0, -3.0]
+    c = build("per-interval", ends, True, flow=1.0, bounds=bounds, shares=[1.0, 1.0, 2.0])
+    p = c.probabilities(0.4)
+    between = (c.log_snrs < 3.0) & (c.log_snrs >= -3.0)
+    assert p[between].sum() == pytest.approx(0.25)
 
 
 # --- kinds

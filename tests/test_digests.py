@@ -67,23 +67,25 @@ def move_the_classifier(root: Path) -> None:
         path.write_text(text.replace("pipeline.training.classifier", "pipeline.training.guesses"))
 
 
-SAMPLER = '''"""Euler's method."""
+SAMPLER = '''"""Half of DDPM's noise."""
 
 from pipeline.sampling.samplers import Sample, ddim
 
 
-def euler(*, steps_back: float) -> Sample:
-    return ddim(eta=steps_back)
+def half(*, noise: float) -> Sample:
+    return ddim(eta=noise)
 '''
-SAMPLER_KEYS = '''class EulerSampling(Walk):
-    """Euler's method."""
+SAMPLER_KEYS = '''class HalfSampling(Walk):
+    """Half of DDPM's noise."""
 
-    made_by: ClassVar[str] = "pipeline.sampling.euler:euler"
-    kind: Literal["euler"]
-    steps_back: Share = 0.0
+    made_by: ClassVar[str] = "pipeline.sampling.half:half"
+    kind: Literal["half"]
+    noise: Share = 0.5
 
 
-Sampling = EulerSampling | '''
+Sampling = (
+    HalfSampling
+    | '''
 SCHEDULE = '''"""States between 5 and -5."""
 
 import numpy as np
@@ -132,8 +134,8 @@ Network = Wide | '''
 TABLE = {
     "add a sampler": (
         edits(
-            add("pipeline/sampling/euler.py", SAMPLER),
-            replace("pipeline/sampling/params.py", "\nSampling = ", "\n" + SAMPLER_KEYS),
+            add("pipeline/sampling/half.py", SAMPLER),
+            replace("pipeline/sampling/params.py", "\nSampling = (\n    ", "\n" + SAMPLER_KEYS),
         ),
         set(),
     ),
@@ -161,6 +163,14 @@ TABLE = {
     ),
     "edit a curriculum that they do not use": (
         replace("pipeline/levels/curriculum.py", "MOST_CLUSTERS = 20", "MOST_CLUSTERS = 10"),
+        set(),
+    ),
+    "edit what only flows use": (
+        edits(
+            replace("pipeline/levels/flow.py", "LAST = 0.999", "LAST = 0.99"),
+            replace("pipeline/networks/velocity.py", "given[1].to", "given[-1].to"),
+            replace("pipeline/sampling/flow.py", "euler() -> Sample:", "euler(_=1) -> Sample:"),
+        ),
         set(),
     ),
     "edit guidance that only some use": (

@@ -100,6 +100,11 @@ PARAMS = {
             "merge": {"method": "post-hoc", "length": 0.07},
         },
         "snapshots": {"schedule": TWELVE, "merge": {"method": "snapshots", "images": 48}},
+        "flow": {
+            "schedule": {"kind": "flow", "shift": 2.0},
+            "prediction": "flow",
+            "sampling": {"kind": "heun-flow", "steps": 3},
+        },
         "led": {
             "schedule": TWELVE,
             "sampling": {

@@ -318,7 +318,7 @@ def finished(workspace):
     return forecast.finished_experts(workspace)
 
 
-@pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "euler", "heun", "heun-flow", "dpmpp-2m"])
 @pytest.mark.parametrize("states", [[5.0, 0.0, -5.0], [5.0, 0.0, -np.inf], [1.0]])
 def test_evaluations_are_those_that_a_sampler_asks_for(kind, states):
     asked = []

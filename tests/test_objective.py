@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
+from pipeline.networks.velocity import velocity
 from pipeline.noise.process import (
     add_noise,
     alpha_sigma,
@@ -212,6 +213,42 @@ def test_flow_is_the_loss_of_a_rectified_flow(prediction):
     loss = weighting("flow")(log_snr, prediction) * squared_error(output, wanted)
     torch.testing.assert_close(loss, expected)
     assert weighting("flow")(0.0, "v").item() == pytest.approx(2)
+
+
+class Velocity(torch.nn.Module):
+    """Answers the velocity of a known pair, and an error."""
+
+    def __init__(self, z, eps):
+        super().__init__()
+        self.z, self.eps = z, eps
+
+    def forward(self, x, log_snr, labels=None):
+        return self.eps - self.z + torch.cos(x)
+
+
+def test_a_network_that_answers_the_velocity_is_one_for_v():
+    """One answer, said as a velocity and as v: (alpha + sigma)^2 apart in squared error."""
+    z, eps = draws(len(LEVELS))
+    log_snr = torch.tensor(LEVELS, dtype=torch.float64)
+    alpha, sigma = alpha_sigma(log_snr)
+    x = add_noise(z, eps, log_snr)
+    network = velocity(lambda *_: Velocity(z, eps), None, 0, "cpu", None)
+    v = network(x, log_snr)
+    x0 = to_x0("v", v, x, log_snr)
+    torch.testing.assert_close(x0, z - (sigma / (alpha + sigma))[:, None] * torch.cos(x))
+    torch.testing.assert_close(
+        weighting("flow")(log_snr, "v") * squared_error(v, target("v", z, eps, log_snr)),
+        squared_error(torch.cos(x), torch.zeros(())),
+    )
+    torch.testing.assert_close(weighting("flow")(log_snr, "v"), (alpha + sigma) ** 2)
+    # At one level for all, and without any signal.
+    for level in (0.7, -math.inf):
+        z, eps = draws(5)
+        network = velocity(lambda *_, z=z, eps=eps: Velocity(z, eps), None, 0, "cpu", None)
+        x = add_noise(z, eps, level)
+        v = network(x, torch.tensor([level], dtype=torch.float64), None)
+        alpha, sigma = alpha_sigma(level)
+        torch.testing.assert_close(v, target("v", z, eps, level) + torch.cos(x) / (alpha + sigma))
 
 
 @pytest.mark.parametrize("kind", ["uniform", *SNR_WEIGHT_ON_X0])

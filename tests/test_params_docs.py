@@ -64,10 +64,10 @@ def test_a_key_of_several_forms_is_one_row_with_what_differs(docs):
         [
             "`states`",
             "all but `explicit`",
-            "16; `linear`, `cosine`: 1000; `edm`: `continuous`",
-            "1 to 1,000; `log-snr`, `edm`: 1 to 1,000, or `continuous`",
+            "16; `linear`, `cosine`: 1000; `edm`, `flow`: `continuous`",
+            "1 to 1,000; `log-snr`, `edm`, `flow`: 1 to 1,000, or `continuous`",
         ],
-        ["`zero_terminal`", "all but `edm`", "false", "true, false"],
+        ["`zero_terminal`", "all but `edm`, `flow`", "false", "true, false"],
         ["`log_snr`", "`explicit`", "required", "list of 1 to 1,000, each -60 to 60"],
     ]
 

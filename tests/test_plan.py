@@ -231,6 +231,55 @@ def test_a_fitted_schedule_needs_its_measurement_and_follows_it():
     assert np.array_equal(of(recipes)["fitted"].log_snr, expected)
 
 
+def test_a_flow_is_drawn_uniformly_in_its_time_and_sampled_at_even_steps_of_it():
+    flow = {"kind": "flow", "shift": 3.0}
+    found = of(
+        {
+            "flow": {
+                "schedule": flow,
+                "prediction": "flow",
+                "sampling": {"kind": "euler", "steps": 4},
+            },
+            "other": {"schedule": {**flow, "shift": 1.0}},
+            "states": {"schedule": {**flow, "states": 10}, "sampling": {"steps": None}},
+        }
+        | {"plain": {"schedule": {"kind": "log-snr", "states": "continuous"}}},
+        {"defaults": {**RAW["defaults"], "sampling": {"steps": 4}}},
+    )
+    spec = found["flow"].experts[0].job.spec
+    assert spec.continuous and spec.curriculum.form.shift == 3.0
+    assert spec.curriculum.form.form.kind == "uniform"
+    assert found["other"].experts[0].job.spec.curriculum.form.shift == 1.0
+    t = np.array([0.999e-3, 0.999])
+    t = 3 * t / (1 + 2 * t)
+    np.testing.assert_allclose(spec.log_snr, 2 * np.log((1 - t) / t), atol=1e-7)
+    t = 0.999 * np.arange(1, 5) / 4
+    t = 3 * t / (1 + 2 * t)
+    np.testing.assert_allclose(found["flow"].sampling_states, 2 * np.log((1 - t) / t), atol=1e-7)
+    for name in ("states", "plain"):
+        assert found[name].experts[0].job.spec.curriculum.form.kind == "uniform"
+    assert found["states"].sampling_states == found["states"].log_snr.tolist()
+
+
+def test_a_velocity_is_predicted_by_a_network_for_v_with_the_loss_of_a_flow():
+    said = {"prediction": "v", "network": {"velocity": True}}
+    flow = {"training": {"weighting": {"kind": "flow"}}}
+    split = {"schedule": EIGHT, "partition": {"kind": "per-state"}, "prediction": "flow"}
+    snr = {"training": {"weighting": {"kind": "min-snr"}}}
+    found = of(
+        {"short": {"prediction": "flow"}, "long": said | flow, "plain": {}, "split": split}
+        | {"snr": {"prediction": "flow"} | snr}
+    )
+    short, plain = (found[name].experts[0].job.spec for name in ("short", "plain"))
+    assert names(found["short"]) == names(found["long"]) != names(found["plain"])
+    assert short.prediction == "v" and short.network.velocity
+    assert short.training.weighting.kind == "flow"
+    assert found["snr"].experts[0].job.spec.training.weighting.kind == "min-snr"
+    assert "velocity" not in plain.as_json()["network"] and plain.code != short.code
+    # v is made of it at a state, so an expert of one is told that.
+    assert {e.job.spec.conditioning for e in found["split"].experts} == {"state"}
+
+
 GUIDED = {"kind": "ddim", "guidance": 2.0}
 
 

@@ -1,5 +1,6 @@
 """Samplers against closed forms: quantiles of a mixture, a Gaussian chain, DDPM's posterior."""
 
+import itertools
 import math
 from decimal import Decimal, localcontext
 from typing import Annotated
@@ -18,10 +19,10 @@ from tests.levels import states_of as build
 from tests.mixtures import GaussianMixture, three_in_the_plane, two_on_a_line
 from tests.specs import block
 
-SOLVERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
+SOLVERS = {"ddim": 1, "euler": 1, "heun": 2, "heun-flow": 2, "dpmpp-2m": 2}
 
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp-2m")
+SAMPLERS = ("ddpm", *SOLVERS)
 ALL = (-math.inf, math.inf)  # noise levels
 
 
@@ -113,6 +114,8 @@ def test_ancestral_variance_converges_at_order_one():
         ("heun", {}),
         ("heun", {"s_churn": 4.0}),
         ("dpmpp-2m", {}),
+        ("euler", {}),
+        ("heun-flow", {}),
     ],
 )
 def test_samples_have_the_mixtures_distribution(kind, options):
@@ -289,6 +292,63 @@ def test_solvers_are_the_published_algorithms(literal):
     )
 
 
+def test_euler_on_the_path_of_a_flow_is_ddim_on_the_same_states():
+    mixture, x = three_in_the_plane(), normal(40, 2)
+    for states in (build("flow", 9), build("flow", 16, shift=3), even(12)):
+        steps = {"ddim": [], "euler": []}
+        for kind, seen in steps.items():
+            sampler(kind)(mixture.posterior_mean, x, states, callback=lambda d, s=seen: s.append(d))
+        for one, other in zip(*steps.values(), strict=True):
+            torch.testing.assert_close(one["x"], other["x"], rtol=0, atol=1e-13)
+            torch.testing.assert_close(one["x0"], other["x0"], rtol=0, atol=1e-13)
+
+
+def literal_flow(velocity, y, times, second_order):
+    """From y at times[0] to t = 0, in the flow's own variables; the last step is Euler's."""
+    for t, s in itertools.pairwise([*times, 0.0]):
+        u = velocity(y, t)
+        if second_order and s > 0:
+            u = (u + velocity(y + (s - t) * u, s)) / 2
+        y = y + (s - t) * u
+    return y
+
+
+@pytest.mark.parametrize("kind", ["euler", "heun-flow"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_steps_of_a_flow_are_those_of_its_own_variables(kind, shift):
+    mixture, steps = three_in_the_plane(), 12
+
+    def velocity(y, t):
+        log_snr = 2 * math.log((1 - t) / t)
+        x = y / math.sqrt((1 - t) ** 2 + t**2)
+        return (y - mixture.posterior_mean(x, log_snr)) / t
+
+    times = [0.999 * i / steps for i in range(steps, 0, -1)]
+    times = [shift * t / (1 + (shift - 1) * t) for t in times]
+    x = normal(30, 2)
+    y = x * math.sqrt((1 - times[0]) ** 2 + times[0] ** 2)
+    torch.testing.assert_close(
+        sampler(kind)(mixture.posterior_mean, x, build("flow", steps, shift=shift)),
+        literal_flow(velocity, y, times, kind == "heun-flow"),
+        rtol=0,
+        atol=1e-6,  # states are rounded to 1e-8 in log-SNR
+    )
+
+
+@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun-flow", 2)])
+def test_a_flow_has_the_mixtures_distribution_at_its_order(kind, order):
+    """Quantiles from t = 0.999 to the data itself, against the exact distribution function."""
+    mixture = two_on_a_line()
+    x = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)[:, None]
+    error = []
+    for steps in (32, 128):
+        z = sampler(kind)(mixture.posterior_mean, x, build("flow", steps))
+        start = build("flow", steps)[-1]
+        error.append((mixture.cdf(z) - mixture.cdf(x, start)).abs().max().item())
+    assert error[1] < {1: 2e-2, 2: 1e-3}[order]
+    assert math.log(error[0] / error[1], 4) == pytest.approx(order, abs=0.3)
+
+
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_mixture_of_exact_experts_is_the_exact_denoiser(kind):
     """A router that picks another exact denoiser for each state changes no bit of any sampler."""
@@ -315,7 +375,7 @@ def test_a_mixture_of_exact_experts_is_the_exact_denoiser(kind):
         sampler(kind)(mixture.posterior_mean, x, states, noise=noise),
     )
     assert set(visited) == set(states.tolist())
-    assert len(visited) == (23 if kind == "heun" else 12)
+    assert len(visited) == (23 if kind.startswith("heun") else 12)
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -333,6 +393,22 @@ def test_zero_terminal_snr_is_the_limit_of_a_very_noisy_state(kind):
         torch.testing.assert_close(
             exact, sampler(kind)(mixture.posterior_mean, x, limit, noise=noise), atol=1e-2, rtol=0
         )
+
+
+def test_heun_in_time_is_finite_from_no_signal():
+    """There t = 1, and the velocity is the noise less the mean."""
+    mixture, x, s = three_in_the_plane(), normal(50, 2), 0.4
+    clean = 2 * math.log((1 - s) / s)
+    factor = math.hypot(s, 1 - s)
+    mean = (mixture.weights @ mixture.means).expand(50, 2)
+    first = x - mean
+    ahead = x + (s - 1) * first
+    there = (ahead - mixture.posterior_mean(ahead / factor, clean)) / s
+    y = x + (s - 1) * (first + there) / 2
+    torch.testing.assert_close(
+        sampler("heun-flow")(mixture.posterior_mean, x, [clean, -math.inf]),
+        mixture.posterior_mean(y / factor, clean),
+    )
 
 
 def test_heun_starts_with_euler_from_no_signal():

@@ -13,6 +13,7 @@ from scipy import integrate, optimize, stats
 
 from pipeline.errors import UserError
 from pipeline.levels import schedule
+from pipeline.levels.flow import log_snr_at, time_at
 from pipeline.levels.schedule import (
     diagnose,
     gaussian_mmse,
@@ -34,7 +35,8 @@ KINDS = (*FREE, "fitted", "elbo")
 def made(kind, states, **options):
     if kind == "explicit":
         options.setdefault("log_snr", np.linspace(8, -8, states).tolist())
-    return build(kind, states, spectrum=None if kind in FREE else SPECTRUM, **options)
+    spectrum = None if kind in (*FREE, "flow") else SPECTRUM
+    return build(kind, states, spectrum=spectrum, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +56,19 @@ def test_every_kind_gives_that_many_falling_states(kind, states):
     np.testing.assert_allclose(terminal[:-1], log_snr[:-1] + 0.5, atol=2e-8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_flow_is_even_in_time_and_its_shift_is_that_of_stable_diffusion_3():
+    t = 0.999 * np.arange(1, 9) / 8
+    np.testing.assert_allclose(build("flow", 8), 2 * np.log((1 - t) / t), atol=1e-8)
+    np.testing.assert_allclose(time_at(build("flow", 8)), t, atol=1e-8)
+    for s in (3.0, 0.5):
+        shifted = s * t / (1 + (s - 1) * t)
+        states = build("flow", 8, shift=s)
+        np.testing.assert_allclose(states, 2 * np.log((1 - shifted) / shifted), atol=1e-8)
+        np.testing.assert_allclose(time_at(states, s), t, atol=1e-8)
+        np.testing.assert_allclose(log_snr_at(t, s), states, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "flow"])
 def test_a_thousand_states(kind):
     assert (np.diff(made(kind, 1000)) < 0).all()
 

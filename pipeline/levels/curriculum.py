@@ -1,7 +1,8 @@
 """Which state is drawn when: p(state | progress), for lists of states and continuous log-SNR.
 
 Formulas written in t/T use the position x = (index + 0.5) / T, index 0 being the cleanest state.
-A continuous log-SNR range is a grid of equal cells, x the fraction of the range from its clean end.
+A continuous log-SNR range is a grid of cells, x the fraction of them from its clean end. The cells
+are equal in log-SNR; those of a flow in its time (`flow.in_time`).
 
 Every curriculum is piecewise linear in training progress. So its time average, the restriction to
 an expert's states and the split of a training budget over experts are exact, without a grid.

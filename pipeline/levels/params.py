@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -87,6 +88,27 @@ class EdmSchedule(Form):
     shift: LogSnr = 0.0
 
 
+class FlowSchedule(Form):
+    """Uniform in the time t of a flow, (1 - t) z + t eps, up to t = 0.999 (Lipman et al. 2023, Liu
+    et al. 2023).
+
+    With `curriculum: {kind: uniform}` its times are drawn uniformly, with `logit-normal` as Esser
+    et al. 2024 do; what it learns to predict is `prediction`.
+    """
+
+    made_by: ClassVar[str] = "pipeline.levels.flow:flow"
+    kind: Literal["flow"]
+    states: States | Literal["continuous"] = "continuous"
+    shift: PositiveFloat = 1.0
+    """Time t becomes s t / (1 + (s - 1) t) (Esser et al. 2024): more noise for s > 1, as larger
+    images need. In log-SNR it adds -2 ln s."""
+
+    @property
+    def added(self) -> float:
+        """To every log-SNR."""
+        return -2 * math.log(self.shift)
+
+
 class LogisticSchedule(Form):
     """Truncated logistic density in log-SNR: a widened cosine with pinned ends."""
 
@@ -154,6 +176,7 @@ Schedule = (
     | CosineSchedule
     | LogSnrSchedule
     | EdmSchedule
+    | FlowSchedule
     | LogisticSchedule
     | ExplicitSchedule
     | FittedSchedule
@@ -303,7 +326,7 @@ class EdmLognormal(Form):
 
 class LogitNormal(Form):
     """The density of Esser et al. 2024; their objective, that of a rectified flow, is this with
-    `training.weighting: {kind: flow}`."""
+    `prediction: flow`, or with `training.weighting: {kind: flow}`."""
 
     made_by: ClassVar[str] = "pipeline.levels.curriculum:logit_normal"
     kind: Literal["logit-normal"]

@@ -66,9 +66,8 @@ def build(
         options["mmse"] = _mmse(block, spectrum, error_curve)
     # Rounded, because the last bits of log and exp differ between CPUs and a state's value is part
     # of an expert's identity; adding 0 makes -0 the same state as 0.
-    log_snr = (
-        np.round(block.maker(states, **options) + getattr(block, "shift", 0.0), DECIMALS) + 0.0
-    )
+    shift = getattr(block, "added", getattr(block, "shift", 0.0))
+    log_snr = np.round(block.maker(states, **options) + shift, DECIMALS) + 0.0
     if getattr(block, "zero_terminal", False):
         log_snr[-1] = -math.inf
     if not (np.isfinite(log_snr[:-1]).all() and (np.diff(log_snr) < 0).all()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
@@ -16,8 +17,11 @@ from pipeline.block import (
     Positive,
     Text,
     Width,
+    named,
     neutral,
 )
+
+VELOCITY = "pipeline.networks.velocity:velocity"
 
 
 class Conditional(Form):
@@ -32,6 +36,18 @@ class Conditional(Form):
     """Give the network the labels."""
     label_dropout: BelowOne = 0.1
     """The probability that a label is left out, for guidance."""
+    velocity: bool = neutral(False)
+    """What it answers is the velocity eps - z of a flow, and `v` is made of that: what
+    `prediction: flow` stands for."""
+
+    @property
+    def maker(self) -> Callable[..., Any]:
+        plain = super().maker
+        return functools.partial(named(VELOCITY), plain) if self.velocity else plain
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        return (*super().makers, *([VELOCITY] if self.velocity else []))
 
     @property
     def decoders(self) -> list[int]:

@@ -134,7 +134,7 @@ def strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tup
     if recipe.network.alone().kind != source.network.alone().kind:
         yield "network.kind", f"{kinds[0]} here, {kinds[1]} in its parent {line[1]!r}"
         return
-    plain = {"dropout", "label_dropout", "kind", "projections"}
+    plain = {"dropout", "label_dropout", "kind", "projections", "velocity"}
     plain |= {"decoder_channels", "decoder_depths"}
     own, other = (r.network.model_dump(exclude=plain) for r in (recipe, source))
     differs = [key for key in own if own[key] != other.get(key)]
@@ -148,8 +148,8 @@ def strange_parent(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tup
             "training.parent",
             f"{line[1]!r} has several decoders; branches start from one network",
         )
-    if recipe.prediction != source.prediction:
-        yield "prediction", f"must be its parent's, {source.prediction}"
+    if recipe.predicts != source.predicts:
+        yield "prediction", f"must be its parent's, {source.predicts}"
 
 
 def strange_guide(name: str, recipes: dict[str, Recipe]) -> typing.Iterator[tuple[str, str]]:
@@ -287,6 +287,12 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
     if not getattr(recipe.pairing, "within_class", True) and not recipe.network.class_conditional:
         yield "pairing.within_class", "needs network.class_conditional: true (or leave it out)"
     yield from _strange_guidance(recipe)
+    if recipe.network.velocity and recipe.prediction != "v":
+        yield (
+            "network.velocity",
+            f"makes answers for `v` of velocities, not for `{recipe.prediction}`; leave it out, or "
+            "use prediction: flow",
+        )
     highest = getattr(recipe.sampling, "s_max", None)
     if highest is not None and recipe.sampling.s_min >= highest:
         yield "sampling.s_min", f"must be below s_max ({highest})"

@@ -93,6 +93,9 @@ ALIASES = {
         ("t", "timesteps", "num_timesteps", "num_train_timesteps", "diffusion_steps"),
         ("schedule.states", "noise levels that are trained"),
     ),
+    **dict.fromkeys(
+        ("flow_shift", "time_shift", "timestep_shift"), ("schedule.shift", "of a flow")
+    ),
     **dict.fromkeys(("noise_schedule", "beta_schedule", "scheduler"), ("schedule.kind", "")),
     **dict.fromkeys(
         ("num_steps", "num_inference_steps", "sampling_steps", "sample_steps", "nfe"),

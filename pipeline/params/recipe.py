@@ -7,9 +7,9 @@ checked by `pipeline.params.feasibility`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.block import MOST_RUNS, Block, Seed
 from pipeline.data.params import Data, Latent, Pixels
@@ -28,6 +28,8 @@ from pipeline.noise.params import Independent, Pairing
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.training.params import Decouple, Training
 
+UNIFORM = {"kind": "uniform"}
+
 
 class Recipe(Block):
     """A named set of choices, merged over `defaults` key by key; a block of another form (another
@@ -44,8 +46,11 @@ class Recipe(Block):
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
     """How the states are cut into intervals, with an expert each, or a decoder of a `multi-decoder`
     network."""
-    prediction: Literal["eps", "x0", "v"] = "v"
-    """What the network predicts. `v` with uniform weighting is EDM's preconditioning."""
+    prediction: Literal["eps", "x0", "v", "flow"] = "v"
+    """What the network predicts. `v` with uniform weighting is EDM's preconditioning. `flow` is the
+    velocity eps - z of flow matching (Lipman et al. 2023, Liu et al. 2023): short for `v` with
+    `network.velocity: true` and, in place of `uniform`, `training.weighting: {kind: flow}`, which
+    is unit weight on the velocity's error."""
     pairing: Annotated[Pairing, Field(discriminator="method")] = Independent()
     """Which noise an image is trained with."""
     curriculum: Annotated[Curriculum, Field(discriminator="kind")] = UniformCurriculum()
@@ -58,6 +63,25 @@ class Recipe(Block):
     """How the experts become one model."""
     sampling: Annotated[Sampling, Field(discriminator="kind")] = DdimSampling()
     """How images are drawn from the model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_flow(cls, given: Any) -> Any:
+        """`prediction: flow` as what it stands for, so that both spellings are one recipe."""
+        if not isinstance(given, dict) or given.get("prediction") != "flow":
+            return given
+        network, training = given.get("network", {}), given.get("training", {})
+        if not isinstance(network, dict) or not isinstance(training, dict):
+            return given
+        network = {"kind": "unet", **network, "velocity": True}
+        if training.get("weighting", UNIFORM) == UNIFORM:
+            training = {**training, "weighting": {"kind": "flow"}}
+        return {**given, "prediction": "v", "network": network, "training": training}
+
+    @property
+    def predicts(self) -> str:
+        """What its networks predict, in one word."""
+        return "flow" if self.network.velocity else self.prediction
 
     @property
     def partition_channels(self) -> list[int]:

@@ -120,7 +120,10 @@ def states_of(params: Params, data: DatasetFacts, recipe: Recipe) -> np.ndarray:
 
     UserError if the schedule is fitted to measurements that were not made yet.
     """
-    return build_states(params, data, recipe, state_count(recipe.schedule) or 2)
+    count = state_count(recipe.schedule)
+    if count is None:
+        return build_states(params, data, recipe, partition.CONTINUOUS_STATES)[[0, -1]]
+    return build_states(params, data, recipe, count)
 
 
 def build_states(params: Params, data: DatasetFacts, recipe: Recipe, states: int) -> np.ndarray:

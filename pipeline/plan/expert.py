@@ -114,10 +114,11 @@ def expert_spec(
 def _told(recipe: Recipe) -> bool:
     """Whether its experts are told their state even where they have but one.
 
-    Weights that were told it fit no network that is not.
+    Weights that were told it fit no network that is not; and v is made of a velocity at a state.
     """
     training = recipe.training
-    return bool(training.parent or training.initial or recipe.network.always_told)
+    network = recipe.network
+    return bool(training.parent or training.initial or network.always_told or network.velocity)
 
 
 # What a recipe's training says of other things than how one expert is trained.
@@ -131,10 +132,10 @@ def _own_curriculum(run: Run, interval: tuple[int, int]) -> OwnCurriculum:
     depends on the own states only; any other on their place on the whole time axis.
     """
     first, last = interval
-    if first == last or run.recipe.curriculum.kind == "uniform":
-        return OwnCurriculum(form=UniformCurriculum())
     if run.continuous:  # it has one expert, and its own states are all of the axis
         return run.curriculum
+    if first == last or run.recipe.curriculum.kind == "uniform":
+        return OwnCurriculum(form=UniformCurriculum())
     run.drawn.restrict(np.arange(first, last + 1))  # refuses states that nothing falls on
     axis = [float(v) for v in run.log_snr]
     return run.curriculum.model_copy(update={"axis": axis, "own": [first, last]})

@@ -8,7 +8,14 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.levels import curriculum, partition, schedule
-from pipeline.levels.params import IntervalDensity, OptimalDenoiserPartition, Partition, state_count
+from pipeline.levels.params import (
+    Curriculum,
+    FlowSchedule,
+    IntervalDensity,
+    OptimalDenoiserPartition,
+    Partition,
+    state_count,
+)
 from pipeline.merging.params import Route
 from pipeline.noise.philox import derive_key
 from pipeline.params.mistakes import refusal
@@ -27,7 +34,7 @@ from pipeline.plan.inputs import DatasetFacts, latent_facts, latents, spectrum
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import Expert, RecipePlan, merged_job
 from pipeline.plan.outputs import NEAR_STATE
-from pipeline.specs import OwnCurriculum, PairingSpec
+from pipeline.specs import InFlowTime, OwnCurriculum, PairingSpec
 
 LEAST_SHARE = 0.25  # of an equal budget: what `by-difficulty` leaves to the easiest state
 SLOTS_PER_JOB = 8  # passes over the dataset that one pairing job pairs, at most
@@ -239,14 +246,24 @@ def _curriculum(
     """The recipe's curriculum; one that is given by intervals with their bounds."""
     block = recipe.curriculum
     if not isinstance(block, IntervalDensity):
-        return OwnCurriculum(form=block)
+        return _over_time(recipe, block, [], continuous)
     if block.partition is not None:
         bounds = _bounds(params, data, recipe, block.partition, log_snr, continuous)
     shares = block.shares or [1.0] * (len(bounds) + 1)
     if len(shares) != len(bounds) + 1:
         raise ValueError(f"curriculum.shares: {len(shares)} for {len(bounds) + 1} intervals")
     resolved = block.model_copy(update={"partition": None, "shares": shares})
-    return OwnCurriculum(form=resolved, bounds=bounds)
+    return _over_time(recipe, resolved, bounds, continuous)
+
+
+def _over_time(
+    recipe: Recipe, form: Curriculum, bounds: list[float], continuous: bool
+) -> OwnCurriculum:
+    """A curriculum on the time axis of a continuous schedule: log-SNR, or the time of a flow."""
+    schedule = recipe.schedule
+    if continuous and isinstance(schedule, FlowSchedule):
+        return OwnCurriculum(form=InFlowTime(shift=schedule.shift, form=form, bounds=bounds))
+    return OwnCurriculum(form=form, bounds=bounds)
 
 
 def _shares(

@@ -102,4 +102,25 @@ class DpmppSampling(Walk):
     kind: Literal["dpmpp-2m"]
 
 
-Sampling = DdimSampling | DdpmSampling | HeunSampling | DpmppSampling
+class EulerSampling(Walk):
+    """Euler's method in the time of a flow (Liu et al. 2023); `ddim` on the same states is it."""
+
+    made_by: ClassVar[str] = "pipeline.sampling.flow:euler"
+    kind: Literal["euler"]
+
+
+class HeunFlowSampling(Walk):
+    """Heun's method in the time of a flow; `heun` takes its steps in sigma/alpha."""
+
+    made_by: ClassVar[str] = "pipeline.sampling.flow:heun_flow"
+    kind: Literal["heun-flow"]
+
+    def asked(self, states: Sequence[float]) -> dict[float, int]:
+        """Twice where a step ends."""
+        start = min(states)
+        return {state: 2 - (state == start) for state in super().asked(states)}
+
+
+Sampling = (
+    DdimSampling | DdpmSampling | HeunSampling | DpmppSampling | EulerSampling | HeunFlowSampling
+)

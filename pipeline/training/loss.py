@@ -5,7 +5,8 @@ sigmoid(log_snr) and sigma^2 = sigmoid(-log_snr). Three predictions are known:
 
 * `eps`, the noise (Ho et al. 2020);
 * `x0`, the clean data z;
-* `v` = alpha eps - sigma z (Salimans & Ho 2022).
+* `v` = alpha eps - sigma z (Salimans & Ho 2022); a network that answers the velocity eps - z of a
+  flow is one for `v`, too (`pipeline.networks.velocity`).
 
 At one noise level they are affine images of one another, so they share one optimal denoiser and
 differ in conditioning and in the implied loss weight:

@@ -72,6 +72,7 @@ IN_WORDS = {
     "pairings": "the noises paired with the images changed",
     "parent": "its parent expert changed",
     "curriculum.axis": "the states of the whole schedule changed",
+    "curriculum.form.shift": "the time of the schedule changed",
     "curriculum.own": "its place among the states changed",
 }
 
