@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -109,22 +109,33 @@ _stage("merge", "Combine each recipe's experts into one model.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), or a folder.",
+    help="FILE.png (a grid), FILE.npz (arr_0: NHWC uint8, arr_1: labels), FILE.parquet, or a "
+    "folder.",
 )
+@click.option("--class", "classes", multiple=True, help="Of this class alone; may be repeated.")
+@click.option("--guidance", type=click.FloatRange(0, 1e6), help="In place of the recipe's.")
+@click.option("--steps", type=click.IntRange(min=1, max=1000), help="In place of the recipe's.")
+@click.option("--sampler", help="In place of the recipe's: ddim, euler, heun ...")
 @click.pass_context
 def sample(
-    context: click.Context, recipe: str | None, number: int, seed: int, out: Path | None
+    context: click.Context,
+    recipe: str | None,
+    number: int,
+    seed: int,
+    out: Path | None,
+    **other: Any,
 ) -> None:
     """Draw samples for scoring, or from one recipe to a file.
 
     Without options this runs the stage; with any, --recipe and --out are needed."""
-    from stages import sample as stage
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
     sources = map(context.get_parameter_source, context.params)
     if set(sources) == {click.core.ParameterSource.DEFAULT}:
-        stage.sample(workspace)
+        from stages.sample import sample as stage
+
+        stage(workspace)
         return
     if recipe is None or out is None:
         lacking = [name for name, given in (("--recipe", recipe), ("--out", out)) if given is None]
@@ -132,7 +143,9 @@ def sample(
             f"sample: {' and '.join(lacking)} missing; give both to draw from one recipe, or no "
             "option to run the stage"
         )
-    stage.draw_from(workspace, recipe, number, seed, out)
+    from stages.tools.draw import draw_from
+
+    draw_from(workspace, recipe, number, seed, out, **other)
 
 
 _stage("evaluate", "Score the samples against the real images.")

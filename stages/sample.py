@@ -1,15 +1,11 @@
-"""The stage `sample`, reconstructions, and samples of one recipe to a file."""
+"""The stage `sample`, and reconstructions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import plan
-from pipeline.errors import UserError
 from pipeline.params.recipe import Params
 from pipeline.specs import ReconstructionsSpec, SamplesSpec
 from pipeline.store.entry import Entry, Store
@@ -18,61 +14,8 @@ from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.inputs import codec_of, dataset_of, mixture_of, save_array
 from stages.merge import guide_of, milestones_of
-from stages.numbers import counted
-from stages.pictures import as_image, grid, save
 from stages.reporter import Reporter
 from stages.workspace import Workspace
-
-
-def draw_from(workspace: Workspace, name: str, number: int, seed: int, out: Path) -> None:
-    """`tspace sample --recipe`: samples of a finished recipe, as `out` ends.
-
-    .png: a grid; .npz: `arr_0`, the images uint8 [N, H, W, C], and `arr_1`, their classes int64 [N]
-    where the recipe is told them; no suffix: a folder of single pictures. UserError for others.
-    """
-    from pipeline import plan
-    from pipeline.sampling.mixture import draw
-    from stages import merge
-    from stages.facts import class_names, facts_of
-    from stages.fanout import adopt
-
-    workspace.known_recipe(name)
-    suffix = out.suffix.lower()
-    if suffix not in ("", ".png", ".npz"):
-        raise UserError(f"--out {out}: give a .png or an .npz file, or a folder (without a suffix)")
-    if out.exists() and out.is_dir() != (suffix == ""):
-        raise UserError(f"--out {out}: {'a folder' if suffix else 'not a folder'}; name another")
-    facts = facts_of(workspace)
-    recipe = plan.experts(workspace.params, facts)[name]
-    for stage in ("latents", "analyses", "experts"):  # a mixture may name its decoder and means
-        adopt(workspace, stage)
-    last = merge.milestones_of(workspace, name)[-1]
-    guide = guide_of(workspace, recipe, last["images"])
-    led = plan.led_of(recipe, guide)
-    mixture = mixture_of(last["mixture"], workspace.store, workspace, led)
-    images, classes = draw(
-        mixture,
-        recipe.sampling_states,
-        range(number),
-        seed=seed,
-        batch=workspace.params.evaluate.batch,
-        class_counts=plan.class_counts(workspace.params, facts, recipe),
-        sampling=plan.own_sampling(recipe, guide),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".png":
-        names = class_names(workspace)
-        labels = None if classes is None else [names[i] for i in classes]
-        save(grid(images, max(1, round(number**0.5)), labels=labels), out)
-    elif suffix == ".npz":
-        arrays = [images.transpose(0, 2, 3, 1), *([] if classes is None else [classes])]
-        with replacing(out) as temporary, open(temporary, "wb") as f:
-            np.savez(f, *arrays)
-    else:
-        out.mkdir(exist_ok=True)
-        for i, image in enumerate(images):
-            save(as_image(image), out / f"{name}-{seed}-{i:06d}.png")
-    print(f"{counted(number, 'sample')} of {name}, seed {seed}: {out}")
 
 
 def run_samples(

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import plan
+from pipeline.data import dataset
 from pipeline.errors import UserError
+from pipeline.params.load import resolve
 from pipeline.sampling.exported import load_exported
 from stages import analyse, cli, merge, train
 from stages.facts import facts_of
 from stages.pictures import LABEL_PIXELS
-from stages.sample import draw_from
+from stages.tools.draw import _in_file_name, draw_from
 from stages.tools.export import _copy_files, export_recipe
 from stages.tools.plan import outlook
+from stages.workspace import Workspace
 from tests.test_inspection import edited, make, small_workspace
 
 PARAMS = """\
@@ -40,6 +47,9 @@ recipes:
     schedule: {kind: log-snr, states: 3}
     partition: {kind: per-state}
     sampling: {kind: ddim, eta: 0.5}
+  led:
+    schedule: {kind: log-snr, states: 2}
+    sampling: {guidance: 3.0, guide: {milestone: 32}}
   told:
     schedule: {kind: log-snr, states: 2}
     network: {class_conditional: true}
@@ -76,9 +86,9 @@ def copy(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
-def drawn(workspace, folder, number, seed):
+def drawn(workspace, folder, number, seed, recipe="apart"):
     """Samples of `tspace sample`, read back from its pictures."""
-    draw_from(workspace, "apart", number, seed, folder)
+    draw_from(workspace, recipe, number, seed, folder)
     return np.stack([np.asarray(Image.open(p))[None] for p in sorted(folder.iterdir())])
 
 
@@ -88,6 +98,24 @@ def test_it_draws_the_bits_of_tspace_sample(finished, copy, tmp_path):
     assert classes is None
     assert np.array_equal(images, drawn(finished, tmp_path / "own", 20, 3))
     assert not np.array_equal(images, load_exported(copy).draw(range(20), seed=4)[0])
+
+
+def test_the_model_that_guidance_leads_away_from_goes_along(finished, tmp_path):
+    """At the guide's own milestone there is none, and no guidance."""
+    export_recipe(finished, "led", tmp_path / "late")
+    files = {str(p.relative_to(tmp_path / "late")) for p in (tmp_path / "late").rglob("*.safet*")}
+    assert files == {f"{part}experts/states-1-2.safetensors" for part in ("", "guide/")}
+    assert "worse model" in (tmp_path / "late" / "README.md").read_text()
+    late = load_exported(tmp_path / "late")
+    images, _ = late.draw(range(6), seed=3)
+    assert np.array_equal(images, drawn(finished, tmp_path / "own", 6, 3, "led"))
+    sampling = late.drawing.sampling.without("guidance")
+    drawing = late.drawing.model_copy(update={"sampling": sampling})
+    plain = dataclasses.replace(late, drawing=drawing)
+    assert not np.array_equal(images, plain.draw(range(6), seed=3)[0])
+    export_recipe(finished, "led", tmp_path / "early", 32)
+    early = load_exported(tmp_path / "early")
+    assert early.drawing.led is None and early.drawing.sampling.guidance == 1.0
 
 
 def test_the_example_runs(finished, copy, tmp_path):
@@ -161,6 +189,8 @@ def test_a_recipe_with_seeds_is_asked_for_by_the_names_of_its_runs(finished, tmp
         (["--seed", "0"], "--recipe and --out missing"),
         (["-n", "8", "--out", "s.png"], "--recipe missing"),
         (["--recipe", "apart"], "--out missing"),
+        (["--class", "1"], "--recipe and --out missing"),
+        (["--recipe", "apart", "--sampler", "heun"], "--out missing"),
     ],
 )
 def test_no_option_of_sample_is_ignored(finished, monkeypatch, options, lacking):
@@ -206,6 +236,122 @@ def test_samples_as_evaluators_read_them(finished, tmp_path):
     assert np.array_equal(found["arr_0"][..., 0], np.stack(single))
     draw_from(finished, "apart", 5, 3, tmp_path / "unlabelled.npz")
     assert np.load(tmp_path / "unlabelled.npz").files == ["arr_0"]
+
+
+def test_samples_of_some_classes_are_told_them_and_say_so_in_their_names(finished, tmp_path):
+    draw_from(finished, "told", 6, 3, tmp_path / "s", classes=["7", "2"])
+    names = sorted(path.name for path in (tmp_path / "s").iterdir())
+    kinds = [re.fullmatch(r"told-3-00000(\d)-([27])\.png", name).groups() for name in names]
+    assert [number for number, _ in kinds] == list("012345")
+    assert sorted(kind for _, kind in kinds) == list("222777")
+    draw_from(finished, "told", 6, 3, tmp_path / "s.npz", classes=["7", "2"])
+    labels = np.load(tmp_path / "s.npz")["arr_1"]
+    assert [str(label) for label in labels] == [kind for _, kind in kinds]
+    draw_from(finished, "apart", 1, 3, tmp_path / "plain")
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["apart-3-000000.png"]
+    assert _in_file_name("T-shirt/top & more") == "T-shirt-top-more"
+
+
+def test_a_parquet_file_of_samples_is_a_source_of_images(finished, tmp_path):
+    """Read back by the project's own reader: the same images, labels and names of classes."""
+    draw_from(finished, "told", 5, 3, tmp_path / "s.npz")
+    draw_from(finished, "told", 5, 3, tmp_path / "s.parquet")
+    info = dataset.prepare(tmp_path / "data", source="parquet", path=tmp_path / "s.parquet")
+    assert info.classes == tuple(map(str, range(10)))
+    read, found = dataset.open_dataset(tmp_path / "data"), np.load(tmp_path / "s.npz")
+    assert np.array_equal(read.images(0, 5).transpose(0, 2, 3, 1), found["arr_0"])
+    assert read.labels(0, 5).tolist() == found["arr_1"].tolist()
+    draw_from(finished, "apart", 2, 3, tmp_path / "plain.parquet")
+    assert pq.read_schema(tmp_path / "plain.parquet").names == ["image"]
+
+
+def test_samples_are_drawn_in_pieces_and_each_is_its_numbers(finished, tmp_path):
+    """The shard and the batch move a sample by rounding alone."""
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    draw_from(finished, "led", 7, 3, whole)
+    evaluate = finished.params.evaluate.model_copy(update={"shard": 3})
+    other = Workspace(finished.root)
+    vars(other)["params"] = finished.params.model_copy(update={"evaluate": evaluate})
+    draw_from(other, "led", 7, 3, parts)
+    found = [np.load(path)["arr_0"].astype(int) for path in (whole, parts)]
+    assert np.abs(found[0] - found[1]).max() <= 1
+
+
+def test_samples_by_another_sampler_are_those_of_a_recipe_that_says_so(finished, tmp_path):
+    def drawn_with(name, **options):
+        draw_from(finished, name, 4, 3, tmp_path / "s.npz", **options)
+        return np.load(tmp_path / "s.npz")["arr_0"]
+
+    def said(name, **sampling):
+        raw = yaml.safe_load(PARAMS)
+        raw["recipes"][name]["sampling"] = sampling
+        other = Workspace(finished.root)
+        vars(other)["params"] = resolve(raw)
+        draw_from(other, name, 4, 3, tmp_path / "said.npz")
+        return np.load(tmp_path / "said.npz")["arr_0"]
+
+    plain = drawn_with("told")
+    for options, sampling in (
+        ({"guidance": 3.0}, {"guidance": 3.0}),
+        ({"sampler": "heun"}, {"kind": "heun"}),
+        ({"steps": 1}, {"steps": 1}),
+        (
+            {"sampler": "euler", "guidance": 0.0, "steps": 2},
+            {"kind": "euler", "guidance": 0.0, "steps": 2},
+        ),
+    ):
+        found = drawn_with("told", **options)
+        assert np.array_equal(found, said("told", **sampling))
+        assert not np.array_equal(found, plain)
+    led = {"guidance": 1.5, "guide": {"milestone": 32}}
+    assert np.array_equal(drawn_with("led", guidance=1.5), said("led", **led))
+    assert np.array_equal(drawn_with("led", guidance=1.0), said("led"))
+    # A sampler takes the other keys along.
+    assert np.array_equal(
+        drawn_with("led", sampler="heun"), said("led", kind="heun", **(led | {"guidance": 3.0}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("apart", {"classes": ["1"]}, r"--class: this recipe does not know classes"),
+        ("told", {"classes": ["1", "11"]}, r"--class 11: no such class; did you mean `1`"),
+        ("told", {"steps": 3}, r"--steps: more steps \(3\) than states \(2\)"),
+        ("apart", {"guidance": 2.0}, r"--guidance: needs network.class_conditional: true, or a"),
+        ("told", {"sampler": "hein"}, r"--sampler hein: no such sampler; did you mean `heun`"),
+        ("tald", {}, r"--recipe tald: no such recipe"),
+    ],
+)
+def test_what_a_recipe_cannot_draw_is_refused(finished, tmp_path, name, options, message):
+    with pytest.raises(UserError, match=message):
+        draw_from(finished, name, 2, 0, tmp_path / "s.npz", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_passes_its_options_on(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished.root)
+    monkeypatch.setattr(Workspace, "here", lambda: finished)
+    out = tmp_path / "s.npz"
+    options = ["-n", "3", "--seed", "3", "--class", "4", "--class", "5", "--guidance", "0"]
+    options += ["--steps", "1", "--sampler", "heun", "--out", str(out)]
+    done = CliRunner().invoke(cli.main, ["sample", "--recipe", "told", *options])
+    assert done.exit_code == 0, done.output
+    assert done.output == f"3 samples of told, seed 3: {out}\n"
+    draw_from(
+        finished,
+        "told",
+        3,
+        3,
+        tmp_path / "same.npz",
+        classes=["4", "5"],
+        guidance=0.0,
+        steps=1,
+        sampler="heun",
+    )
+    assert out.read_bytes() == (tmp_path / "same.npz").read_bytes()
+    done = CliRunner().invoke(cli.main, ["sample", "--guidance", "0"])
+    assert done.exit_code == 2 and "--recipe and --out missing; give both" in done.output
 
 
 def test_samples_that_are_told_a_class_are_labelled_in_a_grid(finished, tmp_path):
