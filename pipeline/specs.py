@@ -259,6 +259,13 @@ class ReconstructionsSpec(Spec):
     encoder: str
 
 
+class Published(Form):
+    """Statistics that others computed of real images, as a file."""
+
+    made_by: ClassVar[str] = "pipeline.evaluation.published:compared"
+    file: File
+
+
 class ScoresSpec(Spec):
     samples: list[str]
     features: str
@@ -266,6 +273,7 @@ class ScoresSpec(Spec):
     neighbours: int
     allow_few: bool
     labels: Literal["dataset", "uniform"] | None = neutral(None)
+    published: Published | None = neutral(None)
 
 
 class OutputsSpec(Spec):

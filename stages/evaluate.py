@@ -12,6 +12,7 @@ from pipeline.store.files import write_json
 from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.features import extractor_of
+from stages.inputs import checked_file
 from stages.reporter import Reporter
 from stages.sample import reconstruction_jobs, sample_jobs
 from stages.workspace import Workspace
@@ -45,6 +46,11 @@ def run_scores(
         labels=samples.labels,
         useless=scores.useless_features(reference.load_json("report.json")),
     )
+    if spec.published is not None:
+        file = spec.published.file
+        path = checked_file(workspace, file)
+        result |= spec.published.maker(path, generated, moments.extractor)
+        result["published"]["file"] = file.path
     if spec.labels is not None:
         result["labels"] = spec.labels
     write_json(entry.path / "scores.json", result)
@@ -59,7 +65,7 @@ def score_jobs(
     """The scoring job of each recipe and milestone."""
     reference = plan.features(params, facts)
     return {
-        (name, images): plan.scores(params, shards, reference, f"{name} at {images:,}")
+        (name, images): plan.scores(params, facts, shards, reference, f"{name} at {images:,}")
         for (name, images), shards in sample_jobs(workspace, params, facts, recipes).items()
     }
 

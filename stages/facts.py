@@ -10,7 +10,7 @@ from pipeline.params.feasibility import check_against
 from pipeline.params.load import load
 from pipeline.params.recipe import Params
 from pipeline.store.identity import file_digest
-from stages.source import edited, extractor_files, recipe_files
+from stages.source import edited, extractor_files, recipe_files, reference_file
 from stages.workspace import Workspace
 
 
@@ -37,7 +37,8 @@ def facts_from(workspace: Workspace, info: Any, analysed: bool = True) -> plan.D
     files = extractor_files(workspace)
     found = analysed_in(workspace) if analysed else {}
     held_out = workspace.params.data.holdout
-    return plan.facts(info, held_out, found, files, recipe_files(workspace))
+    own, reference = recipe_files(workspace), reference_file(workspace)
+    return plan.facts(info, held_out, found, files, own, reference)
 
 
 def class_names(workspace: Workspace) -> tuple[str, ...]:

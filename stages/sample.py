@@ -114,7 +114,7 @@ def reconstruction_jobs(
     if decoded is None:
         return ()
     reference = plan.features(params, facts)
-    return decoded, plan.scores(params, [decoded], reference, "reconstructions")
+    return decoded, plan.scores(params, facts, [decoded], reference, "reconstructions")
 
 
 def reconstruction(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any] | None:

@@ -42,6 +42,8 @@ def raw_path(workspace: Workspace) -> Path | None:
 def source(workspace: Workspace) -> None:
     """Write artefacts/files.json and source.json, or keep a pulled one of images not here."""
     files = {"features": extractor_files(workspace), "recipes": recipe_files(workspace)}
+    if reference := reference_file(workspace):
+        files["evaluate"] = {"reference": reference}
     workspace.source.parent.mkdir(parents=True, exist_ok=True)
     write_json(workspace.source.with_name("files.json"), files)
     data, path = workspace.params.data, raw_path(workspace)
@@ -73,6 +75,12 @@ def recipe_files(workspace: Workspace) -> dict[str, str]:
             if path not in files:
                 files[path] = _digest_of(workspace, f"recipes.{name}.{key}", path)
     return files
+
+
+def reference_file(workspace: Workspace) -> str | None:
+    """Checksum of `evaluate.reference`; None without one. UserError if it cannot be read."""
+    path = workspace.params.evaluate.reference
+    return path and _digest_of(workspace, "evaluate.reference", path)
 
 
 def _digest_of(workspace: Workspace, key: str, path: str) -> str:

@@ -369,6 +369,12 @@ REFUSED_LATE = [
         "sampling.guidance: 2 asks for; use 0.1, or guidance 1",
     ),
     (
+        "evaluate.reference",
+        "stats.npz",
+        "evaluate.reference: statistics of others are of an extractor that they had; a classifier "
+        "is trained here: use features.extractor: inception, dinov2 or module",
+    ),
+    (
         "recipes.one.sampling",
         {"guidance_interval": [-1.0, 2.0]},
         "recipes.one.sampling.guidance_interval: means nothing at sampling.guidance: 1; raise that",

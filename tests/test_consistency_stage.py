@@ -100,7 +100,7 @@ def test_the_block_changes_no_scores_and_no_samples():
         resolve({"defaults": DEFAULTS, "recipes": RECIPES}),
     )
     reference = plan.features(without, FACTS)
-    names = [plan.scores(p, [], reference, "x").name for p in (with_block, without)]
+    names = [plan.scores(p, FACTS, [], reference, "x").name for p in (with_block, without)]
     assert names[0] == names[1]
     assert planned(without) == ({}, {})
 

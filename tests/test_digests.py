@@ -177,6 +177,10 @@ TABLE = {
         replace("pipeline/sampling/guidance.py", "both if low <=", "both if low <"),
         set(),
     ),
+    "edit how others' statistics are read": (
+        replace("pipeline/evaluation/fidelity.py", "rtol=1e-3", "rtol=1e-4"),
+        set(),
+    ),
     "add a network": (
         edits(
             add("pipeline/networks/wide.py", "from pipeline.networks.unet import unet as wide\n"),

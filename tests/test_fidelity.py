@@ -15,7 +15,9 @@ from pipeline.evaluation.fidelity import (
     manifold_scores,
     moments,
     per_class,
+    published,
 )
+from pipeline.evaluation.published import compared
 
 
 def random(seed):
@@ -533,3 +535,50 @@ class TestPerClass:
         assert sizes == {0: (10, 15), 1: (10, 15), 2: (10, 0)}
         with pytest.raises(ValueError, match="differ in number"):
             per_class(lambda a, b: 0, x, np.arange(29), x, np.arange(30))
+
+
+def test_the_distance_to_statistics_that_others_computed(tmp_path):
+    """As to the features that they are of; numbers of images unknown there are not asked for."""
+    real, generated = correlated(1, 400, 12), correlated(2, 300, 12)
+    path = tmp_path / "stats.npz"
+    np.savez(path, mu=real.mean(axis=0), sigma=np.cov(real.T), other=np.arange(3))
+    fitted = moments(generated, "e")
+    found = frechet_distance(published(path, "e"), fitted, allow_few=True)
+    assert found.value == pytest.approx(sqrtm_distance(real, generated), rel=1e-9)
+    assert found.reference_samples == 0
+    told = compared(path, generated, "e")
+    assert told["fid_published"] == found.value
+    assert "300 samples' features" in told["published"]["compared"]
+    with pytest.raises(UserError, match=r"evaluate\.reference: statistics of 12 .* gives 5; use"):
+        compared(path, generated[:, :5], "e")
+    # Of fewer images than features: singular, and nearly symmetric as float32 leaves it.
+    few = real[:8]
+    noisy = np.cov(few.T).astype(np.float32)
+    noisy[0, 1] = np.nextafter(noisy[0, 1], np.float32(9))
+    np.savez(path, mu=few.mean(axis=0), sigma=noisy)
+    found = frechet_distance(published(path, "e"), fitted, allow_few=True)
+    assert found.value == pytest.approx(sqrtm_distance(few, generated), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "sigma is not a file"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu has shape \[3\], sigma \[4, 4\]"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2) * np.nan}, "a number in it is not finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, "not symmetric"),
+        ({"mu": np.array([{}, {}]), "sigma": np.eye(2)}, "allow_pickle"),
+        (None, "not statistics of features"),
+    ],
+)
+def test_files_that_are_no_statistics(tmp_path, arrays, message):
+    path = tmp_path / "stats.npz"
+    if arrays is None:
+        path.write_bytes(b"PK\3\4 cut off")
+    else:
+        np.savez(path, **arrays)
+    with pytest.raises(UserError, match=message) as caught:
+        published(path, "")
+    assert str(path) in str(caught.value)
+    with pytest.raises(UserError, match="no such file"):
+        published(tmp_path / "none.npz", "")

@@ -38,7 +38,7 @@ def planned(labels="dataset", conditional=True):
     states = [float(v) for v in recipe.log_snr]
     mixture = describe(expert.job.spec, states, [part], [77.0], 80.0)
     jobs = plan.samples(params, FACTS, recipe, mixture, "one")
-    return jobs, plan.scores(params, jobs, plan.features(params, FACTS), "one")
+    return jobs, plan.scores(params, FACTS, jobs, plan.features(params, FACTS), "one")
 
 
 def drawn(jobs, folder):

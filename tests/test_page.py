@@ -87,6 +87,19 @@ def test_the_best_of_each_column_is_marked_in_words_too(default):
     assert not any(column in ("recall", "images", "experts") for _, column in best)  # all equal
 
 
+def test_a_distance_to_statistics_of_others_says_what_is_compared(tmp_path):
+    told = {"file": "stats.npz", "compared": "these samples against those of others"}
+    page = written(
+        project(
+            tmp_path, scores=lambda number, share: {"fid_published": 7 + number, "published": told}
+        )
+    )
+    head, *rows = page.tables[0]
+    place = [cell.rstrip("\u00a0↓↑") for cell in head].index("FID to published")
+    assert [row[place].removesuffix(" (best)") for row in rows][:2] == ["7.00", "8.00"]
+    assert "FID to published (stats.npz) compares these samples against those of" in page.text
+
+
 def test_the_opening_names_the_dataset_and_the_floor(default):
     (_, _, facts, *_), page = default
     for words in ("1,797 images of 8 × 8 pixels", "10 classes", facts.digest[:16], "500 samples"):
@@ -106,7 +119,7 @@ def test_every_number_is_traceable_to_its_entry(default):
     mixture["experts"] = [{"entry": recipes["ddpm"].experts[0].job.name}]
     shards = plan.samples(workspace.params, facts, recipes["ddpm"], mixture, "")
     assert len(shards) == 2 and all(job.name in page.text for job in shards)
-    assert plan.scores(workspace.params, shards, reference, "").name in page.text
+    assert plan.scores(workspace.params, facts, shards, reference, "").name in page.text
     assert (workspace.root / "params.yaml").read_text().rstrip() in page.preformatted
 
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.linalg import lapack
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.store.files import replacing
 from pipeline.store.identity import canonical_json
 
@@ -37,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Gaussian fitted to a set of features.
+    """Gaussian fitted to a set of `count` features, 0 if it is not known of how many.
 
     `root` [d, r], r = rank, is any matrix with `root @ root.T` = unbiased covariance; it is
     computed once, so one reference serves any number of distances.
@@ -90,6 +91,33 @@ class Moments:
             raise UserError(
                 f"{path}: not feature moments, or damaged ({error}); delete and recompute it"
             ) from error
+
+
+def published(path: Path, extractor: str) -> Moments:
+    """Statistics that others computed: an .npz with mu [d] and sigma [d, d], as most codes of FID
+    write it. extractor: the digest of the one that they are taken to be of.
+
+    Raises:
+        UserError: the file is missing, damaged, or not one of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
+        square = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
+        if not square:
+            raise ValueError(f"mu has shape {list(mean.shape)}, sigma {list(covariance.shape)}")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("a number in it is not finite")
+        if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * np.ptp(covariance)):
+            raise ValueError("sigma is not symmetric")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, KeyError, ValueError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"{path}: not statistics of features, an .npz with mu [d] and sigma [d, d] "
+            f"({one_line(error)})"
+        ) from error
+    return Moments(0, mean, _root(covariance, len(mean) + 1), extractor)
 
 
 class FeatureStatistics:

@@ -18,6 +18,7 @@ from pipeline.block import (
     Seed,
     Text,
     Width,
+    neutral,
 )
 
 FEATURES = {"inception": 2048, "dinov2": 1024}  # of the published extractors
@@ -111,5 +112,11 @@ class Evaluate(Block):
     labels: Literal["dataset", "uniform"] = "dataset"
     """Classes of a class-conditional recipe's samples: `dataset` in the proportions of the images
     trained on, `uniform` as many of each that occurs."""
+    reference: Text | None = neutral(None)
+    """Statistics of real images that others computed, an .npz with `mu` [d] and `sigma` [d, d]: the
+    samples' FID to them is given as well, beside that to the dataset. Not for `classifier`.
+
+    Such a file does not say from how many images or with which code it was made, so the score
+    compares with a paper's number only where these agree."""
     consistency: Consistency | None = None
     """Measure how alike the outputs of several models are; null: do not."""

@@ -62,6 +62,11 @@ def strange_sections(top: Params) -> typing.Iterator[str]:
                     f"features.{key}: {getattr(features, key)} is no multiple of 8, the groups "
                     "that the classifier normalises"
                 )
+        if top.evaluate.reference is not None:
+            yield (
+                "evaluate.reference: statistics of others are of an extractor that they had; a "
+                "classifier is trained here: use features.extractor: inception, dinov2 or module"
+            )
     if isinstance(top.latent, Autoencoder) and top.latent.width * top.latent.blocks > MOST_WIDTH:
         yield f"latent.width: times latent.blocks, {MOST_WIDTH:,} at most"
     few, samples = top.evaluate.allow_few, top.evaluate.samples

@@ -34,6 +34,7 @@ class DatasetFacts:
     extractor_files: Mapping[str, str] = field(default_factory=dict)
     # Checksums of the files that recipes name, by their path in params.yaml.
     recipe_files: Mapping[str, str] = field(default_factory=dict)
+    reference_file: str | None = None  # checksum of evaluate.reference
 
 
 def facts(
@@ -42,6 +43,7 @@ def facts(
     analyses: Mapping[str, Any] | None = None,
     extractor_files: Mapping[str, str] | None = None,
     recipe_files: Mapping[str, str] | None = None,
+    reference_file: str | None = None,
 ) -> DatasetFacts:
     """Planning's view of a dataset's info, `held_out` of its rows apart (see `split.Split`)."""
     counts = np.asarray(info.class_counts or (), np.int64)
@@ -59,6 +61,7 @@ def facts(
         analyses=analyses or {},
         extractor_files=extractor_files or {},
         recipe_files=recipe_files or {},
+        reference_file=reference_file,
     )
 
 

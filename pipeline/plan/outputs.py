@@ -18,8 +18,10 @@ from pipeline.plan.merges import RecipePlan
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.specs import (
     ConsistencySpec,
+    File,
     Led,
     OutputsSpec,
+    Published,
     ReconstructionsSpec,
     SamplesSpec,
     ScoresSpec,
@@ -139,7 +141,9 @@ def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
     return Job("reconstructions", spec, "reconstructions", (codec.name,))
 
 
-def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job:
+def scores(
+    params: Params, data: DatasetFacts, shards: list[Job], reference: Job, label: str
+) -> Job:
     """The job that scores one set of samples against the real images.
 
     Its scores say how the classes of the samples were drawn, where they were.
@@ -147,6 +151,10 @@ def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job
     settings = params.evaluate
     names = [job.name for job in shards]
     conditional = any(getattr(job.spec, "class_counts", ()) for job in shards)
+    published = None
+    if settings.reference is not None:
+        file = File(path=settings.reference, sha256=data.reference_file)
+        published = Published(file=file)
     spec = ScoresSpec(
         samples=names,
         features=reference.name,
@@ -154,7 +162,8 @@ def scores(params: Params, shards: list[Job], reference: Job, label: str) -> Job
         neighbours=settings.neighbours,
         allow_few=settings.allow_few,
         labels=settings.labels if conditional else None,
-        code=code_of("scores"),
+        published=published,
+        code=code_of("scores", *([published] if published else [])),
     )
     needs = (*names, reference.name)
     return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])

@@ -288,7 +288,7 @@ def _origins(
             origins[name, item["images"]] = Origin(
                 f"mixture/{mixture['digest']}",
                 [job.name for job in shards],
-                plan.scores(params, shards, reference, name).name,
+                plan.scores(params, facts, shards, reference, name).name,
             )
     return origins
 

@@ -55,6 +55,8 @@ PASSED_ON = (
     "reference_samples",
     "extractor_digest",
     "per_class",
+    "fid_published",
+    "published",
     "left_out",
 )
 # The few that a row of `dvc metrics show` has room for.

@@ -53,6 +53,7 @@ def _seconds(values: Sequence[Any]) -> list[str]:
 COLUMNS = (
     Column("FID", ("fid",), fixed, "lower", interval="fid_interval"),
     Column("FID∞", ("fid_infinity",), fixed, "lower", optional=True),
+    Column("FID to published", ("fid_published",), fixed, "lower", optional=True),
     Column("KID ×10³", ("kid",), fixed, "lower", 1e3),
     Column("precision", ("precision",), fixed, "higher"),
     Column("recall", ("recall",), fixed, "higher"),
@@ -85,6 +86,7 @@ def section(results: Results) -> Section:
         "several": len(several),
         "confidence": max(levels) * 100 if levels else None,
         "infinity": any(m.get("fid_infinity") is not None for m in metrics.values()),
+        "published": next((m["published"] for m in metrics.values() if "published" in m), None),
         "floor": results.reference["floor"],
         "unit": costs.compute_unit(metrics),
         "by_class": _by_class(results),
