@@ -203,7 +203,7 @@ def _recorded(workspace: Workspace) -> str | None:
     try:
         lock = (workspace.root / "dvc.lock").read_text()
         # In C where it is to be had: every command reads this file.
-        locked = yaml.load(lock, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        locked = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         deps = locked["stages"]["prepare"]["deps"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None

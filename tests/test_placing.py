@@ -260,6 +260,13 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def asked(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it ended meanwhile
+        return []
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_snakemake_and_its_jobs_end_with_the_stage_that_started_them(tmp_path, how):
     """Which alone is stopped or killed: no process group, no terminal tells the others."""
@@ -273,7 +280,7 @@ def test_snakemake_and_its_jobs_end_with_the_stage_that_started_them(tmp_path, h
         env=environment(PYTHONPATH=str(workspace.root), SNAKEMAKE_PROFILE=str(tmp_path)),
     )
     deadline = time.monotonic() + 60
-    while not any("61;" in part for p in stage.children(True) for part in p.cmdline()):
+    while not any("61;" in part for child in stage.children(True) for part in asked(child)):
         assert stage.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     started = stage.children(recursive=True)
