@@ -59,7 +59,7 @@ class Group:
             parts = parts.view(self.size, -1)
             while len(parts) > 1:
                 parts = parts[0::2] + parts[1::2]
-            torch.distributed.all_gather_into_tensor(vector, parts[0])
+            torch.distributed.all_gather([*vector.view(self.size, -1)], parts[0])
 
     def agree(self, text: str) -> str:
         """What the process of rank 0 says."""
