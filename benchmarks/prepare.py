@@ -15,8 +15,10 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+from common import machine, print_table, write_results
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +72,7 @@ def main() -> None:
     if options.one:
         source, path, out = options.one
         return one(source, Path(path), Path(out))
+    described = machine()
     cores = sorted(os.sched_getaffinity(0))
     counts = [n for n in (1, 2, 4, 8, 16) if n <= len(cores)]
     found: dict[str, dict[int, list[float]]] = {}
@@ -93,15 +96,20 @@ def main() -> None:
                     rates.append(told["images_per_second"])
                     digests.setdefault(source, set()).add(told["digest"])
     assert all(len(of) == 1 for of in digests.values()), "the rows depend on the processors"
-    rows = {
-        source: {
-            f"{count} processors": round(float(np.median(rates))) for count, rates in of.items()
-        }
+    rows = [
+        {"source": source, "processors": count, "images_per_second": median(rates)}
         for source, of in found.items()
+        for count, rates in of.items()
+    ]
+    print_table(rows, ("source", "processors", "images_per_second"))
+    headline = {
+        "images": options.images,
+        "kilobytes": size / 1000,
+        "processors": counts[-1],
+        "alone": median(found["folder"][1]),
+        "together": median(found["folder"][counts[-1]]),
     }
-    result = {"images": options.images, "kilobytes": round(size / 1000)}
-    result["images_per_second"] = rows  # by processors
-    print(json.dumps(result, indent=1))
+    write_results("prepare", rows, headline, described)
 
 
 if __name__ == "__main__":

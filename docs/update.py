@@ -70,6 +70,10 @@ SENTENCES = {
     "pairing": "{speedup_vs_paper_n1024} times as fast as the paper's recipe at n = 1024, "
     "{speedup_vs_paper_as_written_n1024} times as its code; 50,000 images in "
     "{dataset_slot_seconds_50k} s",
+    "prepare": "photographs of {kilobytes} KB to 256x256: {alone} images/s on one processor, "
+    "{together} on {processors}",
+    "scaling": "one expert on {processes} processes: {speedup} times the images/s of one with the "
+    "same bits, {communication} of the time in communication",
     "stacking": "experts trained stacked: {stacked_gain_4_channels_4_experts} to "
     "{stacked_gain_4_channels_16_experts} times the speed of one after the other",
     "streaming": "{rows} images from raw files to experts, largest process {largest_peak_mib} MiB",
