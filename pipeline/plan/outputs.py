@@ -54,8 +54,7 @@ def samples(
 ) -> list[Job]:
     """Jobs that draw the samples to be scored from one mixture of a recipe.
 
-    `mixture` is identified by the checksums of its weights, so an expert retrained to the same
-    bits costs no new samples. guide: the mixture that guidance leads away from.
+    guide: the mixture that guidance leads away from.
     """
     settings = params.evaluate
     recipe = plan.recipe
