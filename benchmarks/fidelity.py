@@ -112,7 +112,7 @@ class Peer:
 
 def compare(dimension: int, count: int, repeats: int, python: str) -> list[dict[str, Any]]:
     """One row for each method."""
-    from pipeline.evaluation.fidelity import FeatureStatistics, frechet_distance
+    from pipeline.evaluation.frechet import FeatureStatistics, frechet_distance
 
     sets = make_features(dimension, count)
     terms = [mean_and_covariance(s) for s in sets]

@@ -31,7 +31,7 @@ def run_features(
     import numpy as np
     import torch
 
-    from pipeline.evaluation import fidelity
+    from pipeline.evaluation import frechet
     from pipeline.evaluation.features import classifier_extractor, save_extractor
     from pipeline.training.classifier import train_classifier
 
@@ -72,7 +72,7 @@ def run_features(
         found.flush()
     if labels is not None:
         save_array(entry.path / "labels.npy", labels)
-    fidelity.moments(found, extractor.digest).save(entry.path / "reference.safetensors")
+    frechet.moments(found, extractor.digest).save(entry.path / "reference.safetensors")
     report |= {
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
@@ -95,7 +95,7 @@ def _other_extractor(settings: Features, workspace: Workspace):
 def extractor_of(reference: Entry, workspace: Workspace):
     """The extractor of a features entry, and the moments that it found of the real images."""
     from pipeline.evaluation.features import load_extractor
-    from pipeline.evaluation.fidelity import Moments
+    from pipeline.evaluation.frechet import Moments
 
     settings = spec_of(reference).settings
     if settings.extractor == "classifier":

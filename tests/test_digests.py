@@ -178,7 +178,7 @@ TABLE = {
         set(),
     ),
     "edit how others' statistics are read": (
-        replace("pipeline/evaluation/fidelity.py", "rtol=1e-3", "rtol=1e-4"),
+        replace("pipeline/evaluation/frechet.py", "rtol=1e-3", "rtol=1e-4"),
         set(),
     ),
     "add a network": (

@@ -4,17 +4,15 @@ import scipy.linalg
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.evaluation.fidelity import (
+from pipeline.evaluation.fidelity import kernel_distance, manifold_scores, per_class
+from pipeline.evaluation.frechet import (
     FeatureStatistics,
     Moments,
     frechet_distance,
     frechet_extrapolated,
     frechet_interval,
     half_split_bias,
-    kernel_distance,
-    manifold_scores,
     moments,
-    per_class,
     published,
 )
 from pipeline.evaluation.published import compared

@@ -8,7 +8,7 @@ import pytest
 from pipeline import plan
 from pipeline.data.latents import write_shard
 from pipeline.errors import UserError
-from pipeline.evaluation.fidelity import frechet_distance, moments
+from pipeline.evaluation.frechet import frechet_distance, moments
 from pipeline.sampling.params import DdimSampling
 from pipeline.specs import SamplesSpec
 from stages.facts import facts_of

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scores
-from pipeline.evaluation.fidelity import frechet_distance, half_split_bias, kernel_distance, moments
+from pipeline.evaluation.fidelity import kernel_distance
+from pipeline.evaluation.frechet import frechet_distance, half_split_bias, moments
 from pipeline.evaluation.scores import features_warning, score, useless_features
 
 CLASSES = 4

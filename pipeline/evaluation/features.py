@@ -40,7 +40,7 @@ class Extractor:
 
     name: what it is; version: of the code that computes; identity: its settings; dimension: number
     of features d; digest: hash of all that determines the features (these and the weights), for
-    `fidelity.Moments`.
+    `frechet.Moments`.
     `compute` takes uint8 images [n, C, H, W] on `device` and returns floats [n, d].
     """
 

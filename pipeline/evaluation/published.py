@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evaluation import fidelity
+from pipeline.evaluation import frechet
 
 
 def compared(path: Path, generated: np.ndarray, extractor: str) -> dict[str, Any]:
@@ -18,15 +18,15 @@ def compared(path: Path, generated: np.ndarray, extractor: str) -> dict[str, Any
     extractor: the digest of the one that both are taken to be of. That there are enough samples is
     for the distance to the dataset to say. UserError for a file that is not of its features.
     """
-    other = fidelity.published(path, extractor)
-    fitted = fidelity.moments(generated, extractor)
+    other = frechet.published(path, extractor)
+    fitted = frechet.moments(generated, extractor)
     if other.dimension != fitted.dimension:
         raise UserError(
             f"evaluate.reference: statistics of {other.dimension} features, but features.extractor "
             f"gives {fitted.dimension}; use the extractor that they are of"
         )
     # Nobody knows of how many images these statistics are.
-    distance = fidelity.frechet_distance(other, fitted, allow_few=True)
+    distance = frechet.frechet_distance(other, fitted, allow_few=True)
     what = (
         f"mean and covariance of {fitted.count:,} samples' features, computed here, against those "
         "in the file, which others computed from images and with code that it does not name"

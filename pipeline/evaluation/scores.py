@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import fidelity
+from pipeline.evaluation import fidelity, frechet
 from pipeline.evaluation.chance import more_held_out
-from pipeline.evaluation.fidelity import Moments
+from pipeline.evaluation.frechet import Moments
 from pipeline.rows import spread
 
 KERNEL_SUBSETS = 50
@@ -64,8 +64,8 @@ def score(
     }
     if useless is not None:
         return numbers | dict.fromkeys(MEASURED) | {"left_out": {"scores": useless}}
-    fitted = fidelity.moments(generated, reference.extractor)
-    distance = fidelity.frechet_distance(reference, fitted, allow_few=allow_few)
+    fitted = frechet.moments(generated, reference.extractor)
+    distance = frechet.frechet_distance(reference, fitted, allow_few=allow_few)
     kernel = fidelity.kernel_distance(
         real,
         generated,
@@ -133,7 +133,7 @@ def _interval(
 ) -> dict[str, Any]:
     low_high = None
     if min(reference.count, len(generated)) > reference.dimension:
-        found = fidelity.frechet_interval(reference, generated, seed=seed, confidence=CONFIDENCE)
+        found = frechet.frechet_interval(reference, generated, seed=seed, confidence=CONFIDENCE)
         low_high = [found.low, found.high]
     else:
         left_out["fid_interval"] = f"needs more than {reference.dimension} images on both sides"
@@ -149,7 +149,7 @@ def _extrapolation(
     elif reference.count <= dimension or len(generated) < 8 * dimension:
         reason = f"needs {8 * dimension} samples, and more than {dimension} real images"
     else:
-        found = fidelity.frechet_extrapolated(reference, generated, seed=seed)
+        found = frechet.frechet_extrapolated(reference, generated, seed=seed)
         return {"fid_infinity": found.value, "fid_infinity_error": found.error}
     left_out["fid_infinity"] = reason
     return {"fid_infinity": None, "fid_infinity_error": None}
@@ -169,7 +169,7 @@ def _floor(
     if size <= real.shape[1] and not (allow_few and size == count):
         left_out["floor"] = f"needs more than {2 * real.shape[1]} real images"
         return None
-    split = fidelity.half_split_bias(
+    split = frechet.half_split_bias(
         real, seed=seed, samples=size, against=others, allow_few=allow_few
     )
     smaller = (1 / count + 1 / len(real)) / (1 / size + 1 / others)
@@ -202,8 +202,8 @@ def _per_class(
         found |= {"samples": len(theirs), "reference_samples": len(mine)}
         smaller = min(len(mine), len(theirs))
         if smaller >= least_for_distance:
-            pair = fidelity.moments(mine), fidelity.moments(theirs)
-            found["fid"] = fidelity.frechet_distance(*pair).value
+            pair = frechet.moments(mine), frechet.moments(theirs)
+            found["fid"] = frechet.frechet_distance(*pair).value
         if smaller >= least:
             manifold = fidelity.manifold_scores(_some(mine), theirs, neighbours=neighbours)
             found |= {"precision": manifold.precision, "recall": manifold.recall}

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pipeline.block import Form
 from pipeline.data.latents import Latents
 from pipeline.errors import UserError
-from pipeline.evaluation import fidelity
+from pipeline.evaluation import frechet
 from pipeline.evaluation.features import Extractor
 from pipeline.merging import merge, search
 from pipeline.networks.build import network_of, start_from, take
@@ -190,7 +190,7 @@ class SmallSampleFid:
         self.model, self.given, self.count = spec.model, spec.confirm, spec.settings.confirm
         self.extractor, self.shared, self.parts = extractor, shared, parts
         self.folder, self.device, self.root = folder, device, root
-        self.reference = fidelity.moments(extractor.features(images), extractor.digest)
+        self.reference = frechet.moments(extractor.features(images), extractor.digest)
 
     def __call__(self, weights: Weights) -> float:
         given = self.given
@@ -214,8 +214,8 @@ class SmallSampleFid:
             class_counts=given.class_counts,
             sampling=given.sampling,
         )
-        drawn = fidelity.moments(self.extractor.features(images), self.extractor.digest)
-        return fidelity.frechet_distance(self.reference, drawn, allow_few=True).value
+        drawn = frechet.moments(self.extractor.features(images), self.extractor.digest)
+        return frechet.frechet_distance(self.reference, drawn, allow_few=True).value
 
 
 class HeldOut:

@@ -19,7 +19,7 @@ _EXTRACTOR = (
     "pipeline.evaluation.features:load_extractor",
     "pipeline.evaluation.features:module_extractor",
     "pipeline.evaluation.features:torch_fidelity_extractor",
-    "pipeline.evaluation.fidelity:Moments",
+    "pipeline.evaluation.frechet:Moments",
 )
 _MIXTURE = ("pipeline.sampling.mixture:Mixture", "pipeline.sampling.mixture:draw")
 CODE = {
@@ -44,7 +44,7 @@ CODE = {
         "pipeline.evaluation.features:module_extractor",
         "pipeline.evaluation.features:save_extractor",
         "pipeline.evaluation.features:torch_fidelity_extractor",
-        "pipeline.evaluation.fidelity:moments",
+        "pipeline.evaluation.frechet:moments",
         "pipeline.training.classifier:train_classifier",
     ),
     "pairing": (
