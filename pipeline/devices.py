@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on a device, by a copy that the host does not wait for.
 

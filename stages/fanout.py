@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.devices import cores
 from pipeline.errors import UserError
 from pipeline.plan import Job
 from pipeline.store.entry import Entry, copy_entry
@@ -299,16 +300,15 @@ def crowded(settings: dict[str, Any], jobs: Iterable[Job]) -> str | None:
     """A warning where jobs that run on this machine ask for more threads than it has cores."""
     if settings.get("executor", "local") != "local" or "launch" in str(settings):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most = max(jobs, key=cores_of, default=None)
-    if most is None or cores_of(most) <= cores:
+    if most is None or cores_of(most) <= cores():
         return None
     key = "latent.threads" if most.kind == "encoder" else "training.threads"
     if cores_of(most) > most.threads:
         key += " times TSPACE_PROCESSES"
     return (
-        f"{key}: {cores_of(most)} is more than the {counted(cores, 'core')} of this machine, where "
-        f"{most.label} will be many times slower; set it to {cores} at most"
+        f"{key}: {cores_of(most)} is more than the {counted(cores(), 'core')} of this machine, "
+        f"where {most.label} will be many times slower; set it to {cores()} at most"
     )
 
 

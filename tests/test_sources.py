@@ -728,16 +728,6 @@ def npz_of(folder: Path, **arrays) -> dict:
     return {"source": "npz", "path": folder / "x.npz"}
 
 
-def limited_webdataset(folder: Path) -> dict:
-    for shard in range(3):
-        files = {}
-        for n in range(20):
-            files[f"{n:02}.png"] = encoded(pixels(4, 4))
-            files[f"{n:02}.cls"] = b"%d" % (n % 3)
-        tar(folder / f"{shard:05}.tar", files)
-    return {"source": "webdataset", "path": folder}
-
-
 def parquet_of(folder: Path, **columns) -> dict:
     return {"source": "parquet", "path": parquet(folder / "x.parquet", **columns)}
 

@@ -28,6 +28,7 @@ from PIL import Image
 from pipeline.data.sources.base import MOST_THREADS, Refused, Sample
 from pipeline.data.sources.open import open_source
 from pipeline.data.sources.pictures import Unusable
+from pipeline.devices import cores
 from pipeline.errors import UserError, shown
 
 FORMAT = 2
@@ -99,8 +100,7 @@ def prepare(
     """
     _check_settings(resolution, channels, crop, limit, duplicates)
     shape = functools.partial(_shaped, resolution=resolution, channels=channels, crop=crop)
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    threads = min(len(cores), MOST_THREADS)
+    threads = min(cores(), MOST_THREADS)
     reader = open_source(source, path, split, limit, work=shape, threads=threads)
     sizes = _Sizes(resolution, channels)
     problems = _Problems()

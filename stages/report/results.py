@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from pipeline import plan
+from pipeline.devices import cores
 from pipeline.errors import UserError
 from pipeline.params.recipe import Params
 from pipeline.plan import DatasetFacts, Expert, Job, RecipePlan
@@ -110,7 +110,7 @@ class Written:
             commit, changed = "", ""
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         commit += "+" if changed.strip() else ""
-        return cls(date, commit, processor(), len(os.sched_getaffinity(0)))
+        return cls(date, commit, processor(), cores())
 
 
 @dataclass(frozen=True)

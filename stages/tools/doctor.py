@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.devices import cores
 from pipeline.errors import UserError
 from stages.cache import cache_folder
 from stages.numbers import counted
@@ -107,7 +108,7 @@ def check_torch() -> Iterator[Finding]:
     """Torch's threads and devices."""
     import torch
 
-    cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cpus, threads = cores(), torch.get_num_threads()
     about = f"{torch.__version__}, {counted(threads, 'thread')} on {counted(cpus, 'usable CPU')}"
     if threads > cpus:
         yield Finding("warn", "torch", f"{about}; set OMP_NUM_THREADS to {cpus} at most")

@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.raw import SHARDS, shards
 from pipeline.data.sources.pictures import (
     HEAD_BYTES,
     MAX_PIXELS,
@@ -151,6 +152,14 @@ def read_exactly(stream: BinaryIO, size: int) -> bytes:
 def only_train(split: str, source: str) -> None:
     if split != "train":
         raise UserError(f"data.split: {source} has no split {split!r}; use 'train'")
+
+
+def shards_of(source: str, path: Path, split: str) -> list[Path]:
+    """The files of a split of a source: the shards in a folder, or the one file at `path`."""
+    if path.is_dir():
+        return [path / name for name in shards(path, split, SHARDS[source])]
+    only_train(split, f"a single {SHARDS[source]} file")
+    return [path]
 
 
 def expect_end(stream: BinaryIO) -> None:

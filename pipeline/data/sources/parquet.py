@@ -13,15 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.raw import SHARDS, shards
 from pipeline.data.sources.base import (
     Found,
     Refused,
     Sample,
     Source,
     chosen,
-    only_train,
     reading,
+    shards_of,
 )
 from pipeline.data.sources.pictures import Unusable, decode, full_shape
 from pipeline.errors import UserError, shown
@@ -31,11 +30,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 def open_parquet(path: Path, split: str, limit: int | None) -> Source:
-    if path.is_dir():
-        files = [path / name for name in shards(path, split, SHARDS["parquet"])]
-    else:
-        only_train(split, "a single Parquet file")
-        files = [path]
+    files = shards_of("parquet", path, split)
     columns = _parquet_columns(files[0])
     for file in files[1:]:
         if (other := _parquet_columns(file)) != columns:

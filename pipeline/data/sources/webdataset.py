@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.raw import SHARDS, is_sidecar, shards
-from pipeline.data.sources.base import Found, Refused, Source, chosen, decoded, only_train, reading
+from pipeline.data.raw import is_sidecar
+from pipeline.data.sources.base import Found, Refused, Source, chosen, decoded, reading, shards_of
 from pipeline.data.sources.pictures import Unusable
 from pipeline.errors import shown
 
@@ -26,11 +26,7 @@ MOST_BYTES = 2**28  # of a picture: more than any of 67 million pixels should ha
 
 
 def open_webdataset(path: Path, split: str, limit: int | None) -> Source:
-    if path.is_dir():
-        files = [path / name for name in shards(path, split, SHARDS["webdataset"])]
-    else:
-        only_train(split, "a single tar file")
-        files = [path]
+    files = shards_of("webdataset", path, split)
     wanted = chosen(limit, lambda: np.array([*_labels(files)], np.int64))
     return Source(None, _samples(files, wanted))
 
