@@ -168,24 +168,17 @@ def tuned(setting: Setting) -> dict[str, dict[float, float]]:
 def scores(
     setting: Setting, part: str, kinds: dict[str, Arm], images: int, **others: Any
 ) -> dict[str, dict[float, float]]:
-    wanted = {(kind, number) for kind in kinds for number in MIDDLE}
-    while True:
+    def score(wanted: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
         recipes = dict(others)
-        for kind, number in sorted(wanted):
+        for kind, number in wanted:
             short = recipe(kinds[kind], images, RATES[number]) | {"seeds": [0]}
             short["training"]["milestones"] = []
             recipes[f"tune-{kind}-{number}"] = short
         done = experiment.run(f"{setting.name}-{part}", params(recipes, setting.pixels)).seeds()
-        found: dict[str, dict[float, float]] = {kind: {} for kind in kinds}
-        for kind, number in sorted(wanted):
-            found[kind][RATES[number]] = done[f"tune-{kind}-{number}"][0]["fid"]
-        around = set()
-        for kind, fids in found.items():
-            number = RATES.index(best(fids))
-            around |= {(kind, n) for n in (number - 1, number + 1) if n in range(len(RATES))}
-        if around <= wanted:
-            return found
-        wanted |= around
+        return {(kind, n): done[f"tune-{kind}-{n}"][0]["fid"] for kind, n in wanted}
+
+    found = experiment.bracket(score, kinds, MIDDLE, len(RATES))
+    return {kind: {RATES[n]: fid for n, fid in fids.items()} for kind, fids in found.items()}
 
 
 def best(fids: dict[float, float]) -> float:

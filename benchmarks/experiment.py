@@ -19,7 +19,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,32 @@ def s_compute(baseline: Recipe, arm: Recipe, *, worse: bool = False) -> float | 
 def s_wall(baseline: Recipe, arm: Recipe, workers: int, *, worse: bool = False) -> float | None:
     """Speed-up in computed seconds when both have so many workers."""
     return speedup(baseline, arm, lambda r: wall_curve(r, workers), worse=worse)
+
+
+def bracket(
+    score: Callable[[list[tuple[str, int]]], Mapping[tuple[str, int], float]],
+    names: Iterable[str],
+    first: Iterable[int],
+    count: int,
+) -> dict[str, dict[int, float]]:
+    """The scores of each name at some of the places 0 to count - 1, a minimum among them.
+
+    The `first` places are scored, and the next one while the lowest score is at an end of those.
+    score: of all pairs of name and place so far.
+    """
+    wanted = {(name, place) for name in names for place in first}
+    while True:
+        scores = score(sorted(wanted))
+        found: dict[str, dict[int, float]] = {}
+        for name, place in sorted(wanted):
+            found.setdefault(name, {})[place] = scores[name, place]
+        around = set()
+        for name, own in found.items():
+            lowest = min(own, key=own.__getitem__)
+            around |= {(name, n) for n in (lowest - 1, lowest + 1) if n in range(count)}
+        if around <= wanted:
+            return found
+        wanted |= around
 
 
 def summarise(values: Sequence[float | None]) -> dict[str, Any]:

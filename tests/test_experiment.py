@@ -106,6 +106,21 @@ def test_makespan_keeps_grahams_bound(seconds, workers):
     assert best <= found <= best * (4 / 3 - 1 / (3 * workers)) + 1e-9
 
 
+def test_a_search_goes_on_until_a_worse_one_is_on_either_side_or_there_is_none():
+    lowest, asked = {"a": 2, "b": 6, "c": 0}, []
+
+    def score(wanted):
+        asked.append(len(wanted))
+        return {(name, place): float(abs(place - lowest[name])) for name, place in wanted}
+
+    found = experiment.bracket(score, lowest, range(2, 4), 7)
+    assert found == {
+        name: {n: float(abs(n - lowest[name])) for n in places}
+        for name, places in {"a": (1, 2, 3), "b": range(2, 7), "c": range(4)}.items()
+    }
+    assert asked == [6, 9, 11, 12]  # of all names at once
+
+
 def test_seeds_are_grouped_and_ordered_by_number():
     names = ["a-seed10", "a-seed2", "b", "c-seed1-x"]
     assert experiment.by_seed({n: n for n in names}, 7) == {
