@@ -13,12 +13,12 @@ two that both end with), and `s_iterations` the same in images that one worker s
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import experiment
 import fashion
-from disentangled import EACH, RATES, best, few
+from disentangled import RATES, best, few
 from experiment import ratio_with_spread, s_compute, s_iterations, summarise
 from fashion import EDM, PAIRED
 from headline import over
@@ -40,7 +40,6 @@ FLOW: dict[str, Any] = {
     "prediction": "flow",
     "sampling": {"kind": "euler", "steps": 16},
 }
-LOGIT_NORMAL = {"curriculum": {"kind": "logit-normal"}}
 FOUR = {"partition": {"kind": "uniform", "intervals": 4}}
 
 
@@ -51,7 +50,7 @@ class Arm:
     kind: str  # arms of one kind share a learning rate, tuned on the first of them
     control: str | None
     recipe: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
+    scored: tuple[int, ...] = (2,)  # also after a half ... of its images
 
 
 def dit(*blocks: dict[str, Any]) -> dict[str, Any]:
@@ -63,22 +62,17 @@ def dit(*blocks: dict[str, Any]) -> dict[str, Any]:
 
 
 ARMS = {
-    "unet": Arm("unet", None, EDM),
+    "unet": Arm("unet", None, EDM, (4, 2)),
     "unet-flow": Arm("unet-flow", "unet", FLOW),
     "dit": Arm("dit", "unet", dit(EDM)),
     "dit-flow": Arm("dit-flow", "dit", dit(FLOW)),
-    "dit-flow-logit-normal": Arm("dit-flow", "dit", dit(FLOW, LOGIT_NORMAL)),
     "dit-paired": Arm("dit", "dit", dit(EDM, PAIRED)),
     "dit-stages": Arm("stages", "dit", dit(EDM, STAGES)),
-    "dit-linear": Arm("dit", "dit", dit(EDM), {"decay": "linear", "floor": 0.1}),
-    "dit-mdlrc": Arm("dit", "dit-linear", dit(EDM), {"decay": "mdlrc"}),
     "dit-even": Arm("even", "dit", dit({"schedule": fashion.SCHEDULE})),
     "dit-clts": Arm("even", "dit-even", dit({"curriculum": {"kind": "clts"}})),
-    "dit-static": Arm("even", "dit-even", dit({"curriculum": {"kind": "static"}})),
-    "dit-16": Arm("even", "dit-even", dit(few())),
+    "dit-16": Arm("even", "dit-even", dit(few()), (4, 2)),
     # As many images in all as the one network for sixteen states.
-    "dit-16-four": Arm("four", "dit-16", dit(few(), FOUR)),
-    "dit-16-each": Arm("each", "dit-16", dit(few(), {"partition": EACH})),
+    "dit-16-four": Arm("four", "dit-16", dit(few(), FOUR), (4, 2)),
 }
 
 
@@ -88,11 +82,11 @@ def recipe(arm: Arm, rate: float, part: int = 1) -> dict[str, Any]:
     images = (UNET_IMAGES if network == "unet" else IMAGES) // part
     training = {
         "images": images,
-        "milestones": [images // 4, images // 2] if part == 1 else [],
+        "milestones": [images // n for n in arm.scored] if part == 1 else [],
         "learning_rate": rate,
-        "experts_per_job": 16,
+        "experts_per_job": 4,
     }
-    return over(arm.recipe, {"training": training | arm.training})
+    return over(arm.recipe, {"training": training})
 
 
 def params(recipes: dict[str, Any]) -> dict[str, Any]:
