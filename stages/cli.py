@@ -237,14 +237,23 @@ def gc(dry_run: bool, yes: bool) -> None:
 @click.option("--recipe", required=True, help="The finished recipe to export.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
-def export(recipe: str, out: Path, milestone: int | None) -> None:
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["folder", "diffusers", "programs", "onnx"]),
+    default="folder",
+    show_default=True,
+    help="A folder that runs by itself, a pipeline of diffusers, or the denoiser as programs of "
+    "torch.export or ONNX.",
+)
+def export(recipe: str, out: Path, milestone: int | None, kind: str) -> None:
     """Write a recipe's model to a self-contained folder.
 
-    The folder needs neither the store nor params.yaml."""
+    The folder needs neither tspace nor the store nor params.yaml."""
     from stages.tools.export import export_recipe
     from stages.workspace import Workspace
 
-    export_recipe(Workspace.here(), recipe, out, milestone)
+    export_recipe(Workspace.here(), recipe, out, milestone, kind)
 
 
 @main.command()

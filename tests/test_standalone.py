@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import torch
 from PIL import Image
 
 from pipeline import plan
+from pipeline.errors import UserError
 from pipeline.noise import philox
 from pipeline.sampling.exported import load_exported
+from pipeline.sampling.samplers import ddim
 from pipeline.store.bundle import FREE, bundle
 from stages import analyse, encode, merge, prepare, train
 from stages.facts import facts_of
@@ -74,6 +78,26 @@ latent: {encoder: autoencoder, channels: 2, downsample: 2, width: 8, images: 128
 recipes:
   latent:
     schedule: {kind: log-snr, states: 3}
+"""
+THEIRS = """\
+latent: {encoder: pixels}
+recipes:
+  theirs:
+    schedule: {kind: linear, states: 1000}
+    network: &unet
+      kind: diffusers
+      model: UNet2DModel
+      class_conditional: true
+      options:
+        layers_per_block: 1
+        block_out_channels: [8, 16]
+        norm_num_groups: 4
+        down_block_types: [DownBlock2D, DownBlock2D]
+        up_block_types: [UpBlock2D, UpBlock2D]
+    sampling: {steps: 5}
+  few:
+    schedule: {kind: log-snr, states: 4}
+    network: *unet
 """
 OWN = """\
 import torch
@@ -231,7 +255,128 @@ def test_noise_is_the_same_bits_by_torch_alone(shape):
 
 
 def test_code_that_needs_more_is_refused():
-    with pytest.raises(ValueError, match=r"pipeline\.rows needs numpy"):
+    with pytest.raises(ValueError, match=r"pipeline\.noise\.philox needs numpy"):
         bundle("pipeline.rows")
     with pytest.raises(ValueError, match=r"needs pipeline\.errors"):
         bundle("pipeline.networks.autoencoder", apart=("pipeline.errors",))
+
+
+def answers(model, x, log_snr, labels=None):
+    return model.mixture.denoise(x, log_snr, labels)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "files", "level"),
+    [("halves", 2, -1.0), ("stages", 2, 3.0), ("modern", 1, 0.5), ("own", 1, 0.5)],
+)
+def test_programs_answer_as_the_networks_do(pixels, tmp_path, recipe, files, level):
+    """For any number of images, in the right one of them."""
+    export_recipe(pixels, recipe, tmp_path / "whole")
+    export_recipe(pixels, recipe, tmp_path / "out", kind="programs")
+    model = load_exported(tmp_path / "whole")
+    about = json.loads((tmp_path / "out" / "denoisers.json").read_text())
+    assert len(about["denoisers"]) == files
+    (own,) = [
+        one["file"]
+        for one in about["denoisers"]
+        if (one["below"] is None or level < one["below"])
+        and (one["from"] is None or level >= one["from"])
+    ]
+    program = torch.export.load(tmp_path / "out" / own).module()
+    for n in (1, 2, 5):
+        x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
+        labels = torch.arange(n) % 11 if about["classes"] else None
+        given = [x, torch.tensor([level]), *([] if labels is None else [labels])]
+        with torch.no_grad():
+            found = program(*given)
+        torch.testing.assert_close(found, answers(model, x, level, labels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["halves", "flow"])
+def test_onnx_answers_as_the_networks_do(pixels, tmp_path, recipe):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    export_recipe(pixels, recipe, tmp_path / "whole")
+    export_recipe(pixels, recipe, tmp_path / "out", kind="onnx")
+    model = load_exported(tmp_path / "whole")
+    session = runtime.InferenceSession(tmp_path / "out" / "denoiser-0.onnx")
+    for n in (1, 5):
+        x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
+        given = {"x": x.numpy(), "log_snr": np.array([2.0], np.float32)}
+        labels = torch.arange(n) if recipe == "halves" else None
+        if labels is not None:
+            given["labels"] = labels.numpy()
+        found = torch.from_numpy(session.run(None, given)[0])
+        torch.testing.assert_close(found, answers(model, x, 2.0, labels), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_of_a_format_is_refused_and_leaves_nothing(pixels, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--format diffusers: it is 2 networks"):
+        export_recipe(pixels, "halves", tmp_path / "out", kind="diffusers")
+    with pytest.raises(UserError, match=r"--format diffusers: network\.kind: dit is no network of"):
+        export_recipe(pixels, "modern", tmp_path / "out", kind="diffusers")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"--format onnx: needs the packages onnx and onnxscript"):
+        export_recipe(pixels, "own", tmp_path / "out", kind="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    pytest.importorskip("diffusers")
+    return finished(tmp_path_factory.mktemp("standalone") / "tspace", THEIRS)
+
+
+class TestOfDiffusers:
+    """A model of diffusers goes back into that package."""
+
+    def test_its_pipeline_draws_our_images(self, theirs, tmp_path):
+        import diffusers
+
+        export_recipe(theirs, "theirs", tmp_path / "whole")
+        export_recipe(theirs, "theirs", tmp_path / "out", kind="diffusers")
+        model = load_exported(tmp_path / "whole")
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(tmp_path / "out"), custom_pipeline=str(tmp_path / "out"), trust_remote_code=True
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        labels = torch.tensor([1, 5, 9])
+        found = pipeline(
+            batch_size=3,
+            latents=noise,
+            class_labels=labels,
+            guidance_scale=2.0,
+            num_inference_steps=5,
+            output_type="pt",
+        ).images
+        pipeline.scheduler.set_timesteps(5)
+        kept = pipeline.scheduler.alphas_cumprod[pipeline.scheduler.timesteps.flip(0)].double()
+        denoise = model.mixture.denoiser(labels, 2.0)
+        z = ddim(eta=0.0)(denoise, noise, torch.logit(kept).tolist())
+        images = model.mixture.decode(z)
+        assert images.std() > 1
+        assert np.abs((255 * found).round().numpy() - images).max() <= 1
+
+    def test_it_runs_without_tspace(self, theirs, tmp_path):
+        export_recipe(theirs, "theirs", tmp_path / "out")
+        done = alone(tmp_path / "out", "-n", "4", absent=["pipeline", "stages", "tspace"])
+        assert done.returncode == 0, done.stderr
+        images, _ = load_exported(tmp_path / "out").draw(range(4), seed=0)
+        assert np.array_equal(cells(tmp_path / "out" / "samples.png", 4), images)
+
+    def test_other_states_are_refused(self, theirs, tmp_path):
+        with pytest.raises(UserError, match=r"states are not the 1000 of schedule: linear"):
+            export_recipe(theirs, "few", tmp_path / "out", kind="diffusers")
+
+
+def test_the_page_about_it_shows_what_runs(pixels, tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "sharing.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    export_recipe(pixels, "stages", tmp_path / "out")
+    shapes = "assert images.shape == (64, 1, 8, 8) and labels is None and estimate.shape == x.shape"
+    (tmp_path / "out" / "sample.py").write_text(
+        f"import torch\nx = torch.randn(2, 1, 8, 8)\n{program}{shapes}\n"
+    )
+    done = alone(tmp_path / "out")
+    assert done.returncode == 0, done.stderr

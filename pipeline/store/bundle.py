@@ -28,7 +28,7 @@ def bundle(
     ValueError for code that needs another package at import, or two modules of one last name.
     """
     kept: dict[str, set[int]] = defaultdict(set)
-    for module, number in reachable(entry, *roots, apart=apart):
+    for module, number in sorted(reachable(entry, *roots, apart=apart)):
         kept[module].add(number)
     files = {module: module.rpartition(".")[2] for module in kept} | {entry: "__init__"}
     if len(set(files.values())) < len(files):

@@ -53,14 +53,15 @@ With tspace installed, `tspace.load(folder).draw(range(64), seed=0)` does the sa
 """
 
 
-def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | None = None) -> None:
+def export_recipe(
+    workspace: Workspace, name: str, out: Path, milestone: int | None = None, kind: str = "folder"
+) -> None:
     """Write the model of a recipe, at a milestone (images; default the last one), to `out`.
 
-    UserError for an unknown recipe or milestone, for a folder that is not empty, or if the recipe
-    is not finished. `out` holds the whole model or nothing.
+    kind: `folder` (it runs by itself), `diffusers`, `programs` or `onnx`. UserError for an unknown
+    recipe or milestone, for a folder that is not empty, if the recipe is not finished, or for a
+    model that cannot be of that kind. `out` holds the whole model or nothing.
     """
-    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
-
     workspace.known_recipe(name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; name a new one")
@@ -83,28 +84,55 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     spec = jobs[name, images][0].spec
     out = out.absolute()
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    fresh.mkdir(parents=True)
     try:
-        drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
-        model = {
-            "format": FORMAT,
-            "tspace": pipeline.__version__,
-            "recipe": name,
-            "images": images,
-            "mixture": spec.mixture,
-            "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
-            "drawing": drawing.model_dump(mode="json"),
-            "files": _copy_files(workspace, spec.mixture, fresh, drawing.guide),
-        }
-        write_json(fresh / MODEL, model)
-        standalone(model, drawing, fresh)
-        text = _readme(model, drawing.guide is not None, images == milestones[-1])
-        write_text(fresh / "README.md", text)
+        _write_folder(workspace, name, images, spec, images == milestones[-1], fresh)
+        if kind != "folder":
+            whole = fresh.rename(fresh.with_name(fresh.name + "-whole"))
+            _convert(kind, whole, fresh)
         os.replace(fresh, out)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for folder in (fresh, fresh.with_name(fresh.name + "-whole")):
+            shutil.rmtree(folder, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{name} at {images:,} images: {out} ({size / 1e6:.1f} MB)")
+
+
+def _write_folder(
+    workspace: Workspace, name: str, images: int, spec: Any, at_end: bool, folder: Path
+) -> None:
+    """The folder that runs by itself; spec: of a job that draws samples of the recipe."""
+    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
+
+    folder.mkdir(parents=True)
+    drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
+    model = {
+        "format": FORMAT,
+        "tspace": pipeline.__version__,
+        "recipe": name,
+        "images": images,
+        "mixture": spec.mixture,
+        "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
+        "drawing": drawing.model_dump(mode="json"),
+        "files": _copy_files(workspace, spec.mixture, folder, drawing.guide),
+    }
+    write_json(folder / MODEL, model)
+    standalone(model, drawing, folder)
+    write_text(folder / "README.md", _readme(model, drawing.guide is not None, at_end))
+
+
+def _convert(kind: str, whole: Path, folder: Path) -> None:
+    from pipeline.sampling.exported import load_exported
+
+    folder.mkdir()
+    model = load_exported(whole)
+    if kind == "diffusers":
+        from stages.tools.to_diffusers import write_diffusers
+
+        write_diffusers(model, folder)
+    else:
+        from stages.tools.programs import write_programs
+
+        write_programs(model, kind, folder)
 
 
 def _copy_files(
