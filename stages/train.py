@@ -139,6 +139,7 @@ def train_expert(
         _pairings(spec, store),
         components=_components(spec, store),
         parent=parent,
+        held_out=latents_of(spec.held_out, store) if spec.held_out else None,
         root=workspace.root,
         group=group,
         **how,

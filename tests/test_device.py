@@ -187,6 +187,15 @@ def test_a_child_and_its_guide_keep_to_their_device(shard, tmp_path, watch):
     assert found == [[], []]
 
 
+def test_held_out_images_are_waited_for_at_snapshots_alone(shard, tmp_path, watch):
+    latents = Latents([shard], pretended.device())
+    rule = {"stop": {"patience": 1}, "decay": "constant"}
+    spec = expert_spec(images=48, snapshots=[24, 48], training=rule)
+    found = steps(spec, latents, tmp_path, watch, held_out=latents)
+    assert [any("stopping.py" in wait for wait in waits) for waits in found].count(True) == 2
+    assert found[0] == []
+
+
 # --- the test of the test
 
 

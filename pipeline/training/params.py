@@ -60,6 +60,16 @@ class UncertaintyWeighting(Block):
 Weighting = PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting
 
 
+class Stop(Block):
+    """When an expert's training ends early: at a milestone, by its loss on held-out images
+    (`data.holdout`), which all milestones record."""
+
+    patience: Positive = 2
+    """Milestones in a row that gain nothing."""
+    gain: BelowOne = 0.01
+    """Share of the best loss before them by which one of them must be lower to count as a gain."""
+
+
 class Training(Block):
     """How the experts of a recipe are trained."""
 
@@ -105,6 +115,10 @@ class Training(Block):
     """`decoders` of a multi-decoder network only, with a parent."""
     milestones: Annotated[list[Images], Field(max_length=1000)] = []
     """Images in all at which snapshots are kept and scored; the end always is one."""
+    stop: Stop | None = neutral(None)
+    """End each expert's training where `milestones` no longer gain, `stop: {}` by the rule's own
+    defaults; later milestones have the weights of that one. It needs held-out images, and a
+    learning rate that does not wait for the end to fall (`decay: constant` or `inverse-sqrt`)."""
     weighting: Annotated[Weighting, Field(discriminator="kind")] = PlainWeighting()
     """Weight of each noise level in the loss."""
     clip: NonNegativeFloat = neutral(0.0)
