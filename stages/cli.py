@@ -257,6 +257,19 @@ def export(recipe: str, out: Path, milestone: int | None, kind: str) -> None:
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--plan", "only_plan", is_flag=True, help="Say how much would be trained, and end.")
+def sweep(file: Path, only_plan: bool) -> None:
+    """Search for the best settings of a recipe, as a YAML file says (docs/sweeps.md).
+
+    What is finished is kept: run the same command again to go on."""
+    from stages.tools.sweep import sweep as look
+    from stages.workspace import Workspace
+
+    look(Workspace.here(), file, only_plan)
+
+
+@main.command()
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
