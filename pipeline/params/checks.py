@@ -270,6 +270,12 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
             "training.images",
             f"{training.images} images for {experts} experts: one each at least",
         )
+    if training.optimizer.kind != "adam" and training.decay in ("mdlrc", "momentum-decay"):
+        yield (
+            "training.decay",
+            f"{training.decay} is a decay of Adam's beta1, which {training.optimizer.kind} gives "
+            "to few weights; use another, or training.optimizer.kind: adam",
+        )
     if training.stop is not None:
         if len(training.milestones) <= training.stop.patience:
             yield (

@@ -103,12 +103,12 @@ def train(
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
     trainable += uncertainty.parameters() if uncertainty else ()
-    optimizer = Adam(
-        trainable,
-        settings.learning_rate,
-        settings.betas,
-        settings.weight_decay,
-    )
+    adam = {key: getattr(settings, key) for key in ("learning_rate", "betas", "weight_decay")}
+    if settings.optimizer.kind == "adam":
+        optimizer = Adam(trainable, **adam)
+    else:
+        own = settings.optimizer.arguments()
+        optimizer = settings.optimizer.maker(network, trainable, adam, **own)
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     draws = Draws(spec, latents, pairings, components)
