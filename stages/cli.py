@@ -168,12 +168,18 @@ def consistency() -> None:
     is_flag=True,
     help="Only if report.html or costs.json is missing or of other results.",
 )
-def report(if_needed: bool) -> None:
+@click.option("--now", is_flag=True, help="From what exists, to results/now/report.html.")
+def report(if_needed: bool, now: bool) -> None:
     """Write metrics, tables, pictures and report.html to results/."""
     from stages.report.fresh import stale
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
+    if now:
+        from stages.report.now import report_now
+
+        report_now(workspace)
+        return
     if if_needed:
         wrong = stale(workspace)
         if wrong is None:
@@ -199,15 +205,61 @@ def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--watch", is_flag=True, help="Refresh every two seconds until all jobs are done.")
-def status(watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="A full-screen table until all jobs are done.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.1, 3600),
+    default=3.0,
+    show_default=True,
+    help="Seconds between two looks of --watch.",
+)
+def status(watch: bool, every: float) -> None:
     """Show which jobs are done, running, failed or waiting.
 
     This includes runs that another process started."""
-    from stages.tools.status import show_status
     from stages.workspace import Workspace
 
-    show_status(Workspace.here(), watch)
+    if watch:
+        from stages.tools.watch import watch as follow
+
+        follow(Workspace.here(), every)
+        return
+    from stages.tools.status import show_status
+
+    show_status(Workspace.here())
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Until every recipe has reached its last milestone.")
+@click.option("--beside", is_flag=True, hidden=True)
+def film(watch: bool, beside: bool) -> None:
+    """Draw samples from the snapshots so far, to results/now/recipes/.
+
+    A long `tspace train` does so by itself."""
+    from stages import film as films
+    from stages.workspace import Workspace
+
+    if beside:
+        films.beside()
+    films.film(Workspace.here(), watch)
+
+
+@main.command()
+@click.option("--to", "tool", required=True, help="tensorboard, dvclive, mlflow or wandb.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write to; default: .tspace/track/TOOL.",
+)
+@click.option("--once", is_flag=True, help="Write what there is and end.")
+def track(tool: str, out: Path | None, once: bool) -> None:
+    """Write losses, scores, params and samples to another tool.
+
+    It follows the store until all jobs are done, and changes no result."""
+    from stages.tools.track import track as follow
+    from stages.workspace import Workspace
+
+    follow(Workspace.here(), tool, out, once)
 
 
 @main.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ class Workspace:
     @functools.cached_property
     def params(self) -> Params:
         return load(self.root / "params.yaml")
+
+    def with_recipes(self, names: Iterable[str]) -> Workspace:
+        """The same, as if params.yaml had no other recipes."""
+        other = Workspace(self.root)
+        recipes = {name: self.params.recipes[name] for name in names}
+        other.__dict__["params"] = self.params.model_copy(update={"recipes": recipes})
+        return other
 
     def known_recipe(self, name: str) -> None:
         """UserError where --recipe names no recipe, or one that stands for a run for each seed."""

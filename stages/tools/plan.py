@@ -14,7 +14,7 @@ from pipeline.params.recipe import Params
 from stages import sample
 from stages.facts import facts_of
 from stages.fanout import crowded, profile_settings
-from stages.numbers import counted, si
+from stages.numbers import counted, duration, si
 from stages.report.costs import interval_costs
 from stages.source import MOVED, changes, raw_path, recipe_files, require_images
 from stages.tools.forecast import (
@@ -353,7 +353,7 @@ def _drawn(drawing: Drawing) -> list[str]:
         f"{drawing.samples_left:,}",
         f"{drawing.evaluations_left:,}",
         f"{drawing.flops_left * 1e-12:.3g}",
-        "?" if drawing.seconds_left is None else _time(drawing.seconds_left),
+        "?" if drawing.seconds_left is None else duration(drawing.seconds_left),
         f"{drawing.evaluations} a sample"
         + (f", {drawing.guiding} of them for guidance" if drawing.guiding else ""),
     ]
@@ -406,7 +406,7 @@ def _line(rows: Sequence[Row]) -> list[str]:
         _owned(rows),
         f"{sum(r.images for r in rows):,}",
         f"{sum(r.flops for r in rows) * 1e-12:.3g}",
-        "?" if None in seconds else _time(sum(seconds)),
+        "?" if None in seconds else duration(sum(seconds)),
         first.status,
         why,
     ]
@@ -432,8 +432,8 @@ def _owned(rows: Sequence[Row]) -> str:
 def _total_lines(found: Outlook) -> Iterator[str]:
     totals = found.totals
     for item in found.inputs:
-        left = item.seconds_left
-        yield f"first: {item.what}, {item.work}, {'time unknown' if left is None else _time(left)}"
+        left = "time unknown" if item.seconds_left is None else duration(item.seconds_left)
+        yield f"first: {item.what}, {item.work}, {left}"
     if totals["pairing_jobs"]:
         yield f"first: {counted(totals['pairing_jobs'], 'pairing job')}"
     if not totals["experts_left"]:
@@ -452,9 +452,9 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         return
     least = "at least " if unknown else ""
     yield (
-        f"time: {least}{_time(totals['seconds'])} of training one after the other, "
-        f"{least}{_time(totals['seconds_critical'])} on workers enough (the longest chain), at the "
-        "speed of experts trained before"
+        f"time: {least}{duration(totals['seconds'])} of training one after the other, "
+        f"{least}{duration(totals['seconds_critical'])} on workers enough (the longest chain), at "
+        "the speed of experts trained before"
     )
     if estimated:
         yield f"of {counted(estimated, 'expert')} by the FLOP/s of other networks on this machine"
@@ -462,22 +462,11 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         yield f"time of {counted(unknown, 'expert')} unknown: none with such a network ran here"
     times = [drawing.seconds_left for drawing in found.drawings]
     if any(times) and None not in times:
-        yield f"sampling: {_time(sum(times))} one after the other"
+        yield f"sampling: {duration(sum(times))} one after the other"
 
 
 def _si(value: float, unit: str) -> str:
     return si(value, unit).replace("\u202f", " ")
-
-
-def _time(seconds: float) -> str:
-    """`0 s`, `1.2 s`, `42 s`, `3:07 min`, `12:03 h`, `2.5 d`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 10 or not seconds else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-    if seconds < 48 * 3600:
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h"
-    return f"{seconds / 86400:.1f} d"
 
 
 def _print_table(lines: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
