@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stages.tools.memory import Memory
 
 UTILIZATION = 0.2  # of the peak; assumed, not measured
-SAMPLING_PRECISION = "float32"
+SAMPLING_PRECISION = "float32"  # `training.precision` is that of a training alone
 
 
 @dataclass(frozen=True)

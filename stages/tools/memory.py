@@ -29,7 +29,7 @@ EXACT_ON_A_GPU = {"group_norm", "layer_norm", "rms_norm", "softmax"}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step holds at once, when its backward pass begins to end.
+    """Bytes that a training step holds, as if at once: activations go while gradients come.
 
     weights: of the network, and of a parent that it is held to. gradients: with `shards` also the
     sums of the tree's branches. moments: Adam's two. averages: of the weights. activations: what
@@ -46,7 +46,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At least: the workspaces of cuDNN, and what the allocator cannot use, come on top."""
+        """Without the workspaces of cuDNN and what the allocator cannot use."""
         parts = (self.weights, self.gradients, self.moments, self.averages, self.rows)
         return sum(parts) + (self.activations or 0)
 
