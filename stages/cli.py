@@ -196,12 +196,38 @@ def report(if_needed: bool, now: bool) -> None:
     "--all", "everything", is_flag=True, help="One line per expert, even for those alike."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
+@click.option("--gpu", help="Estimate hours and memory on this GPU, such as H100, as well.")
+@click.option(
+    "--utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the GPU's published peak that is reached.  [default: 0.2, an assumption]",
+)
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars for an hour of the GPU.")
+@click.option("--rows", type=click.IntRange(min=1), help="Of images that are not there yet.")
+@click.option("--classes", type=click.IntRange(min=0), help="Of images that are not there yet.")
+def plan(
+    recipe: str | None,
+    everything: bool,
+    as_json: bool,
+    gpu: str | None,
+    utilization: float | None,
+    price: float | None,
+    rows: int | None,
+    classes: int | None,
+) -> None:
     """Show which experts a run would train, why, and at what cost."""
+    from stages.tools.declared import Declared
+    from stages.tools.hardware import UTILIZATION, Hardware, gpu_named
     from stages.tools.plan import show_plan
     from stages.workspace import Workspace
 
-    show_plan(Workspace.here(), recipe, everything, as_json)
+    on = None
+    if gpu is not None:
+        on = Hardware(gpu_named(gpu), UTILIZATION if utilization is None else utilization, price)
+    elif utilization is not None or price is not None:
+        raise UserError("plan: --utilization and --price are of a GPU; name it by --gpu")
+    said = None if rows is None and classes is None else Declared(rows, classes)
+    show_plan(Workspace.here(), recipe, everything, as_json, on, said)
 
 
 @main.command()
