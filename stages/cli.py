@@ -289,6 +289,24 @@ def track(tool: str, out: Path | None, once: bool) -> None:
 
 
 @main.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="[B]", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="FILE.png: samples of equal noise.")
+@click.option("-n", "number", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def compare(first: str, second: str | None, out: Path | None, number: int, seed: int) -> None:
+    """Show how recipes, or runs, differ: settings, scores, costs, bits.
+
+    A and B are recipes of this run, REV:RECIPE, or REV, a git revision or DVC experiment, which
+    stands for the recipe of the same name, or for all of them. Without B, A is compared with this
+    run."""
+    from stages.tools.compare import compare as show
+    from stages.workspace import Workspace
+
+    show(Workspace.here(), first, second, out, number, seed)
+
+
+@main.command()
 @click.option("--rev", default="HEAD", show_default=True, help="The commit to compare with.")
 def verify(rev: str) -> None:
     """Check the results here against a commit's dvc.lock."""

@@ -61,11 +61,8 @@ PASSED_ON = (
     "published",
     "left_out",
 )
-# The few that a row of `dvc metrics show` has room for.
-FLAT = (
-    *("fid", "kid", "precision", "recall", "coverage", "samples", "images_seen"),
-    *("images_seen_critical", "experts", "parameters", "parameters_active", "train_flops"),
-)
+# The few that a row of `dvc metrics show` and the columns of `dvc exp show` have room for.
+FLAT = ("fid", "kid", "precision", "recall", "images_seen", "images_seen_critical", "train_flops")
 IN_METRICS_ONLY = ("milestones", "per_class", "left_out", "floor")  # not in the summary's recipes
 GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
