@@ -366,6 +366,26 @@ def sweep(file: Path, only_plan: bool) -> None:
 
 
 @main.command()
+@click.option("--recipe", required=True, help="The finished recipe.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="FILE.md, or a folder, as of `tspace export`; default: print it.",
+)
+@click.option("--license", "terms", help="As the Hub names it: mit, cc-by-4.0 ...")
+@click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the folder's.")
+def card(recipe: str, out: Path | None, terms: str | None, milestone: int | None) -> None:
+    """Write a model card: data, settings, scores, cost, origin and limits.
+
+    It begins with the metadata that Hugging Face's Hub reads. What an exported folder's README.md
+    says is kept above it."""
+    from stages.tools.card import write_card
+    from stages.workspace import Workspace
+
+    write_card(Workspace.here(), recipe, out, terms, milestone)
+
+
+@main.command()
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
