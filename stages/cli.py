@@ -431,6 +431,18 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
         write_preset(workspace, name, force, scale, width)
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Write the files of a new project to FOLDER.
+
+    There `dvc repro` runs with the installed tspace, without a checkout of its code. Files that are
+    there are kept."""
+    from stages.tools.init import init as write
+
+    write(folder)
+
+
 @main.command(hidden=True)
 @click.option("--root", type=click.Path(path_type=Path), required=True)
 @click.option("--store", "store_root", type=click.Path(path_type=Path), required=True)

@@ -38,7 +38,10 @@ class Workspace:
             )
         for needed in ("Snakefile", "dvc.yaml"):
             if not (root / needed).exists():
-                raise UserError(f"{root}: has no {needed}; run tspace in the project's folder")
+                raise UserError(
+                    f"{root}: has no {needed}; run tspace in the project's folder, or make one "
+                    "with `tspace init DIR`"
+                )
         return cls(root)
 
     @functools.cached_property
