@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,9 @@ def test_a_wheel_runs_a_pipeline_outside_of_a_checkout(tmp_path):
     assert (project / "results" / "report.html").exists()
     assert stages_run(run("dvc", "repro", cwd=project).stdout) == ["source"]
     run("tspace", "sample", "--recipe", "plain", "-n", "4", "--out", "a.png", cwd=project)
+
+    doctor = run("tspace", "doctor", cwd=project).stdout
+    assert re.search(r"packages +\d+ requirements of tspace hold", doctor), doctor
 
     # Another version: every stage that the edit may touch is checked, and no job runs again.
     style = next((own / "stages" / "report").glob("style.css"))
