@@ -210,7 +210,10 @@ class Revision:
     def __init__(self, workspace: Workspace, rev: str):
         self._workspace, self._rev = workspace, rev
         self._commit = _commit(workspace, rev)
-        outs = [out for outs in recorded(workspace, self._commit).values() for out in outs]
+        try:
+            outs = [out for outs in recorded(workspace, self._commit).values() for out in outs]
+        except UserError as e:
+            raise UserError(f"compare {rev}: has no results ({e}); name another") from e
         self._locked = {out["path"]: out["md5"] for out in outs}
 
     @functools.cached_property
