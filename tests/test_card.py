@@ -138,6 +138,14 @@ def test_an_exported_folder_keeps_its_words(finished, tmp_path, milestone):
     assert about["model-index"][0]["results"][0]["metrics"][0]["value"] == at["fid"]
 
 
+def test_a_folder_of_diffusers_is_named_as_such(finished, tmp_path):
+    (tmp_path / "README.md").write_text("# plain, for diffusers\n\n    words\n")
+    (tmp_path / "model_index.json").write_text("{}")
+    write_card(finished, "plain", tmp_path, None, None)
+    about, text = parts((tmp_path / "README.md").read_text())
+    assert about["library_name"] == "diffusers" and "    words\n" in text.partition(BEGIN)[0]
+
+
 def test_what_is_not_this_model_is_refused(finished, tmp_path):
     folder = tmp_path / "model"
     export_recipe(finished, "plain", folder)

@@ -148,7 +148,7 @@ def _words(path: Path, name: str) -> str:
     if not path.exists():
         return ""
     text = re.sub(r"\A---\n.*?^---\n", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
-    if not text.lstrip().startswith(f"# {name}\n"):
+    if not re.match(rf"\s*# {re.escape(name)}[,\n]", text):  # as all formats of export begin
         raise UserError(f"--out: {path} is of something else than {name}; name another file")
     return text.partition(BEGIN)[0].strip()
 
