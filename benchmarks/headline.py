@@ -13,12 +13,15 @@ interrupted.
 
 import copy
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import experiment
 import fashion
 from disentangled import EACH, STATES
 from experiment import curve, s_compute, s_wall, speedup, summarise
+
+from stages.tools import sweep
 
 IMAGES = 24_000
 MILESTONES = [3_000, 6_000, 12_000]
@@ -72,21 +75,21 @@ def over(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def search() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The best recipe found, and what each option scored."""
-    best: dict[str, Any] = {}
+    """The best recipe found, and what each option scored: an instance of `tspace sweep`."""
     recipes: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    for name, options in SEARCH:
-        tried = {
-            f"{name}-{option}".replace(".", "_"): over(best, own) for option, own in options.items()
-        }
-        recipes |= {key: own | {"seeds": [0]} for key, own in tried.items()}
-        wanted = fashion.params(recipes, images=IMAGES // 4, milestones=[])
-        fids = {k: v["fid"] for k, v in experiment.run("headline-search", wanted).recipes.items()}
-        scored = {key: fids[f"{key}-seed0"] for key in tried}
-        rows += [{"search": name, "option": key, "fid": fid} for key, fid in scored.items()]
-        best = tried[min(scored, key=scored.__getitem__)]
-    return best, rows
+
+    def score(tried: Mapping[str, dict[str, Any]], images: int) -> dict[str, float]:
+        recipes.update({key: own | {"seeds": [0]} for key, own in tried.items()})
+        wanted = fashion.params(recipes, images=images, milestones=[])
+        found = experiment.run("headline-search", wanted).recipes
+        return {key: found[f"{key}-seed0"]["fid"] for key in tried}
+
+    steps = [
+        (name, {f"{name}-{option}".replace(".", "_"): own for option, own in options.items()})
+        for name, options in SEARCH
+    ]
+    best, rows = sweep.search(steps, [IMAGES // 4], 1.0, score)
+    return best, [{"search": r["search"], "option": r["option"], "fid": r["score"]} for r in rows]
 
 
 def arms(best: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Clone:
         (root / "one-worker").mkdir()
         (root / "one-worker" / "config.yaml").write_text("cores: 1\n")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "TSPACE_FILM": "0"}
         self.environment["SNAKEMAKE_PROFILE"] = str(root / "one-worker")
         self.environment.pop("TSPACE_STORE", None)
 

@@ -83,6 +83,22 @@ run still has steps; `--width` multiplies the networks' widths and blocks. What 
 (Inception, a published autoencoder) it still downloads, and it still reads the whole dataset:
 `data.limit` cuts that.
 
+`tspace plan --gpu H100` says, before anything is downloaded, what the recipes would take on a GPU:
+
+```
+tspace preset imagenet256-latent
+tspace plan --gpu H100 --price 2.5 --rows 1281167 --classes 1000
+```
+
+FLOPs are counted; hours follow from an assumed fifth of the GPU's published dense peak in the
+precision of each job (`--utilization` says another share; samples are drawn in float32), dollars
+from `--price` an hour. Memory is that of the largest training step: weights, gradients, moments,
+averages, and what the forward pass of a shard keeps for the backward one, which is counted by
+running it on tensors without values. On CPUs that count is what a real pass keeps; for `bfloat16`
+it follows the rule of CUDA's autocast, that norms are float32, and no GPU has confirmed it.
+`--rows` and `--classes` say of the images what params.yaml leaves open, while they are not there.
+Recipes that measure something on the data are counted with as many even states and intervals.
+
 **Reconstructions.** The constants of `clts`, `mdlrc` and `easy-to-hard` are not public in full, nor
 are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
 built from abstracts, reviews and code that others published, and every constant is a key. The

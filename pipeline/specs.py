@@ -194,6 +194,7 @@ class ExpertSpec(DenoiserSpec, Spec):
     initial: File | None = neutral(None)  # what it starts from, where that is no parent
     train: Literal["all", "decoders"] = neutral("all")
     decouple: Decoupled | None = neutral(None)
+    held_out: list[str] = neutral([])  # latents by which it may end early
 
 
 class Confirmation(Block):

@@ -168,12 +168,18 @@ def consistency() -> None:
     is_flag=True,
     help="Only if report.html or costs.json is missing or of other results.",
 )
-def report(if_needed: bool) -> None:
+@click.option("--now", is_flag=True, help="From what exists, to results/now/report.html.")
+def report(if_needed: bool, now: bool) -> None:
     """Write metrics, tables, pictures and report.html to results/."""
     from stages.report.fresh import stale
     from stages.workspace import Workspace
 
     workspace = Workspace.here()
+    if now:
+        from stages.report.now import report_now
+
+        report_now(workspace)
+        return
     if if_needed:
         wrong = stale(workspace)
         if wrong is None:
@@ -190,24 +196,114 @@ def report(if_needed: bool) -> None:
     "--all", "everything", is_flag=True, help="One line per expert, even for those alike."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(recipe: str | None, everything: bool, as_json: bool) -> None:
+@click.option("--gpu", help="Estimate hours and memory on this GPU, such as H100, as well.")
+@click.option(
+    "--utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the GPU's published peak that is reached.  [default: 0.2, an assumption]",
+)
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars for an hour of the GPU.")
+@click.option("--rows", type=click.IntRange(min=1), help="Of images that are not there yet.")
+@click.option("--classes", type=click.IntRange(min=0), help="Of images that are not there yet.")
+def plan(
+    recipe: str | None,
+    everything: bool,
+    as_json: bool,
+    gpu: str | None,
+    utilization: float | None,
+    price: float | None,
+    rows: int | None,
+    classes: int | None,
+) -> None:
     """Show which experts a run would train, why, and at what cost."""
+    from stages.tools.declared import Declared
+    from stages.tools.hardware import UTILIZATION, Hardware, gpu_named
     from stages.tools.plan import show_plan
     from stages.workspace import Workspace
 
-    show_plan(Workspace.here(), recipe, everything, as_json)
+    on = None
+    if gpu is not None:
+        on = Hardware(gpu_named(gpu), UTILIZATION if utilization is None else utilization, price)
+    elif utilization is not None or price is not None:
+        raise UserError("plan: --utilization and --price are of a GPU; name it by --gpu")
+    said = None if rows is None and classes is None else Declared(rows, classes)
+    show_plan(Workspace.here(), recipe, everything, as_json, on, said)
 
 
 @main.command()
-@click.option("--watch", is_flag=True, help="Refresh every two seconds until all jobs are done.")
-def status(watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="A full-screen table until all jobs are done.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.1, 3600),
+    default=3.0,
+    show_default=True,
+    help="Seconds between two looks of --watch.",
+)
+def status(watch: bool, every: float) -> None:
     """Show which jobs are done, running, failed or waiting.
 
     This includes runs that another process started."""
-    from stages.tools.status import show_status
     from stages.workspace import Workspace
 
-    show_status(Workspace.here(), watch)
+    if watch:
+        from stages.tools.watch import watch as follow
+
+        follow(Workspace.here(), every)
+        return
+    from stages.tools.status import show_status
+
+    show_status(Workspace.here())
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Until every recipe has reached its last milestone.")
+@click.option("--beside", is_flag=True, hidden=True)
+def film(watch: bool, beside: bool) -> None:
+    """Draw samples from the snapshots so far, to results/now/recipes/.
+
+    A long `tspace train` does so by itself."""
+    from stages import film as films
+    from stages.workspace import Workspace
+
+    if beside:
+        films.beside()
+    films.film(Workspace.here(), watch)
+
+
+@main.command()
+@click.option("--to", "tool", required=True, help="tensorboard, dvclive, mlflow or wandb.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write to; default: .tspace/track/TOOL.",
+)
+@click.option("--once", is_flag=True, help="Write what there is and end.")
+def track(tool: str, out: Path | None, once: bool) -> None:
+    """Write losses, scores, params and samples to another tool.
+
+    It follows the store until all jobs are done, and changes no result."""
+    from stages.tools.track import track as follow
+    from stages.workspace import Workspace
+
+    follow(Workspace.here(), tool, out, once)
+
+
+@main.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="[B]", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="FILE.png: samples of equal noise.")
+@click.option("-n", "number", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def compare(first: str, second: str | None, out: Path | None, number: int, seed: int) -> None:
+    """Show how recipes, or runs, differ: settings, scores, costs, bits.
+
+    A and B are recipes of this run, REV:RECIPE, or REV, a git revision or DVC experiment, which
+    stands for the recipe of the same name, or for all of them. Without B, A is compared with this
+    run."""
+    from stages.tools.compare import compare as show
+    from stages.workspace import Workspace
+
+    show(Workspace.here(), first, second, out, number, seed)
 
 
 @main.command()
@@ -237,14 +333,56 @@ def gc(dry_run: bool, yes: bool) -> None:
 @click.option("--recipe", required=True, help="The finished recipe to export.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the last.")
-def export(recipe: str, out: Path, milestone: int | None) -> None:
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["folder", "diffusers", "programs", "onnx"]),
+    default="folder",
+    show_default=True,
+    help="A folder that runs by itself, a pipeline of diffusers, or the denoiser as programs of "
+    "torch.export or ONNX.",
+)
+def export(recipe: str, out: Path, milestone: int | None, kind: str) -> None:
     """Write a recipe's model to a self-contained folder.
 
-    The folder needs neither the store nor params.yaml."""
+    The folder needs neither tspace nor the store nor params.yaml."""
     from stages.tools.export import export_recipe
     from stages.workspace import Workspace
 
-    export_recipe(Workspace.here(), recipe, out, milestone)
+    export_recipe(Workspace.here(), recipe, out, milestone, kind)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--plan", "only_plan", is_flag=True, help="Say how much would be trained, and end.")
+def sweep(file: Path, only_plan: bool) -> None:
+    """Search for the best settings of a recipe, as a YAML file says (docs/sweeps.md).
+
+    What is finished is kept: run the same command again to go on."""
+    from stages.tools.sweep import sweep as look
+    from stages.workspace import Workspace
+
+    look(Workspace.here(), file, only_plan)
+
+
+@main.command()
+@click.option("--recipe", required=True, help="The finished recipe.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="FILE.md, or a folder, as of `tspace export`; default: print it.",
+)
+@click.option("--license", "terms", help="As the Hub names it: mit, cc-by-4.0 ...")
+@click.option("--milestone", type=click.IntRange(min=1), help="In images; default: the folder's.")
+def card(recipe: str, out: Path | None, terms: str | None, milestone: int | None) -> None:
+    """Write a model card: data, settings, scores, cost, origin and limits.
+
+    It begins with the metadata that Hugging Face's Hub reads. What an exported folder's README.md
+    says is kept above it."""
+    from stages.tools.card import write_card
+    from stages.workspace import Workspace
+
+    write_card(Workspace.here(), recipe, out, terms, milestone)
 
 
 @main.command()
@@ -291,6 +429,18 @@ def preset(name: str | None, force: bool, scale: float, width: float) -> None:
         click.echo("\n".join(names(workspace)))
     else:
         write_preset(workspace, name, force, scale, width)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Write the files of a new project to FOLDER.
+
+    There `dvc repro` runs with the installed tspace, without a checkout of its code. Files that are
+    there are kept."""
+    from stages.tools.init import init as write
+
+    write(folder)
 
 
 @main.command(hidden=True)

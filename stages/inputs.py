@@ -70,15 +70,23 @@ def checked_file(workspace: Workspace, file: File) -> Path:
 
 
 def mixture_of(
-    description: dict[str, Any], store: Store, workspace: Workspace, led: Led | None = None
+    description: dict[str, Any],
+    store: Store,
+    workspace: Workspace,
+    led: Led | None = None,
+    find: Callable[[dict[str, Any]], Path] | None = None,
 ):
-    """A mixture ready to denoise. led: what its samples are led away from, and where."""
+    """A mixture ready to denoise. led: what its samples are led away from, and where.
+
+    find: the file of each part; None for those of finished entries.
+    """
     from pipeline.sampling.mixture import Mixture
 
-    mixture = Mixture(description, file_of(store), device(), workspace.root)
+    find = find or file_of(store)
+    mixture = Mixture(description, find, device(), workspace.root)
     if led is None:
         return mixture
-    guide = led.guide and mixture_of(led.guide, store, workspace)
+    guide = led.guide and mixture_of(led.guide, store, workspace, find=find)
     return led.maker(mixture, led.interval, guide)
 
 

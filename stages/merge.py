@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from pipeline import plan
@@ -16,11 +17,13 @@ from stages.workspace import Workspace
 
 def merge(workspace: Workspace) -> None:
     """Every recipe's experts as one model, at each of its milestones."""
-    from pipeline.sampling.mixture import describe
-
     facts = facts_of(workspace)
-    shared = _what_mixtures_share(workspace, facts)
+    shared = what_mixtures_share(workspace, facts)
     found = found_entries(workspace, "experts")
+
+    def part(weights: plan.Weights) -> dict[str, str]:
+        return part_of(weights.job, weights.file, found)
+
     target = workspace.artefacts("mixtures")
     fresh = target.with_name(f".mixtures.{os.getpid()}")
     for left in target.parent.glob(f".{target.name}.*"):  # by a run that was killed
@@ -28,16 +31,10 @@ def merge(workspace: Workspace) -> None:
     fresh.mkdir(parents=True)
     try:
         for name, recipe in plan.experts(workspace.params, facts).items():
-            terminal = shared["terminal"] if recipe.log_snr[-1] == -math.inf else None
-            milestones = []
-            for milestone in recipe.milestones:
-                mixture = describe(
-                    recipe.experts[0].job.spec,
-                    [float(v) for v in recipe.log_snr],
-                    _members(recipe, milestone, found),
-                    **{**shared, "terminal": terminal},
-                )
-                milestones.append({"images": milestone, "mixture": mixture})
+            milestones = [
+                {"images": milestone, "mixture": mixture_at(recipe, milestone, shared, part)}
+                for milestone in recipe.milestones
+            ]
             write_sealed(fresh / f"{name}.json", {"milestones": milestones})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(fresh, target)
@@ -46,7 +43,25 @@ def merge(workspace: Workspace) -> None:
     print(f"mixtures: {counted(len(workspace.params.recipes), 'recipe')}")
 
 
-def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:
+def mixture_at(
+    recipe: plan.RecipePlan,
+    milestone: int,
+    shared: dict[str, Any],
+    part: Callable[[plan.Weights], dict[str, str]],
+) -> dict[str, Any]:
+    """A recipe's experts at a milestone as one model. part: what a mixture says of a file."""
+    from pipeline.sampling.mixture import describe
+
+    terminal = shared["terminal"] if recipe.log_snr[-1] == -math.inf else None
+    return describe(
+        recipe.experts[0].job.spec,
+        [float(v) for v in recipe.log_snr],
+        _members(recipe, milestone, part),
+        **{**shared, "terminal": terminal},
+    )
+
+
+def what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:
     """The latents' scale, what decodes them, and the data's means."""
     codec = plan.encoder(workspace.params, facts)
     spectrum = plan.spectrum(workspace.params, facts)
@@ -63,7 +78,7 @@ def _what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict
 
 
 def _members(
-    recipe: plan.RecipePlan, milestone: int, found: dict[str, dict[str, Any]]
+    recipe: plan.RecipePlan, milestone: int, part: Callable[[plan.Weights], dict[str, str]]
 ) -> list[dict[str, Any]]:
     """The networks of a mixture, and the states that each owns."""
     from pipeline.sampling.mixture import member
@@ -73,7 +88,7 @@ def _members(
     if len(networks) < len(owners):  # they were merged
         owners = [(owners[0][0], owners[-1][1])]
     return [
-        member(part_of(weights.job, weights.file, found), weights.spec, first, last)
+        member(part(weights), weights.spec, first, last)
         for weights, (first, last) in zip(networks, owners, strict=True)
     ]
 

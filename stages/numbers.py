@@ -109,3 +109,14 @@ def speed(rate: float, unit: str) -> str:
         return f"{rate:,.0f} {unit}/s" if rate >= 9.95 or not rate else f"{rate:.1f} {unit}/s"
     one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
     return f"{si(1 / rate, digits=2)} s/{one}"
+
+
+def duration(seconds: float) -> str:
+    """`0 s`, `1.2 s`, `42 s`, `3:07 min`, `12:03 h`, `2.5 d`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 10 or not seconds else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h"
+    return f"{seconds / 86400:.1f} d"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.store.files import replacing
+from stages.numbers import short
 
 SHOWN_PIXELS = 48  # small images are enlarged to at least this size in a grid
 LABEL_PIXELS = 12  # for a line of text
+FILMED = 16  # samples in a film
 
 
 def grid(
@@ -54,6 +56,21 @@ def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> Image.Image:
     blank = np.full_like(above[:1], 255)
     filled = [np.concatenate([row, *[blank] * (columns - len(row))]) for row in rows]
     return grid(np.concatenate(filled), columns)
+
+
+def film(frames: Mapping[int, np.ndarray]) -> Image.Image:
+    """Frames uint8 [N, C, H, W] by milestone: a column each, under the number of its images.
+
+    Each row is of one noise, so it shows what becomes of one sample.
+    """
+    columns = [grid(images, 1) for images in frames.values()]
+    width, height = columns[0].size
+    sheet = Image.new("RGB", (len(columns) * width, height + LABEL_PIXELS), "white")
+    for number, (images, column) in enumerate(zip(frames, columns, strict=True)):
+        title = _written(short(images).replace("\u202f", ""), width)
+        sheet.paste(title, (number * width, 0))
+        sheet.paste(column, (number * width, LABEL_PIXELS))
+    return sheet
 
 
 def as_image(image: np.ndarray) -> Image.Image:

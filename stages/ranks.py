@@ -270,9 +270,13 @@ def srun_ranks() -> int:
 
 
 def _meeting(workspace: Workspace) -> Path:
-    """Where rank 0 says where it is: one file for each start of a step."""
-    keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    name = "-".join(os.environ.get(key, "0") for key in keys)
+    """Where rank 0 says where it is: one file for each start of a step.
+
+    A job that is requeued counts its steps anew, and Snakemake's executor keeps from it how often
+    it was restarted. So the port of this very `srun` is in the name, too.
+    """
+    keys = ("JOB_ID", "STEP_ID", "RESTART_COUNT", "STEP_LAUNCHER_PORT")
+    name = "-".join(os.environ.get(f"SLURM_{key}", "0") for key in keys)
     return workspace.scratch / "ranks" / f"{name}.json"
 
 

@@ -19,6 +19,7 @@ from pipeline.data.raw import raw_files
 from pipeline.errors import UserError, shown
 from pipeline.store.files import write_json, write_text
 from pipeline.store.identity import digest, file_digest
+from stages.installed import write_code_digests
 from stages.numbers import counted
 from stages.workspace import Workspace
 
@@ -40,12 +41,16 @@ def raw_path(workspace: Workspace) -> Path | None:
 
 
 def source(workspace: Workspace) -> None:
-    """Write artefacts/files.json and source.json, or keep a pulled one of images not here."""
+    """Write artefacts/files.json and source.json, or keep a pulled one of images not here.
+
+    Where tspace is installed and no checkout, also artefacts/code/ (see `stages.installed`).
+    """
     files = {"features": extractor_files(workspace), "recipes": recipe_files(workspace)}
     if reference := reference_file(workspace):
         files["evaluate"] = {"reference": reference}
     workspace.source.parent.mkdir(parents=True, exist_ok=True)
     write_json(workspace.source.with_name("files.json"), files)
+    write_code_digests(workspace)
     data, path = workspace.params.data, raw_path(workspace)
     if path is not None and not path.exists():
         _without_images(workspace, data, path)

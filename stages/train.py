@@ -14,6 +14,7 @@ from pipeline.store.files import replacing, write_json, write_text
 from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.features import extractor_of
+from stages.film import drawn_beside
 from stages.inputs import (
     checked_file,
     codec_of,
@@ -139,6 +140,7 @@ def train_expert(
         _pairings(spec, store),
         components=_components(spec, store),
         parent=parent,
+        held_out=latents_of(spec.held_out, store) if spec.held_out else None,
         root=workspace.root,
         group=group,
         **how,
@@ -185,4 +187,5 @@ def train(workspace: Workspace) -> None:
         trained = [expert.job for recipe in recipes for expert in recipe.experts]
         return trained + [job for recipe in recipes for job in recipe.merged.values()]
 
-    fan_out(workspace, "experts", jobs, ("latents", "analyses", "features", "pairings"))
+    with drawn_beside(workspace):
+        fan_out(workspace, "experts", jobs, ("latents", "analyses", "features", "pairings"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,22 @@ class Workspace:
             )
         for needed in ("Snakefile", "dvc.yaml"):
             if not (root / needed).exists():
-                raise UserError(f"{root}: has no {needed}; run tspace in the project's folder")
+                raise UserError(
+                    f"{root}: has no {needed}; run tspace in the project's folder, or make one "
+                    "with `tspace init DIR`"
+                )
         return cls(root)
 
     @functools.cached_property
     def params(self) -> Params:
         return load(self.root / "params.yaml")
+
+    def with_recipes(self, names: Iterable[str]) -> Workspace:
+        """The same, as if params.yaml had no other recipes."""
+        other = Workspace(self.root)
+        recipes = {name: self.params.recipes[name] for name in names}
+        other.__dict__["params"] = self.params.model_copy(update={"recipes": recipes})
+        return other
 
     def known_recipe(self, name: str) -> None:
         """UserError where --recipe names no recipe, or one that stands for a run for each seed."""

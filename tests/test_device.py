@@ -31,6 +31,7 @@ from pipeline.training.classifier import train_classifier
 from pipeline.training.run import Interrupted, ahead
 from tests import pretended
 from tests.specs import SMALL, expert_spec
+from tests.test_diffusers import DIT, UNET
 from tests.test_dit import TINY
 from tests.test_own_networks import own
 from tests.test_shards import MULTI, MULTI_DIT
@@ -152,6 +153,23 @@ def test_a_module_of_ones_own_keeps_to_its_device(shard, tmp_path, watch):
     assert steps(spec, latents, tmp_path, watch, root=tmp_path) == [[], []]
 
 
+DIFFUSERS = {
+    "U-Net": {"network": UNET},
+    "U-Net, classes": {"network": UNET | {"class_conditional": True}, "classes": 3},
+    "U-Net in shards": {"network": UNET, "training": {"shards": 2, "clip": 1.0}},
+    "U-Net, one state": {"network": UNET, "log_snr": [0.5]},
+    "transformer": {"network": DIT},
+    "transformer, classes": {"network": DIT | {"class_conditional": True}, "classes": 3},
+}
+
+
+@pytest.mark.parametrize("case", DIFFUSERS)
+def test_networks_of_diffusers_keep_to_their_device(shard, tmp_path, watch, case):
+    pytest.importorskip("diffusers")
+    spec = expert_spec(**DIFFUSERS[case], images=24, snapshots=[])
+    assert steps(spec, Latents([shard], pretended.device()), tmp_path, watch) == [[], []]
+
+
 @pytest.mark.parametrize("kind", WEIGHTINGS)
 @pytest.mark.parametrize("case", ["states", "one state"])
 def test_every_weighting_keeps_to_its_device(shard, tmp_path, watch, kind, case):
@@ -185,6 +203,15 @@ def test_a_child_and_its_guide_keep_to_their_device(shard, tmp_path, watch):
     parent = tmp_path / "weights-16.safetensors"
     found = steps(child, latents, tmp_path / "child", watch, parent=parent)
     assert found == [[], []]
+
+
+def test_held_out_images_are_waited_for_at_snapshots_alone(shard, tmp_path, watch):
+    latents = Latents([shard], pretended.device())
+    rule = {"stop": {"patience": 1}, "decay": "constant"}
+    spec = expert_spec(images=48, snapshots=[24, 48], training=rule)
+    found = steps(spec, latents, tmp_path, watch, held_out=latents)
+    assert [any("stopping.py" in wait for wait in waits) for waits in found].count(True) == 2
+    assert found[0] == []
 
 
 # --- the test of the test
@@ -237,9 +264,10 @@ def trained(shard, tmp_path):
     return spec, tmp_path / "weights-64.safetensors"
 
 
-def mixture_on(device, spec, weights) -> Mixture:
+def mixture_on(device, spec, weights, states=STATES) -> Mixture:
     source = {"entry": "", "file": weights.name, "sha256": "0"}
-    described = describe(spec, STATES, [member(source, spec, 0, 2)], [127.5], 73.9)
+    last = len(states) - 1
+    described = describe(spec, states, [member(source, spec, 0, last)], [127.5], 73.9)
     return Mixture(described, lambda _: weights, device)
 
 
@@ -265,6 +293,21 @@ def test_samples_of_other_networks_are_those_of_the_cpu(shard, tmp_path, watch, 
     for device in (torch.device("cpu"), pretended.device()):
         mixture = mixture_on(device, spec, tmp_path / "weights-64.safetensors")
         found.append(draw(mixture, STATES, range(6), seed=0, sampling=sampling("ddim"))[0])
+    assert np.abs(found[0].astype(int) - found[1]).max() <= 1
+
+
+@pytest.mark.parametrize("case", DIFFUSERS)
+def test_samples_of_networks_of_diffusers_are_those_of_the_cpu(shard, tmp_path, watch, case):
+    pytest.importorskip("diffusers")
+    spec = expert_spec(**DIFFUSERS[case], images=64, snapshots=[64])
+    train.train(spec, Latents([shard]), tmp_path)
+    states = [0.5] if len(spec.log_snr) == 1 else STATES
+    counts = {"class_counts": [1, 1, 1]} if spec.classes else {}
+    found = []
+    for device in (torch.device("cpu"), pretended.device()):
+        mixture = mixture_on(device, spec, tmp_path / "weights-64.safetensors", states)
+        options = {"seed": 0, "sampling": sampling("ddim"), **counts}
+        found.append(draw(mixture, states, range(6), **options)[0])
     assert np.abs(found[0].astype(int) - found[1]).max() <= 1
 
 

@@ -194,7 +194,7 @@ def test_settings_that_do_not_work():
         assert finding.level == level
 
 
-@pytest.mark.parametrize("name", ["default", "slurm", "slurm-node"])
+@pytest.mark.parametrize("name", ["default", "slurm", "slurm-apptainer", "slurm-node"])
 def test_our_own_profiles_are_read_and_sound(name):
     settings = doctor.read_profile(ROOT / "profiles" / name)
     if settings.get("executor") == "slurm":

@@ -10,10 +10,14 @@ import yaml
 
 from pipeline import plan
 from pipeline.sampling.mixture import Mixture
-from stages import merge, sample
+from stages import evaluate, merge, sample
 from stages.facts import facts_of
+from stages.film import Films
+from stages.report.now import report_now
+from stages.report.write import samples_of
 from stages.tools import plan as planning
 from stages.workspace import Workspace
+from tests.pages import Page, check_self_contained
 from tests.workflow import run_stages
 
 pytestmark = pytest.mark.slow
@@ -143,6 +147,58 @@ def test_every_recipe_is_scored(workspace):
     # A fork's cost includes what it started from.
     assert summary["forked"]["images_seen"] == 900
     assert summary["paired-seed0"]["fid"] != summary["paired-seed1"]["fid"]
+
+
+def test_films_have_the_samples_that_are_scored(workspace):
+    """At every milestone of every recipe, also from snapshots of experts that are not finished."""
+    films = Films(workspace)
+    drawn = list(films.look())
+    assert sorted(drawn) == sorted((n, m) for n, r in films.recipes.items() for m in r.milestones)
+    jobs = evaluate.score_jobs(workspace, workspace.params, films.facts, films.recipes)
+    for name, milestone in drawn:
+        scored = samples_of(workspace, jobs[name, milestone]).raw(np.arange(16)).astype(int)
+        found = np.load(films.frames(name)[milestone])
+        assert np.abs(found - scored).max() <= 1, (name, milestone)  # drawn in other batches
+        assert (workspace.results / "recipes" / name / "film.png").exists()
+    experts = [e.job.name for r in films.recipes.values() for e in r.experts]
+    marks = {workspace.store.entry(name).path / "DONE" for name in experts}
+    try:
+        for mark in marks:
+            mark.rename(mark.with_name(".DONE"))
+        unfinished = Films(workspace)
+        unfinished._tried |= {path.name for path in unfinished._kept.iterdir()}
+        again = list(unfinished.look())
+        assert again == drawn  # known by the same digests: none had to be drawn
+    finally:
+        for mark in marks:
+            mark.with_name(".DONE").rename(mark)
+
+
+def test_an_unfinished_report_holds_the_recipes_that_are_scored(workspace):
+    """Not those that start from one that is not, whose costs are not known."""
+    facts = facts_of(workspace)
+    recipes = plan.experts(workspace.params, facts)
+    jobs = evaluate.score_jobs(workspace, workspace.params, facts, recipes)
+    entry = workspace.store.entry(jobs["base", 600].name)
+    marks = [entry.path / "DONE", workspace.artefacts("scores") / entry.digest / "DONE"]
+    summary = (workspace.results / "summary.json").read_bytes()
+    try:
+        for mark in marks:
+            mark.rename(mark.with_name(".DONE"))
+        report_now(workspace)
+    finally:
+        for mark in marks:
+            mark.with_name(".DONE").rename(mark)
+    page = Page((workspace.results / "now" / "report.html").read_text(encoding="utf-8"))
+    check_self_contained(page)
+    lacking = {"base", "forked", "merged", "branched"}
+    table = page.tables[0]
+    assert {row[0] for row in table[1:] if row[-1] == "no"} == lacking
+    assert {row[0] for row in table[1:] if row[-1] == "yes"} == {*recipes} - lacking
+    assert f"{len(recipes) - 4} of {len(recipes)} recipes were scored" in page.text
+    assert "Scores" in page.text and page.all("img", alt="Samples of flow at each milestone")
+    assert page.all("img", alt="Samples of base at each milestone so far")
+    assert (workspace.results / "summary.json").read_bytes() == summary
 
 
 def test_a_terminal_state_answers_the_mean_and_costs_nothing(workspace):

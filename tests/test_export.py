@@ -156,10 +156,10 @@ def test_the_example_writes_what_evaluators_read_and_no_traceback(finished, tmp_
         done = example(folder, *options)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert "--out a .png or an .npz file" in done.stderr
-    (folder / "model.json").unlink()
+    (folder / "model" / "settings.json").unlink()
     done = example(folder)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "model.json: missing" in done.stderr
+    assert "settings.json" in done.stderr
 
 
 def test_a_recipe_with_seeds_is_asked_for_by_the_names_of_its_runs(finished, tmp_path):
@@ -209,7 +209,7 @@ def test_the_folder_tells_what_it_is(exported):
     for known in model["files"].values():
         data = (exported / known["path"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == known["sha256"]
-    named = {"model.json", "sample.py", "README.md", "experts"}
+    named = {"model.json", "model", "sample.py", "README.md", "experts"}
     assert {p.name for p in exported.iterdir()} == named
     readme = (exported / "README.md").read_text()
     assert "`experts/state-2.safetensors`" in readme and "{" not in readme

@@ -37,7 +37,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def forget():
-        for cached in (code_digest, identity.reachable, identity._source, identity._is_package):
+        for cached in (code_digest, identity.reachable, identity.source_of, identity._is_package):
             cached.cache_clear()
         importlib.invalidate_caches()
 

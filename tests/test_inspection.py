@@ -460,7 +460,7 @@ def test_interrupted_running_and_failed(tmp_path, capsys):
         row = by_label(workspace)["apart state 1"]
         assert (row.status, row.images_left) == ("running", 12)
         before = listing(workspace.root)
-        status.show_status(workspace, watch=False)
+        status.show_status(workspace)
         text = capsys.readouterr().out
         assert listing(workspace.root) == before
     assert (
@@ -515,7 +515,7 @@ def test_neither_needs_torch_where_the_networks_are_known(trained):
     code = (
         "import sys; from pathlib import Path; from stages.tools import status as i, plan as p;"
         "from stages.workspace import Workspace; w = Workspace(Path(sys.argv[1]));"
-        "p.show_plan(w, None, False, False); i.show_status(w, False);"
+        "p.show_plan(w, None, False, False); i.show_status(w);"
         "assert 'torch' not in sys.modules"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TSPACE_STORE"}

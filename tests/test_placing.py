@@ -218,7 +218,7 @@ def test_more_threads_than_cores_are_warned_of_on_this_machine_alone():
     assert told.startswith("latent.threads: ")
     assert fanout.crowded({}, [job("expert", cores)]) is None
     assert fanout.crowded({}, []) is None
-    for name in ("slurm", "slurm-node"):
+    for name in ("slurm", "slurm-apptainer", "slurm-node"):
         settings = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
         assert fanout.crowded(settings, [job("expert", 4096)]) is None
 

@@ -316,6 +316,26 @@ def test_the_ranks_of_an_srun_make_the_bytes_of_one(entry, wanted):
     assert entry.files() == wanted
 
 
+def test_a_requeued_step_does_not_meet_where_the_one_before_did(entry, wanted, monkeypatch):
+    """It has the numbers of the one before, and only its `srun` is another."""
+    step = {"SLURM_JOB_ID": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in {**step, "SLURM_STEP_LAUNCHER_PORT": "5000"}.items():
+        monkeypatch.setenv(name, value)
+    root = Workspace(entry.path.parent.parent.parent)  # where `start` says that the checkout is
+    ranks.srun_team.cache_clear()
+    ranks.publish(root)
+    ranks.srun_team().listener.close()  # as of a rank 0 that is gone
+    ranks.srun_team.cache_clear()
+    step["SLURM_STEP_LAUNCHER_PORT"] = "5001"
+    other = start(entry, **step, SLURM_PROCID="1")
+    time.sleep(5)  # it looks first
+    processes = [other, start(entry, **step, SLURM_PROCID="0")]
+    for process in processes:
+        assert process.wait(200) == 0, process.communicate()[0]
+    assert "2 processes share the batches" in entry.log.read_text()
+    assert entry.files() == wanted
+
+
 FAILS = """
 import json, os
 from pipeline.errors import Transient, UserError

@@ -16,6 +16,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -354,16 +355,22 @@ def _schema(resolution: int, channels: int) -> pa.Schema:
 
 
 class _Writer:
-    """Gathers rows into row groups and writes them to a stream."""
+    """Gathers rows into row groups, which a thread hashes, compresses and writes to a stream.
+
+    While it works on one group the next is gathered, and there are no more than these two. What
+    goes wrong there is raised by the next call that needs it done.
+    """
 
     def __init__(self, out: Path, stream: BinaryIO, shape: tuple[int, ...]) -> None:
         self.out = out
         self.schema = _schema(shape[0], shape[2])
         self.tally = _Tally(shape[0], shape[2])
         group = min(GROUP_ROWS, max(1, GROUP_BYTES // math.prod(shape)))
-        self.images = np.empty((group, *shape), np.uint8)
+        self.images, self.other = (np.empty((group, *shape), np.uint8) for _ in range(2))
         self.labels: list[int | None] = []
         self.source_ids: list[str] = []
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
         # Parquet has no byte-wide numbers: split by byte, the three empty ones compress to nothing.
         self.parquet = pq.ParquetWriter(
             stream,
@@ -380,27 +387,38 @@ class _Writer:
         self.labels.append(label)
         self.source_ids.append(source_id)
         if len(self.labels) == len(self.images):
-            self._write_group()
+            self._hand_over()
 
-    def _write_group(self) -> None:
+    def _hand_over(self) -> None:
+        """Let the thread write what is gathered, once it is done with the group before."""
+        self._wait()
         images = self.images[: len(self.labels)]
-        self.tally.add(images, self.labels, self.source_ids)
+        self.writing = self.thread.submit(self._write, images, self.labels, self.source_ids)
+        self.images, self.other = self.other, self.images
+        self.labels, self.source_ids = [], []
+
+    def _wait(self) -> None:
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, images: np.ndarray, labels: list[int | None], source_ids: list[str]) -> None:
+        self.tally.add(images, labels, source_ids)
         values = pa.array(images.reshape(-1))
         columns = [
             pa.FixedSizeListArray.from_arrays(values, type=self.schema.field("image").type),
-            pa.array(self.labels, pa.int32()),
-            pa.array(self.source_ids, pa.string()),
+            pa.array(labels, pa.int32()),
+            pa.array(source_ids, pa.string()),
         ]
         with _writing(self.out):
             self.parquet.write_table(pa.table(columns, schema=self.schema))
-        self.labels.clear()
-        self.source_ids.clear()
 
     def finish(
         self, classes: tuple[str, ...] | None, duplicates: int, settings: dict[str, Any]
     ) -> DatasetInfo:
         if self.labels:
-            self._write_group()
+            self._hand_over()
+        self._wait()
         mean, std = self.tally.moments()
         info = DatasetInfo(
             resolution=self.tally.shape[0],
@@ -427,6 +445,7 @@ class _Writer:
 
     def abandon(self) -> None:
         """Let go of a file that will not be finished; without effect on a finished one."""
+        self.thread.shutdown()  # it writes to a stream that is closed next
         with contextlib.suppress(OSError):
             self.parquet.close()
 

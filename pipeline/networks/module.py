@@ -44,7 +44,7 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor, labels: Tensor | None = None) -> Tensor:
         """As for `unet.UNet`. UserError for an answer of another shape."""
-        n = len(x)
+        n = x.shape[0]  # len(x) would be a constant to whoever traces it
         exact = log_snr.to(torch.promote_types(log_snr.dtype, torch.float32))
         level = told_as(self.told, exact).to(x.device).expand(n)
         if self.classes:

@@ -25,7 +25,7 @@ class OfDiffusers(Own):
 
     def ask(self, x: Tensor, level: Tensor, labels: Tensor | None) -> Any:
         if labels is None and hasattr(self.module, "transformer_blocks"):  # it needs some
-            labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            labels = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         answer = self.module(x, level, class_labels=labels, return_dict=False)[0]
         # Of channels for the noise's mean and variance, the mean's come first (Nichol & Dhariwal
         # 2021); it alone is trained and used here.

@@ -299,3 +299,15 @@ def _kind(out):
     import torch
 
     return torch.float64, torch.int64, torch.sqrt
+
+
+def normal_by_torch(key: int, slot: int, ids: Any, shape: tuple[int, ...]) -> Any:
+    """`normal` for a torch tensor of ids and one slot, without numpy and so slower on a CPU."""
+    import torch
+
+    blocks = torch.arange(-(-math.prod(shape) // 4), device=ids.device)
+    found = torch.empty((len(ids), len(blocks), 4), device=ids.device)
+    for row, part in zip(found, ids[:, None], strict=True):
+        counter = (blocks, part >> 32, part & _MASK, slot)
+        _box_muller(philox((key & _MASK, key >> 32), counter), row)
+    return found.flatten(1)[:, : math.prod(shape)].reshape(len(ids), *shape)

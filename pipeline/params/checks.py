@@ -198,13 +198,18 @@ def _one_network(recipe: Recipe) -> bool:
 
 
 def without_holdout(top: Params, recipes: dict[str, Recipe]) -> typing.Iterator[str]:
-    """Searches that have no images to evaluate on."""
+    """What needs images that are not trained on, where there are none."""
     for name, recipe in recipes.items():
         images = getattr(recipe.merge, "images", 0)
         if getattr(recipe.merge, "weights", None) is None and images > top.data.holdout:
             yield (
                 f"recipes.{name}.merge.images: the search for its weights needs {images} images "
                 f"that are not trained on, but data.holdout is {top.data.holdout}; raise it"
+            )
+        if recipe.training.stop is not None and not top.data.holdout:
+            yield (
+                f"recipes.{name}.training.stop: it goes by images that are not trained on, but "
+                "data.holdout is 0; raise it"
             )
 
 
@@ -265,6 +270,25 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
             "training.images",
             f"{training.images} images for {experts} experts: one each at least",
         )
+    if training.optimizer.kind != "adam" and training.decay in ("mdlrc", "momentum-decay"):
+        yield (
+            "training.decay",
+            f"{training.decay} is a decay of Adam's beta1, which {training.optimizer.kind} gives "
+            "to few weights; use another, or training.optimizer.kind: adam",
+        )
+    if training.stop is not None:
+        if len(training.milestones) <= training.stop.patience:
+            yield (
+                "training.stop.patience",
+                f"{training.stop.patience} of {len(training.milestones)} milestones never end a "
+                "training early; list more in training.milestones, or lower it",
+            )
+        if recipe.merge.method in ("snapshots", "post-hoc"):
+            yield (
+                "training.stop",
+                f"merge.method: {recipe.merge.method} takes the snapshots of a whole run; "
+                "leave one of them out",
+            )
     late = [str(milestone) for milestone in training.milestones if milestone > training.images]
     if late:
         is_past = f"{', '.join(late[:5])} {'is' if len(late) == 1 else 'are'} past"

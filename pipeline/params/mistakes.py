@@ -58,7 +58,8 @@ ALIASES = {
         ("pretrained", "init_from", "checkpoint", "ckpt", "resume_from", "finetune"),
         ("training.initial", "a safetensors file; to go on with a run, just run it again"),
     ),
-    **dict.fromkeys(("wd", "optimizer", "optim"), ("training.weight_decay", "0 is Adam")),
+    "wd": ("training.weight_decay", "0 is Adam"),
+    **dict.fromkeys(("optim", "opt", "optimiser"), ("training.optimizer", "")),
     **dict.fromkeys(
         ("grad_clip", "clip_grad", "clip_grad_norm", "gradient_clip", "max_grad_norm"),
         ("training.clip", ""),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.block import Block, Form
 from pipeline.levels import curriculum
 from pipeline.levels.params import UniformCurriculum
 from pipeline.networks.params import Network
@@ -95,7 +96,7 @@ def expert_spec(
         snapshots=snapshots,
         training=recipe.training.without(*APART),
         latents=list(shards),
-        code=code_of("expert", recipe.network, drawn.form),
+        code=code_of("expert", recipe.network, drawn.form, *_own_forms(recipe.training.optimizer)),
     )
     if run.parent is not None:
         parent = Part(entry=run.parent.job.name, file=run.parent.file)
@@ -109,6 +110,11 @@ def expert_spec(
         axis = [float(v) for v in run.log_snr]
         started["decouple"] = Decoupled(**recipe.decouple.arguments(), axis=axis)
     return spec.model_copy(update=started)
+
+
+def _own_forms(*blocks: Block) -> list[Form]:
+    """Those of some blocks that name what makes them."""
+    return [block for block in blocks if isinstance(block, Form)]
 
 
 def _told(recipe: Recipe) -> bool:

@@ -30,7 +30,7 @@ from pipeline.plan.analyses import (
     states_of,
 )
 from pipeline.plan.expert import Run, expert_spec, own_network, seed_of
-from pipeline.plan.inputs import DatasetFacts, latent_facts, latents, spectrum
+from pipeline.plan.inputs import DatasetFacts, held_out, latent_facts, latents, spectrum
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import Expert, RecipePlan, merged_job
 from pipeline.plan.outputs import NEAR_STATE
@@ -165,8 +165,9 @@ def _plan_recipe(
             own_network(recipe, branched, number),
         )
         paired = tuple(pairings(params, data, recipe, images, shards))
-        needs = [*shards, *(job.name for job in paired)]
-        spec = spec.model_copy(update={"pairings": [job.name for job in paired]})
+        apart = [job.name for job in held_out(params, data)] if training.stop else []
+        needs = [*shards, *(job.name for job in paired), *apart]
+        spec = spec.model_copy(update={"pairings": [j.name for j in paired], "held_out": apart})
         if start is not None:
             needs.append(start.job.name)
         label = name if len(intervals) == 1 else f"{name} {_interval_name(*own)}"

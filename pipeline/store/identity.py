@@ -53,7 +53,7 @@ def reachable(*roots: str, apart: tuple[str, ...] = ()) -> frozenset[tuple[str, 
     pending: list[tuple[str, int]] = []
     for root in roots:
         module, _, name = root.partition(":")
-        source = _source(module)
+        source = source_of(module)
         numbers = source.defining.get(name, ()) if name else range(len(source.statements))
         if name and not numbers:
             raise ValueError(f"{module} has no {name}")
@@ -64,14 +64,14 @@ def reachable(*roots: str, apart: tuple[str, ...] = ()) -> frozenset[tuple[str, 
         if place in found or place[0] in apart:
             continue
         found.add(place)
-        source = _source(place[0])
+        source = source_of(place[0])
         pending += [(place[0], number) for number in source.effects]
         pending += source.uses(place[1])
     return frozenset(found)
 
 
 def _text(module: str, number: int) -> str:
-    return _source(module).statements[number].text
+    return source_of(module).statements[number].text
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,14 @@ class _Statement:
     """A statement at the top of a module: its text, and what it may mean by a name."""
 
     text: str
+    rows: tuple[int, int]  # of the file, from 1: its first and last one
     names: frozenset[str]  # used by themselves
     attributes: frozenset[tuple[str, str]]  # used as `name.attribute`
     imports: dict[str, tuple[str, str]]  # bound within it: name -> (module, name there or "")
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A module of the package: its statements, and where its names come from."""
 
     module: str
@@ -108,7 +109,7 @@ class _Source:
         if name in statement.imports or name in self.imports:
             module, original = statement.imports.get(name) or self.imports[name]
             wanted = original or attribute
-            source = _source(module)
+            source = source_of(module)
             if wanted is None or wanted not in source.defining:
                 # A module that is passed around, or what it imported itself: all of it.
                 yield from ((module, other) for other in range(len(source.statements)))
@@ -119,13 +120,14 @@ class _Source:
 
 
 @functools.cache
-def _source(module: str) -> _Source:
+def source_of(module: str) -> Source:
+    """A module of the package as its statements. ValueError if there is none of this name."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"no module named {module}")
     text = Path(spec.origin).read_text(encoding="utf-8")
     tree, package = ast.parse(text), module.partition(".")[0]
-    below = {node: list(_statements(node)) for node in tree.body}
+    below = {node: list(within(node)) for node in tree.body}
     lines = _without_comments(text, [tree, *(n for nodes in below.values() for n in nodes)])
     statements: list[_Statement] = []
     defining: dict[str, list[int]] = {}
@@ -134,24 +136,25 @@ def _source(module: str) -> _Source:
     for node, nodes in below.items():
         own = "\n".join(line for line in lines[_first_line(node) - 1 : node.end_lineno] if line)
         if isinstance(node, ast.Import | ast.ImportFrom):
-            imports |= _imports(nodes, package)
+            imports |= imported(nodes, package)
         elif own:
             bound = _bound(node, nodes)
             for name in bound:
                 defining.setdefault(name, []).append(len(statements))
             if not (bound and isinstance(node, _DEFINITIONS)):
                 effects.append(len(statements))
-            statements.append(_Statement(own, *_used(node), _imports(nodes, package)))
-    return _Source(module, tuple(statements), defining, imports, tuple(effects))
+            rows = _first_line(node), node.end_lineno
+            statements.append(_Statement(own, rows, *used(node), imported(nodes, package)))
+    return Source(module, tuple(statements), defining, imports, tuple(effects))
 
 
-def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+def within(tree: ast.AST) -> Iterator[ast.AST]:
     """A statement and those within it, at any depth: a tenth of a syntax tree's nodes."""
     yield tree
     for name in ("body", "handlers", "orelse", "finalbody", "cases"):
         below = getattr(tree, name, ())
         for node in below if isinstance(below, list) else ():  # a lambda's body is an expression
-            yield from _statements(node)
+            yield from within(node)
 
 
 _DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
@@ -173,7 +176,7 @@ def _first_line(node: ast.stmt) -> int:
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
 
 
-def _used(node: ast.stmt) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
+def used(node: ast.stmt) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     """Names that a statement uses, by themselves and as `name.attribute`."""
     names: set[str] = set()
     attributes: set[tuple[str, str]] = set()
@@ -192,7 +195,7 @@ def _used(node: ast.stmt) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     return frozenset(names), frozenset(attributes)
 
 
-def _imports(nodes: list[ast.AST], package: str) -> dict[str, tuple[str, str]]:
+def imported(nodes: list[ast.AST], package: str) -> dict[str, tuple[str, str]]:
     """What imports among some statements bind: name -> (module, name there; "" for the module)."""
     found = {}
     for node in nodes:

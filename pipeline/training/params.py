@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from pipeline.block import (
     Batch,
     BelowOne,
     Block,
+    Form,
     Images,
     ImagesOrNone,
     Length,
@@ -60,6 +61,35 @@ class UncertaintyWeighting(Block):
 Weighting = PlainWeighting | MinSnrWeighting | P2Weighting | UncertaintyWeighting
 
 
+class AdamOptimizer(Block):
+    """Adam (Kingma & Ba 2015), or AdamW with weight decay."""
+
+    kind: Literal["adam"] = "adam"
+
+
+class MuonOptimizer(Form):
+    """Muon (Jordan et al. 2024) for matrices and convolutions, Adam for the rest, with one learning
+    rate for both (steps as large as Adam's, Liu et al. 2025)."""
+
+    made_by: ClassVar[str] = "pipeline.training.muon:Muon"
+    kind: Literal["muon"]
+    momentum: BelowOne = 0.95
+    """Of its (Nesterov) momentum; `betas` are Adam's."""
+
+
+Optimizer = AdamOptimizer | MuonOptimizer
+
+
+class Stop(Block):
+    """When an expert's training ends early: at a milestone, by its loss on held-out images
+    (`data.holdout`), which all milestones record."""
+
+    patience: Positive = 2
+    """Milestones in a row that gain nothing."""
+    gain: BelowOne = 0.01
+    """Share of the best loss before them by which one of them must be lower to count as a gain."""
+
+
 class Training(Block):
     """How the experts of a recipe are trained."""
 
@@ -67,8 +97,10 @@ class Training(Block):
     """Training budget in all: the experts of a recipe share it."""
     batch: Batch = 64
     """Total batch."""
+    optimizer: Annotated[Optimizer, Field(discriminator="kind")] = neutral(AdamOptimizer())
+    """What turns gradients into steps."""
     learning_rate: PositiveFloat = 2e-3
-    """Learning rate of Adam, or of AdamW with weight decay."""
+    """Learning rate of the optimizer."""
     warmup: ImagesOrNone = 5_000
     """Images per expert over which the learning rate rises, at most a tenth of its budget."""
     decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "mdlrc", "momentum-decay"] = (
@@ -85,7 +117,7 @@ class Training(Block):
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     """Betas of Adam."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay of AdamW; 0 is Adam."""
+    """Decoupled weight decay; with it Adam is AdamW."""
     ema_halflife: ImagesOrNone = 10_000
     """Images per expert in which the weights' moving average forgets half; 0 keeps the last
     weights."""
@@ -105,6 +137,10 @@ class Training(Block):
     """`decoders` of a multi-decoder network only, with a parent."""
     milestones: Annotated[list[Images], Field(max_length=1000)] = []
     """Images in all at which snapshots are kept and scored; the end always is one."""
+    stop: Stop | None = neutral(None)
+    """End each expert's training where `milestones` no longer gain, `stop: {}` by the rule's own
+    defaults; later milestones have the weights of that one. It needs held-out images, and a
+    learning rate that does not wait for the end to fall (`decay: constant` or `inverse-sqrt`)."""
     weighting: Annotated[Weighting, Field(discriminator="kind")] = PlainWeighting()
     """Weight of each noise level in the loss."""
     clip: NonNegativeFloat = neutral(0.0)

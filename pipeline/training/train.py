@@ -33,6 +33,7 @@ from pipeline.training.loss import Uncertainty
 from pipeline.training.objective import Objective
 from pipeline.training.optim import Adam, apply, rate_and_momentum
 from pipeline.training.run import CHECKPOINT, CURVE_POINTS, Progress, Run, ahead, keep_freed_memory
+from pipeline.training.stopping import HeldOutLoss, gains_no_more
 
 if TYPE_CHECKING:
     from pipeline.specs import ExpertSpec
@@ -49,6 +50,7 @@ def train(
     *,
     components: assignment.Components | None = None,
     parent: Path | None = None,
+    held_out: Latents | None = None,
     root: Path = Path(),
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
@@ -59,14 +61,16 @@ def train(
 
     pairings: files that together hold the slots the run passes through; none for independent
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
-    that a spec with `parent` or `initial` starts from. root: where files that networks name are.
+    that a spec with `parent` or `initial` starts from. held_out: by which a spec with
+    `training.stop` may end early. root: where files that networks name are.
     group: the processes that train it together, each with all of these arguments; only that of
     rank 0 writes, says how far it is and can be stopped.
 
     Leaves in `folder`: `weights-<images>.safetensors` (EMA weights) for each snapshot, with
     `power_ema` also `power-<length>-<images>.safetensors` for each length, `curve.json` (mean loss
-    over the run) and `record.json` (images, FLOPs, parameters): all the same bytes whenever the
-    run gives the same bits. Returns `snapshot_seconds` and `snapshot_cpu_seconds`, by images: what
+    over the run) and `record.json` (images, FLOPs, parameters; with `training.stop` the held-out
+    loss at each snapshot, and where it ended): all the same bytes whenever the run gives the same
+    bits. Returns `snapshot_seconds` and `snapshot_cpu_seconds`, by images: what
     training took up to each snapshot, over all processes that worked on it.
 
     Raises Interrupted, with the checkpoint written, once `stop()` is true; UserError if the loss
@@ -99,12 +103,12 @@ def train(
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
     trainable += uncertainty.parameters() if uncertainty else ()
-    optimizer = Adam(
-        trainable,
-        settings.learning_rate,
-        settings.betas,
-        settings.weight_decay,
-    )
+    adam = {key: getattr(settings, key) for key in ("learning_rate", "betas", "weight_decay")}
+    if settings.optimizer.kind == "adam":
+        optimizer = Adam(trainable, **adam)
+    else:
+        own = settings.optimizer.arguments()
+        optimizer = settings.optimizer.maker(network, trainable, adam, **own)
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     draws = Draws(spec, latents, pairings, components)
@@ -124,6 +128,7 @@ def train(
             forward = compiled(network, like, budget - run.images, autocast=bfloat16, log=log)
     objective = Objective(spec, forward, guide, uncertainty, device)
     sums = ShardSum(trainable, shards, group) if shards > 1 else None
+    loss_of = HeldOutLoss(spec, held_out, network) if settings.stop else None
 
     def prepared(start: int) -> tuple[int, list[tuple[Drawn, int, float]]]:
         """The batch from image `start` on: each of its parts, where that starts, and its share."""
@@ -143,8 +148,9 @@ def train(
 
     warmup = min(settings.warmup, budget // 10)
     step = max(batch, budget // CURVE_POINTS)
+    left = range(0) if run.stopped() else range(run.images, budget, batch)
     with run, explained(memory_settings(spec)):
-        for start, shares in ahead(prepared, range(run.images, budget, batch), device):
+        for start, shares in ahead(prepared, left, device):
             stop_at = min(start + batch, budget)
             for drawn, first, share in shares:
                 loss = backward(drawn, first, share) if share else None
@@ -172,23 +178,27 @@ def train(
                 power.update(start, stop_at - start)
             run.add_loss(loss, stop_at - start)
 
-            ended = stop_at == budget and (run.loss_images >= step / 2 or not run.curve)
+            if loss_of is not None and run.snapshots(start, stop_at):
+                run.more["held_out"].append([stop_at, loss_of(run.weights(), layout)])
+            last = stop_at == budget or run.stopped()
+            ended = last and (run.loss_images >= step / 2 or not run.curve)
             due = start // step != stop_at // step or ended
             if due and not np.isfinite(run.close_point()):
                 raise UserError(
                     f"the loss is no longer finite after {stop_at} images; lower "
                     "training.learning_rate or use training.precision: float32"
                 )
-            if group.rank:
-                continue
-            run.snapshot(start, stop_at)
-            run.tell(progress, budget)
-            if stop():
-                run.interrupt()
-            if run.due():
-                run.checkpoint()
+            if group.rank == 0:
+                run.snapshot(start, stop_at)
+                run.tell(progress, budget)
+                if stop():
+                    run.interrupt()
+                if run.due():
+                    run.checkpoint()
+            if last:
+                break
     if group.rank == 0:
-        run.finish()
+        run.finish(loss_of.count if loss_of else 0)
     return run.spent()
 
 
@@ -217,7 +227,7 @@ class _Run(Run):
     def __init__(self, spec: ExpertSpec, root: Path, *settings: Any):
         super().__init__(*settings)
         self.spec, self.root = spec, root
-        self.more = {"snapshot_seconds": {}}
+        self.more = {"snapshot_seconds": {}, "held_out": []}  # [[images, loss], ...]
 
     def resume_together(self, group: Group) -> None:
         """Go on from the last checkpoint, if there is one: of a group, each from that of rank 0.
@@ -240,20 +250,30 @@ class _Run(Run):
         with explained(memory_settings(self.spec)):  # no checkpoint is to blame
             super()._restore(state)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The averaged weights, or those of the network where none are averaged."""
+        if "ema" in self.parts:
+            return self.parts["ema"].weights
+        return {k: p.detach() for k, p in self.parts["network"].named_parameters()}
+
+    def snapshots(self, start: int, stop: int) -> list[int]:
+        """Those due at the end of the batch from image `start` to before `stop`."""
+        return [images for images in self.spec.snapshots if start < images <= stop]
+
+    def stopped(self) -> bool:
+        """Whether the run ends here by its rule, before its budget does."""
+        rule = self.spec.training.stop
+        losses = [loss for _, loss in self.more["held_out"]]
+        return rule is not None and gains_no_more(losses, rule)
+
     def snapshot(self, start: int, stop: int) -> None:
         """Keep the weights if a snapshot is due at the end of this batch."""
-        for images in self.spec.snapshots:
-            if start < images <= stop:
-                weights = (
-                    self.parts["ema"].weights
-                    if "ema" in self.parts
-                    else {k: p.detach() for k, p in self.parts["network"].named_parameters()}
-                )
-                self._write_weights(f"weights-{images}.safetensors", weights)
-                averages = self.parts["power"].weights if "power" in self.parts else {}
-                for length, average in averages.items():
-                    self._write_weights(f"power-{length}-{images}.safetensors", average)
-                self.more["snapshot_seconds"][str(images)] = self.clock.read()
+        for images in self.snapshots(start, stop):
+            self._write_weights(f"weights-{images}.safetensors", self.weights())
+            averages = self.parts["power"].weights if "power" in self.parts else {}
+            for length, average in averages.items():
+                self._write_weights(f"power-{length}-{images}.safetensors", average)
+            self.more["snapshot_seconds"][str(images)] = self.clock.read()
 
     def _write_weights(self, name: str, weights: dict[str, torch.Tensor]) -> None:
         kept = {k: w.to("cpu", copy=True).contiguous() for k, w in weights.items()}
@@ -264,14 +284,21 @@ class _Run(Run):
             seal = file_digest(temporary)
         self.files[name] = seal
 
-    def finish(self) -> None:
+    def finish(self, held_out: int) -> None:
+        """Write what is left; held_out: images that each held-out loss is of."""
         spec = self.spec
+        self.snapshot(self.images, spec.images)  # those behind an early end
+        flops = flops_per_image(spec, self.root)
         record = {
             "images": self.images,
             "parameters": count_parameters(self.parts["network"]),
             # Backward costs twice the forward pass.
-            "flops": 3 * self.images * flops_per_image(spec, self.root),
+            "flops": 3 * self.images * flops,
         }
+        if spec.training.stop is not None:
+            found = self.more["held_out"]
+            record["flops"] += len(found) * held_out * flops
+            record |= {"held_out": found, "ended": self.images if self.stopped() else None}
         for name, value in (("curve.json", self.curve), ("record.json", record)):
             write_text(self.folder / name, json.dumps(value))
 

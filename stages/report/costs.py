@@ -67,6 +67,7 @@ def spent(workspace: Workspace, job: Job, images: int | None = None) -> Spent:
         whole, seconds = seconds, known.get("snapshot_seconds", {}).get(str(images))
         cpu = known.get("snapshot_cpu_seconds", {}).get(str(images))
         device = device * seconds / whole if device and seconds else device
+        images = min(images, seen)  # it may have ended before
         seen, flops = images, flops * images / seen
     if seconds is None:
         return Spent(seen, seen, flops, None, None, None, None, None, (known,))

@@ -10,9 +10,9 @@ import base64
 import io
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -26,6 +26,7 @@ from stages.report.section import Section
 from stages.report.sections import (
     consistency,
     cost,
+    film,
     latents,
     merging,
     opening,
@@ -40,8 +41,8 @@ from stages.report.sections import (
 )
 
 SECTIONS = (
-    *(scores, cost, samples, latents, states, steps, partitions, pairings, training, merging),
-    *(consistency, provenance),
+    *(scores, cost, samples, film, latents, states, steps, partitions, pairings, training),
+    *(merging, consistency, provenance),
 )
 EMBEDDED_BYTES = 500_000  # a larger picture is embedded reduced
 EMBEDDED_PIXELS = 1200
@@ -64,10 +65,24 @@ def sections_of(results: Results) -> list[Section]:
 
 def write_page(path: Path, results: Results, sections: Sequence[Section]) -> None:
     """Write the page: the same bytes for the same results."""
-    page = _environment().get_template("page.j2")
-    head = opening.data(results)
-    shown = {"digest": results.summary_digest, "light": figures.LIGHT, "opening": head}
-    write_text(path, page.render(shown, sections=sections))
+    shown = {"digest": results.summary_digest, "opening": opening.data(results)}
+    _write(path, "page.j2", shown, sections)
+
+
+def write_unfinished(
+    path: Path, so_far: Mapping[str, Any], results: Results | None, sections: Sequence[Section]
+) -> None:
+    """Write the page of an unfinished run, marked as such; results: of what is finished, if any.
+
+    so_far: what `unfinished.j2` says at its top.
+    """
+    shown = {"digest": "", "so_far": so_far, "opening": results and opening.data(results)}
+    _write(path, "unfinished.j2", shown, sections)
+
+
+def _write(path: Path, template: str, shown: dict[str, Any], sections: Sequence[Section]) -> None:
+    page = _environment().get_template(template)
+    write_text(path, page.render(shown, sections=sections, light=figures.LIGHT))
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> None:

@@ -83,12 +83,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class Pictures:
-    """PNG files: samples of each recipe, real images, and what comes back of their latents."""
+    """PNG files: samples of each recipe, real images, what comes back of their latents, films."""
 
     samples: dict[str, Path]
     real: Path | None = None
     reconstructions: Path | None = None
     consistency: Path | None = None
+    films: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

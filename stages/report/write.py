@@ -1,7 +1,8 @@
 """`results/`: metrics of each recipe, a summary, curves, pictures, and one self-contained page.
 
     metrics/       a flat file per recipe, for `dvc metrics`
-    recipes/       per recipe metrics.json, with every milestone, and samples.png
+    recipes/       per recipe metrics.json, with every milestone, samples.png, and film.png: some of
+                   the samples at each milestone
     pictures/      real images, and what the encoder brings back of them
     figures/       the page's figures as SVG and PDF, for papers
     summary.json   every recipe at its end
@@ -41,6 +42,7 @@ from stages.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.data.latents import Latents
+    from stages.report.results import Results
 
 SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "samples")
 # What a scores job may give besides: of one run, and not of every kind of features.
@@ -59,11 +61,8 @@ PASSED_ON = (
     "published",
     "left_out",
 )
-# The few that a row of `dvc metrics show` has room for.
-FLAT = (
-    *("fid", "kid", "precision", "recall", "coverage", "samples", "images_seen"),
-    *("images_seen_critical", "experts", "parameters", "parameters_active", "train_flops"),
-)
+# The few that a row of `dvc metrics show` and the columns of `dvc exp show` have room for.
+FLAT = ("fid", "kid", "precision", "recall", "images_seen", "images_seen_critical", "train_flops")
 IN_METRICS_ONLY = ("milestones", "per_class", "left_out", "floor")  # not in the summary's recipes
 GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
@@ -71,46 +70,12 @@ PAIRED_COLUMNS = 16  # reconstructions in a row
 
 def report(workspace: Workspace) -> None:
     """Write all of results/ anew (the old one stays until the new one is complete)."""
-    from stages.fanout import adopt
     from stages.report.page import sections_of, write_figures, write_page
-    from stages.report.results import Pictures, Written, read
 
-    for stage in ("latents", "analyses", "pairings", "experts", "features", "samples", "scores"):
-        adopt(workspace, stage)
-    facts = facts_of(workspace)
-    recipes = plan.experts(workspace.params, facts)
-    scored = evaluate.score_jobs(workspace, workspace.params, facts, recipes)
-    metrics = {
-        name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
-    }
-    times = recipe_times(workspace, facts, recipes)
-    both = costs.together(metrics, times)
+    facts, recipes = adopted(workspace)
     fresh = workspace.results.with_name(f".results.{os.getpid()}")
-    for folder in ("metrics", "recipes", "pictures"):
-        (fresh / folder).mkdir(parents=True)
     try:
-        classes = class_names(workspace)
-        samples = {}
-        for name, found in metrics.items():
-            own = fresh / "recipes" / name
-            own.mkdir()
-            write_json(own / "metrics.json", found)
-            write_json(fresh / "metrics" / f"{name}.json", {key: found[key] for key in FLAT})
-            shard = samples_of(workspace, scored[name, recipes[name].milestones[-1]])
-            samples[name] = own / "samples.png"
-            save_grid(shard, np.arange(min(GRID, len(shard))), classes, samples[name])
-        real = fresh / "pictures" / "real.png"
-        save_real(workspace, facts, classes, real)
-        summary = summary_of(workspace, facts, recipes, metrics) | {"classes": list(classes)}
-        pictures = Pictures(
-            samples, real, _reconstructions(workspace, facts, fresh / "pictures", summary)
-        )
-        write_json(fresh / "summary.json", summary)
-        digest = file_digest(fresh / "summary.json")
-        write_curves(fresh / "curves.csv", metrics)
-        write_json(fresh / COSTS, {"summary": digest, "recipes": times})
-        written = Written.now(workspace)
-        results = read(workspace, facts, recipes, both, summary, digest, pictures, written)
+        results = collect(workspace, facts, recipes, fresh)
         sections = sections_of(results)
         write_figures(fresh, sections)
         write_page(fresh / PAGE, results, sections)
@@ -118,8 +83,60 @@ def report(workspace: Workspace) -> None:
         os.replace(fresh, workspace.results)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    print_table(both, summary)
+    print_table(results.metrics, results.summary)
     print(f"\nreport: {(workspace.results / PAGE).relative_to(workspace.root)}")
+
+
+def adopted(workspace: Workspace) -> tuple[DatasetFacts, dict[str, RecipePlan]]:
+    """What a report is of, with all that DVC checked out in the store."""
+    from stages.fanout import adopt
+
+    for stage in ("latents", "analyses", "pairings", "experts", "features", "samples", "scores"):
+        adopt(workspace, stage)
+    facts = facts_of(workspace)
+    return facts, plan.experts(workspace.params, facts)
+
+
+def collect(
+    workspace: Workspace, facts: DatasetFacts, recipes: dict[str, RecipePlan], fresh: Path
+) -> Results:
+    """Read the results of recipes that are scored, and write all but figures and page to `fresh`.
+
+    UserError if one is not scored.
+    """
+    from stages.report.results import Pictures, Written, read
+
+    scored = evaluate.score_jobs(workspace, workspace.params, facts, recipes)
+    metrics = {
+        name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
+    }
+    times = recipe_times(workspace, facts, recipes)
+    both = costs.together(metrics, times)
+    for folder in ("metrics", "recipes", "pictures"):
+        (fresh / folder).mkdir(parents=True)
+    classes = class_names(workspace)
+    samples, films = {}, {}
+    for name, found in metrics.items():
+        own = fresh / "recipes" / name
+        own.mkdir()
+        write_json(own / "metrics.json", found)
+        write_json(fresh / "metrics" / f"{name}.json", {key: found[key] for key in FLAT})
+        shards = {m: samples_of(workspace, scored[name, m]) for m in recipes[name].milestones}
+        samples[name], films[name] = own / "samples.png", own / "film.png"
+        shard = shards[recipes[name].milestones[-1]]
+        save_grid(shard, np.arange(min(GRID, len(shard))), classes, samples[name])
+        frames = {m: s.raw(np.arange(min(pictures.FILMED, len(s)))) for m, s in shards.items()}
+        pictures.save(pictures.film(frames), films[name])
+    real = fresh / "pictures" / "real.png"
+    save_real(workspace, facts, classes, real)
+    summary = summary_of(workspace, facts, recipes, metrics) | {"classes": list(classes)}
+    decoded = _reconstructions(workspace, facts, fresh / "pictures", summary)
+    write_json(fresh / "summary.json", summary)
+    digest = file_digest(fresh / "summary.json")
+    write_curves(fresh / "curves.csv", metrics)
+    write_json(fresh / COSTS, {"summary": digest, "recipes": times})
+    drawn = Pictures(samples, real, decoded, films=films)
+    return read(workspace, facts, recipes, both, summary, digest, drawn, Written.now(workspace))
 
 
 def recipe_times(

@@ -77,19 +77,31 @@ def read_profile(folder: Path) -> dict[str, Any]:
 # --- the installation
 
 
+def required(workspace: Workspace) -> tuple[str, list[str], str]:
+    """Of Python, of packages, and how to get them, as the checkout or the installation says."""
+    path = workspace.root / "pyproject.toml"
+    if path.exists():
+        project = tomllib.loads(path.read_text())["project"]
+        way = "`pip install -c constraints.txt -e .`"
+        return project["requires-python"], project["dependencies"], way
+    about = importlib.metadata.metadata("tspace")
+    needed = [text for text in about.get_all("Requires-Dist") or [] if "extra ==" not in text]
+    return about["Requires-Python"], needed, "install the wheel of tspace again"
+
+
 def check_versions(workspace: Workspace) -> Iterator[Finding]:
-    """Python and the packages against the ranges of pyproject.toml."""
+    """Python and the packages against the ranges that tspace needs."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    project = tomllib.loads((workspace.root / "pyproject.toml").read_text())["project"]
-    python, wanted = ".".join(map(str, sys.version_info[:3])), project["requires-python"]
+    wanted, needed, way = required(workspace)
+    python = ".".join(map(str, sys.version_info[:3]))
     if python in SpecifierSet(wanted):
         yield Finding("ok", "python", f"{python} at {sys.executable}")
     else:
         yield Finding("fail", "python", f"{python}, needs {wanted}; make .venv with a newer one")
     wrong = []
-    for requirement in map(Requirement, project["dependencies"]):
+    for requirement in map(Requirement, needed):
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
@@ -98,10 +110,9 @@ def check_versions(workspace: Workspace) -> Iterator[Finding]:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} is {version}, needs {requirement.specifier}")
     for text in wrong:
-        yield Finding("fail", "packages", f"{text}; `pip install -c constraints.txt -e .`")
+        yield Finding("fail", "packages", f"{text}; {way}")
     if not wrong:
-        count = len(project["dependencies"])
-        yield Finding("ok", "packages", f"{counted(count, 'requirement')} of pyproject.toml hold")
+        yield Finding("ok", "packages", f"{counted(len(needed), 'requirement')} of tspace hold")
 
 
 def check_torch() -> Iterator[Finding]:

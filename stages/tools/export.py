@@ -17,54 +17,12 @@ from stages.facts import class_names, facts_of
 from stages.fanout import adopt
 from stages.inputs import checked_file
 from stages.numbers import counted
+from stages.tools.standalone import standalone
 from stages.tools.status import merged
 from stages.workspace import Workspace
 
 GUIDE = "guide/"  # the folder of what guidance leads away from
 SHOWN_CLASSES = 20  # in the README; model.json has all
-
-EXAMPLE = '''\
-"""Draws from the model in this folder: python sample.py [-n 64] [--seed 0] [--out samples.png]"""
-
-import argparse
-import sys
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-
-from pipeline.errors import UserError
-from pipeline.sampling.exported import load_exported
-
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("-n", type=int, default=64, help="number of samples")
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png or an .npz file")
-options = parser.parse_args()
-if options.n < 1 or options.seed < 0 or options.out.suffix not in (".png", ".npz"):
-    parser.error("-n is 1 or more, --seed 0 or more, and --out a .png or an .npz file")
-
-try:
-    model = load_exported(Path(__file__).parent, "cuda" if torch.cuda.is_available() else "cpu")
-except UserError as e:
-    sys.exit(str(e))
-images, classes = model.draw(range(options.n), seed=options.seed)  # uint8 [N, C, H, W]
-
-options.out.parent.mkdir(parents=True, exist_ok=True)
-if options.out.suffix == ".npz":  # arr_0: images [N, H, W, C]; arr_1: their classes, if any
-    np.savez(options.out, images.transpose(0, 2, 3, 1), *([] if classes is None else [classes]))
-else:
-    columns = max(1, round(options.n**0.5))
-    rows = -(-options.n // columns)
-    missing = rows * columns - options.n
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-    _, channels, height, width = images.shape
-    sheet = images.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(options.out)
-print(f"{options.n} samples of {model.recipe}, seed {options.seed}: {options.out}")
-'''
 
 README = """\
 # {recipe}
@@ -78,23 +36,32 @@ A diffusion model trained by tspace {version} on {images:,} images:
 
 `model.json` says the rest: networks, log-SNRs, what the networks predict, shift and scale of the
 data, the sampler, `classes` by label, and the checksum of each file.{guide}
-Draw with tspace installed:
+`model/` is its code. Draw with {needs} alone:
 
     python sample.py -n 64 --seed 0 --out samples.png     # or samples.npz
 
-or `pipeline.sampling.exported.load_exported(folder, device).draw(range(64), seed=0)`.
+In a program, in this folder:
+
+    from model import load
+
+    model = load("cuda")                                   # or "cpu"
+    images, labels = model.sample(range(64), seed=0)       # uint8 [64, C, H, W]
+    model.networks(x, log_snr)                             # the denoiser: E[z | x], x [N, C, H, W]
+
+With tspace installed, `tspace.load(folder).draw(range(64), seed=0)` does the same.
 {same}
 """
 
 
-def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | None = None) -> None:
+def export_recipe(
+    workspace: Workspace, name: str, out: Path, milestone: int | None = None, kind: str = "folder"
+) -> None:
     """Write the model of a recipe, at a milestone (images; default the last one), to `out`.
 
-    UserError for an unknown recipe or milestone, for a folder that is not empty, or if the recipe
-    is not finished. `out` holds the whole model or nothing.
+    kind: `folder` (it runs by itself), `diffusers`, `programs` or `onnx`. UserError for an unknown
+    recipe or milestone, for a folder that is not empty, if the recipe is not finished, or for a
+    model that cannot be of that kind. `out` holds the whole model or nothing.
     """
-    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
-
     workspace.known_recipe(name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; name a new one")
@@ -117,28 +84,55 @@ def export_recipe(workspace: Workspace, name: str, out: Path, milestone: int | N
     spec = jobs[name, images][0].spec
     out = out.absolute()
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    fresh.mkdir(parents=True)
     try:
-        drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
-        model = {
-            "format": FORMAT,
-            "tspace": pipeline.__version__,
-            "recipe": name,
-            "images": images,
-            "mixture": spec.mixture,
-            "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
-            "drawing": drawing.model_dump(mode="json"),
-            "files": _copy_files(workspace, spec.mixture, fresh, drawing.guide),
-        }
-        write_json(fresh / MODEL, model)
-        write_text(fresh / "sample.py", EXAMPLE)
-        text = _readme(model, drawing.guide is not None, images == milestones[-1])
-        write_text(fresh / "README.md", text)
+        _write_folder(workspace, name, images, spec, images == milestones[-1], fresh)
+        if kind != "folder":
+            whole = fresh.rename(fresh.with_name(fresh.name + "-whole"))
+            _convert(kind, whole, fresh)
         os.replace(fresh, out)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for folder in (fresh, fresh.with_name(fresh.name + "-whole")):
+            shutil.rmtree(folder, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{name} at {images:,} images: {out} ({size / 1e6:.1f} MB)")
+
+
+def _write_folder(
+    workspace: Workspace, name: str, images: int, spec: Any, at_end: bool, folder: Path
+) -> None:
+    """The folder that runs by itself; spec: of a job that draws samples of the recipe."""
+    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
+
+    folder.mkdir(parents=True)
+    drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
+    model = {
+        "format": FORMAT,
+        "tspace": pipeline.__version__,
+        "recipe": name,
+        "images": images,
+        "mixture": spec.mixture,
+        "classes": list(class_names(workspace)) if spec.mixture["classes"] else None,
+        "drawing": drawing.model_dump(mode="json"),
+        "files": _copy_files(workspace, spec.mixture, folder, drawing.guide),
+    }
+    write_json(folder / MODEL, model)
+    standalone(model, drawing, folder)
+    write_text(folder / "README.md", _readme(model, drawing.guide is not None, at_end))
+
+
+def _convert(kind: str, whole: Path, folder: Path) -> None:
+    from pipeline.sampling.exported import load_exported
+
+    folder.mkdir()
+    model = load_exported(whole)
+    if kind == "diffusers":
+        from stages.tools.to_diffusers import write_diffusers
+
+        write_diffusers(model, folder)
+    else:
+        from stages.tools.programs import write_programs
+
+        write_programs(model, kind, folder)
 
 
 def _copy_files(
@@ -207,6 +201,7 @@ def _readme(model: dict[str, Any], guided: bool, at_end: bool) -> str:
         what=_seen(mixture),
         classes=_classes(model["classes"]),
         guide=GUIDED if guided else "",
+        needs=_needs(mixture),
         same=SAME.format(recipe=model["recipe"]) if at_end else EARLIER,
         table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),
     )
@@ -218,6 +213,12 @@ def _classes(names: list[str] | None) -> str:
     shown = ", ".join(f"{label} {name}" for label, name in enumerate(names[:SHOWN_CLASSES]))
     more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
     return f"{counted(len(names), 'class', 'classes')} (label and name: {shown}{more})"
+
+
+def _needs(mixture: dict[str, Any]) -> str:
+    """The packages that `model/` needs."""
+    kinds = {expert["network"]["kind"] for expert in mixture["experts"]}
+    return "torch, safetensors and diffusers" if "diffusers" in kinds else "torch and safetensors"
 
 
 def _seen(mixture: dict[str, Any]) -> str:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import plan
+from pipeline.errors import UserError
 from pipeline.params.feasibility import check_against, doubts
 from pipeline.params.recipe import Params
 from stages import sample
 from stages.facts import facts_of
 from stages.fanout import crowded, profile_settings
-from stages.numbers import counted, si
+from stages.numbers import counted, duration, si
 from stages.report.costs import interval_costs
 from stages.source import MOVED, changes, raw_path, recipe_files, require_images
+from stages.tools import hardware
+from stages.tools.declared import Declared, declared
 from stages.tools.forecast import (
     Costs,
     Drawing,
@@ -74,7 +77,8 @@ class Outlook:
 
     waiting: recipes whose experts are not known yet, and why. unknown: what is not known before the
     dataset is prepared (again), in words; empty once it is. changed: how the dataset differs from
-    params.yaml and the raw images, or may. warnings: of what it will find too late.
+    params.yaml and the raw images, or may. warnings: of what it will find too late. on_gpu: what it
+    takes on a GPU that was asked for.
     """
 
     experts: list[Row]
@@ -85,18 +89,25 @@ class Outlook:
     unknown: str = ""
     changed: str = ""
     warnings: list[str] = field(default_factory=list)
+    on_gpu: hardware.Estimate | None = None
 
 
-def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
+def outlook(
+    workspace: Workspace,
+    only: str | None = None,
+    gpu: hardware.Hardware | None = None,
+    said: Declared | None = None,
+) -> Outlook:
     """What a run would do: a row an expert in the order of the plan, samples, inputs and totals.
 
-    UserError for an unknown recipe, and for what params.yaml says and the images cannot give.
+    gpu: what to estimate it on, besides. said: of images that are not there. UserError for an
+    unknown recipe, and for what params.yaml says and the images cannot give.
     """
     params = workspace.params
     if only is not None:
         workspace.known_recipe(only)
     changed = changes(workspace) or ""
-    facts, unknown, exact = _facts(workspace, changed)
+    facts, unknown, exact = _facts(workspace, changed, said)
     recipes, guides, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
     finished = finished_experts(workspace)
     costs, reasons = Costs(finished, begun_experts(workspace), workspace.root), Reasons(finished)
@@ -131,6 +142,23 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
     }
     crowd = crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known])
     doubted = doubts(params, facts.rows, facts.class_counts) if exact else []
+    on_gpu = None
+    if gpu is not None:
+        flops_left = {row.name: row.flops_left for row in rows}
+        work = [
+            hardware.Work(name, expert.job.name, expert.job.spec, flops_left[expert.job.name])
+            for name, recipe in recipes.items()
+            for expert in recipe.experts
+        ]
+        more, more_drawings = _unmeasured(params, facts, list(waiting), costs)
+        on_gpu = hardware.estimated(
+            gpu,
+            work + more,
+            drawings + more_drawings,
+            set(waiting),
+            _row_bytes(params, facts),
+            workspace.root,
+        )
     return Outlook(
         rows,
         waiting,
@@ -140,23 +168,66 @@ def outlook(workspace: Workspace, only: str | None = None) -> Outlook:
         unknown,
         changed,
         [*([crowd] if crowd else []), *doubted],
+        on_gpu,
     )
 
 
-def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, bool]:
+def _unmeasured(
+    params: Params, facts: plan.DatasetFacts, waiting: Sequence[str], costs: Costs
+) -> tuple[list[hardware.Work], list[Drawing]]:
+    """What recipes that wait for measurements will take, by others of their size."""
+    recipes, guides, _ = _recipes(hardware.without_measurements(params), facts, waiting)
+    samples = params.evaluate.samples
+    work = [
+        hardware.Work(name, job.name, job.spec, costs.of(job.spec).flops * expert.images)
+        for name, recipe in recipes.items()
+        for expert in recipe.experts
+        for job in [expert.job]
+    ]
+    drawings = [
+        drawing(
+            recipe, guides.get(name), samples, dict.fromkeys(recipe.milestones, samples), costs, {}
+        )
+        for name, recipe in recipes.items()
+    ]
+    return work, drawings
+
+
+def _row_bytes(params: Params, facts: plan.DatasetFacts) -> int:
+    """Of all rows that the networks see, as they are stored: uint8 pixels, or float16 latents."""
+    latent, found = params.latent, plan.latent_facts(params, facts)
+    each = 1 if latent.encoder == "pixels" else 4 if latent.sample else 2
+    return each * found.rows * found.channels * found.resolution**2
+
+
+def _facts(
+    workspace: Workspace, changed: str, said: Declared | None
+) -> tuple[plan.DatasetFacts, str, bool]:
     """The dataset's facts, what is not known yet in words, and whether they count all images.
 
-    Those of the raw images where it is not prepared yet, or has to be prepared again.
+    Those of the raw images where it is not prepared yet, or has to be prepared again; where there
+    are none either, what is said of them.
     """
-    if workspace.dataset.exists() and changed in ("", MOVED):
+    path = raw_path(workspace)
+    missing = path is not None and not path.exists()
+    prepared = workspace.dataset.exists() and changed in ("", MOVED)
+    if said is not None and (prepared or not missing):
+        raise UserError("--rows, --classes: the images are here and are looked at; leave these out")
+    if prepared:
         return facts_of(workspace), "", True
     from pipeline.data.preview import preview
 
     data = workspace.params.data
     settings = data.model_dump(include={"source", "split", "resolution", "channels", "limit"})
     why = changed.partition("; ")[0] or "the dataset is not prepared yet"
-    require_images(workspace, why)
-    seen = preview(path=raw_path(workspace), **settings)
+    seen = declared(workspace.params, said or Declared()) if missing else None
+    how = "by a look at the source" if seen is None else f"as said, for {data.path} is not there"
+    if seen is None:
+        try:
+            require_images(workspace, why)
+        except UserError as e:
+            raise UserError(f"{e}; to plan without them, say --rows and --classes") from e
+        seen = preview(path=path, **settings)
     classes = len(seen.class_counts)
     if seen.exact:
         check_against(workspace.params, seen.rows, seen.resolution, seen.channels, classes)
@@ -176,7 +247,7 @@ def _facts(workspace: Workspace, changed: str) -> tuple[plan.DatasetFacts, str, 
     lack = (
         f"{why}: {'' if seen.exact else 'at least '}{seen.rows:,} images "
         f"of {seen.resolution}x{seen.resolution}, {counted(seen.channels, 'channel')}, {labels}, "
-        "by a look at the source; what a store already has is known after `dvc repro prepare`"
+        f"{how}; what a store already has is known after `dvc repro prepare`"
     )
     return facts, lack, seen.exact
 
@@ -318,9 +389,16 @@ def _totals(rows: Sequence[Row], jobs: dict[str, plan.Job]) -> dict[str, Any]:
     }
 
 
-def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json: bool) -> None:
+def show_plan(
+    workspace: Workspace,
+    only: str | None,
+    everything: bool,
+    as_json: bool,
+    gpu: hardware.Hardware | None = None,
+    said: Declared | None = None,
+) -> None:
     """Print what a run would do, a line an expert (alike ones together unless `everything`)."""
-    found = outlook(workspace, only)
+    found = outlook(workspace, only, gpu, said)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return
@@ -341,6 +419,12 @@ def show_plan(workspace: Workspace, only: str | None, everything: bool, as_json:
         print()
     for line in _total_lines(found):
         print(line)
+    if found.on_gpu is not None:
+        print()
+        lines = hardware.table(found.on_gpu)
+        _print_table(lines, right=range(1, len(lines[0])))
+        print()
+        print(*hardware.lines(found.on_gpu), sep="\n")
     if told := found.unknown or found.changed:
         print(f"data: {told}")
     for warning in found.warnings:
@@ -353,7 +437,7 @@ def _drawn(drawing: Drawing) -> list[str]:
         f"{drawing.samples_left:,}",
         f"{drawing.evaluations_left:,}",
         f"{drawing.flops_left * 1e-12:.3g}",
-        "?" if drawing.seconds_left is None else _time(drawing.seconds_left),
+        "?" if drawing.seconds_left is None else duration(drawing.seconds_left),
         f"{drawing.evaluations} a sample"
         + (f", {drawing.guiding} of them for guidance" if drawing.guiding else ""),
     ]
@@ -406,7 +490,7 @@ def _line(rows: Sequence[Row]) -> list[str]:
         _owned(rows),
         f"{sum(r.images for r in rows):,}",
         f"{sum(r.flops for r in rows) * 1e-12:.3g}",
-        "?" if None in seconds else _time(sum(seconds)),
+        "?" if None in seconds else duration(sum(seconds)),
         first.status,
         why,
     ]
@@ -432,8 +516,8 @@ def _owned(rows: Sequence[Row]) -> str:
 def _total_lines(found: Outlook) -> Iterator[str]:
     totals = found.totals
     for item in found.inputs:
-        left = item.seconds_left
-        yield f"first: {item.what}, {item.work}, {'time unknown' if left is None else _time(left)}"
+        left = "time unknown" if item.seconds_left is None else duration(item.seconds_left)
+        yield f"first: {item.what}, {item.work}, {left}"
     if totals["pairing_jobs"]:
         yield f"first: {counted(totals['pairing_jobs'], 'pairing job')}"
     if not totals["experts_left"]:
@@ -452,9 +536,9 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         return
     least = "at least " if unknown else ""
     yield (
-        f"time: {least}{_time(totals['seconds'])} of training one after the other, "
-        f"{least}{_time(totals['seconds_critical'])} on workers enough (the longest chain), at the "
-        "speed of experts trained before"
+        f"time: {least}{duration(totals['seconds'])} of training one after the other, "
+        f"{least}{duration(totals['seconds_critical'])} on workers enough (the longest chain), at "
+        "the speed of experts trained before"
     )
     if estimated:
         yield f"of {counted(estimated, 'expert')} by the FLOP/s of other networks on this machine"
@@ -462,22 +546,11 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         yield f"time of {counted(unknown, 'expert')} unknown: none with such a network ran here"
     times = [drawing.seconds_left for drawing in found.drawings]
     if any(times) and None not in times:
-        yield f"sampling: {_time(sum(times))} one after the other"
+        yield f"sampling: {duration(sum(times))} one after the other"
 
 
 def _si(value: float, unit: str) -> str:
     return si(value, unit).replace("\u202f", " ")
-
-
-def _time(seconds: float) -> str:
-    """`0 s`, `1.2 s`, `42 s`, `3:07 min`, `12:03 h`, `2.5 d`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 10 or not seconds else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-    if seconds < 48 * 3600:
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h"
-    return f"{seconds / 86400:.1f} d"
 
 
 def _print_table(lines: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from stages.facts import facts_of
 from stages.numbers import counted, speed
 from stages.workspace import Workspace
 
-WATCH_SECONDS = 2.0
 SHOWN_JOBS = 20  # running or failed jobs listed by `status`
 
 
@@ -133,29 +130,25 @@ def merged(workspace: Workspace, name: str, recipe: plan.RecipePlan) -> bool:
     )
 
 
-def show_status(workspace: Workspace, watch: bool) -> None:
-    """Print what is done, runs, failed and waits; `watch`: again and again until all is done."""
-    seen, needed = None, []
-    while True:
-        inputs = _inputs(workspace)
-        if inputs != seen:  # planning anew costs more than looking
-            workspace = Workspace(workspace.root)
-            needed, seen = needed_jobs(workspace), inputs
-        found = {
-            name: look(workspace, part.stage, name) for part in needed for name, _ in part.jobs
-        }
-        if watch and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
-        for line in status_lines(needed, found):
-            print(line)
-        ended = all(f.status == "done" for f in found.values())
-        if not watch or (ended and not any(part.later for part in needed)):
-            return
-        sys.stdout.flush()
-        time.sleep(WATCH_SECONDS)
+def show_status(workspace: Workspace) -> None:
+    """Print what is done, runs, failed and waits."""
+    needed = needed_jobs(workspace)
+    for line in status_lines(needed, look_at(workspace, needed)):
+        print(line)
 
 
-def _inputs(workspace: Workspace) -> list[Any]:
+def look_at(workspace: Workspace, needed: Sequence[Needed]) -> dict[str, Found]:
+    """What the store has of all needed jobs, by name."""
+    return {name: look(workspace, part.stage, name) for part in needed for name, _ in part.jobs}
+
+
+def ended(needed: Sequence[Needed], found: dict[str, Found]) -> bool:
+    """Whether all is done, and nothing is left to be planned."""
+    done = all(f.status == "done" for f in found.values())
+    return done and not any(part.later for part in needed)
+
+
+def inputs(workspace: Workspace) -> list[Any]:
     """Changes when the jobs that are needed may have changed."""
     paths = [workspace.root / "params.yaml", workspace.dataset, workspace.artefacts("mixtures")]
     return [(s.st_mtime_ns, s.st_ino) if (s := _stat(path)) else None for path in paths]

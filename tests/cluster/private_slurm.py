@@ -165,10 +165,11 @@ def _parent(pid: int) -> int:
 
 @dataclass
 class Site:
-    """A checkout of the project and the SLURM that it uses."""
+    """A checkout of the project, the SLURM that it uses, and the profile."""
 
     slurm: Slurm
     checkout: Checkout
+    profile: str = PROFILE
     drivers: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -181,7 +182,7 @@ class Site:
             driver = subprocess.Popen(
                 command,
                 cwd=self.root,
-                env=self.slurm.environment(SNAKEMAKE_PROFILE=PROFILE),
+                env=self.slurm.environment(SNAKEMAKE_PROFILE=self.profile),
                 start_new_session=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -197,7 +198,7 @@ class Site:
 
     def repro(self, *stages: str, **extra: str) -> str:
         """What `dvc repro` prints."""
-        extra = {"SNAKEMAKE_PROFILE": PROFILE, **extra}
+        extra = {"SNAKEMAKE_PROFILE": self.profile, **extra}
         return self.slurm.run("dvc", "repro", *stages, cwd=self.root, **extra)
 
     def submit(self, command: str, profile: str, *options: str) -> str:
@@ -224,7 +225,8 @@ class Site:
         return found
 
     def experts(self) -> list[Path]:
-        return sorted((self.root / "store" / "expert").iterdir())
+        folder = self.root / "store" / "expert"
+        return sorted(folder.iterdir()) if folder.exists() else []
 
     def close(self) -> None:
         for driver in self.drivers:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -20,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.store.entry import Entry
 from tests.cluster.private_slurm import (
     PROFILE,
     Job,
@@ -32,6 +36,7 @@ from tests.cluster.private_slurm import (
     wait_for,
     why_not,
 )
+from tests.test_apptainer import STAND_IN
 from tests.workflow import ROOT, Checkout, jobs_run, stages_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -307,3 +312,135 @@ def test_one_allocation_runs_jobs_as_steps(slurm, untrained, mixtures, tmp_path)
     assert all("--cpus-per-task=1" in launch for launch in launched)
     assert not site.expert_jobs()
     site.close()
+
+
+# --- an expert over two nodes
+
+SHARED = PARAMS.replace("images: 3840", "images: 3840, shards: 4").replace(
+    """    partition: {kind: per-state}
+    training: {experts_per_job: 8}
+""",
+    "",
+)
+TWO_NODES = """\
+    nodes: 2
+    tasks: 2
+    mpi: srun
+    launch: "f'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task={threads}'"
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A checkout in which one process trained the expert, and the checkout before that."""
+    folder = tmp_path_factory.mktemp("alone")
+    before = Checkout.create(folder / "before", SHARED)
+    assert before.repro("pair", "features") == {"latents": 1, "analyses": 1, "features": 1}
+    after = copy(before, folder / "after")
+    assert after.repro("merge", SNAKEMAKE_PROFILE=workers(folder, 1)) == {"experts": 1}
+    return before, after
+
+
+@pytest.fixture
+def two_nodes(slurm, alone, tmp_path):
+    text = (Path(PROFILE) / "config.yaml").read_text()
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(text.replace("  expert:\n", f"  expert:\n{TWO_NODES}"))
+    site = Site(slurm, copy(alone[0], tmp_path / "tspace"), str(profile))
+    yield site
+    site.close()
+
+
+def ranks(site: Site) -> dict[str, int]:
+    """Processes that train, by node."""
+    return {
+        node: pid
+        for node in ("n1", "n2")
+        for pid in site.slurm.processes("SLURMD_NODENAME", node)
+        if "/tspace job " in command_line(pid) and "srun" not in command_line(pid)
+    }
+
+
+def results(root: Path) -> dict[str, str]:
+    """Checksums of the files of the only expert."""
+    [expert] = (root / "store" / "expert").iterdir()
+    return {name: known["sha256"] for name, known in Entry(expert).files().items()}
+
+
+def test_an_expert_over_two_nodes_has_the_bits_of_one_process(two_nodes, alone):
+    status, output = two_nodes.finish(two_nodes.start("dvc", "repro", "merge"))
+    assert status == 0, output
+    [expert] = two_nodes.experts()
+    assert "2 processes share the batches" in (expert / "log.txt").read_text()
+    [job] = two_nodes.expert_jobs("COMPLETED")
+    assert job.node == "n[1-2]"
+    assert results(two_nodes.root) == results(alone[1].root)
+    assert two_nodes.checkout.mixtures() == alone[1].mixtures()
+
+
+@pytest.mark.parametrize("victim", ["process", "node"])
+def test_one_of_two_nodes_is_lost_and_the_expert_goes_on_from_its_checkpoint(
+    two_nodes, alone, victim
+):
+    site = two_nodes
+    driver = site.start("dvc", "repro", "merge")
+
+    def cut() -> tuple[Path, int] | None:
+        """The expert, and the process on n2, which stands still in the middle of it."""
+        experts, found = half_trained(site.experts()), ranks(site)
+        if not experts or found.keys() != {"n1", "n2"}:
+            return None
+        os.kill(found["n2"], signal.SIGSTOP)
+        return experts[0], found["n2"]
+
+    expert, other = wait_for(cut, alive=lambda: driver.poll() is None)
+    [job] = site.expert_jobs("RUNNING")
+    if victim == "node":
+        site.slurm.cut_power("n2")
+    else:
+        os.kill(other, signal.SIGKILL)
+    lost = time.monotonic()
+    wait_for((expert / "error.txt").exists, alive=lambda: driver.poll() is None)
+    told = (expert / "error.txt").read_text()
+    wait_for(lambda: site.slurm.state(job.number) != "RUNNING")
+    assert time.monotonic() - lost < 120  # seconds, on any but a very busy machine
+    assert re.match(r"process 1 on \S+ ended; the last checkpoint is kept, run again to go", told)
+    if victim == "node":
+        site.slurm.switch_on("n2")
+    status, output = site.finish(driver)
+    assert status == 0, output
+    log = (expert / "log.txt").read_text()
+    assert starts(expert) == 2 and "resumes at" in log
+    assert log.count("2 processes share the batches") == 2
+    assert results(site.root) == results(alone[1].root)
+    assert site.checkout.mixtures() == alone[1].mixtures()
+
+
+# --- jobs in an image
+
+
+def test_a_job_of_the_profile_with_an_image_is_wrapped_on_its_node(slurm, tmp_path):
+    """By a stand-in for Apptainer, see tests/test_apptainer.py."""
+    record, program = tmp_path / "asked.jsonl", slurm.root / "bin" / "apptainer"
+    program.write_text(STAND_IN.format(python=sys.executable, record=str(record)))
+    program.chmod(0o755)
+    own, image = (
+        yaml.safe_load((Path(folder) / "config.yaml").read_text())
+        for folder in (PROFILE, ROOT / "profiles" / "slurm-apptainer")
+    )
+    own["default-resources"]["launch"] = image["default-resources"]["launch"]
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(own))
+    site = Site(slurm, Checkout.create(tmp_path / "tspace", SHARED), str(tmp_path / "profile"))
+    try:
+        store = str(tmp_path / "store")
+        assert jobs_run(site.repro("encode", TSPACE_STORE=store)) == {"latents": 1}
+        [(argv, environment, folder)] = map(json.loads, record.read_text().splitlines())
+        root = str(site.root)
+        assert folder == root and environment["SLURMD_NODENAME"] in ("n1", "n2")
+        assert argv[:8] == ["exec", "--nv", "--pwd", root, "--bind", root, "--bind", store]
+        assert argv[10].endswith("/bin/tspace") and argv[11] == "job"
+    finally:
+        site.close()
+        program.unlink()

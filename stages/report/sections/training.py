@@ -128,7 +128,7 @@ def _jobs(name: str, results: Results) -> Table:
     columns = {
         "states": [states_of(t.expert, recipe) for t in listed],
         "log-SNR": spans,
-        "images": [count(t.expert.images) for t in listed],
+        "images": [count(t.record["images"]) for t in listed],
         "seconds": fixed([t.seconds for t in listed], most=2),
         "parameters": [si(t.record["parameters"]) for t in listed],
         "FLOPs": [si(t.record["flops"]) for t in listed],
