@@ -7,9 +7,9 @@ all arms have equal training FLOPs. Each kind of network and objective has its o
 chosen in the same way: one seed, a quarter of the images, the best with a worse one on either side
 (`tuning_fid`). Run it again to go on where it was interrupted.
 
-An arm's row stands beside its `control`'s, which lacks the idea alone: `gain` is the control's FID
-over the arm's, `s_compute` how many times fewer FLOPs the arm needs to equal FID (the worse of the
-two that both end with), and `s_iterations` the same in images that one worker sees in a row.
+A row's `control` is the arm without the idea: `gain` is the control's FID over the arm's,
+`s_compute` how many times fewer FLOPs the arm needs to equal FID (the worse of the two that both
+end with), and `s_iterations` the same in images that one worker sees in a row.
 """
 
 import sys
@@ -45,7 +45,7 @@ FOUR = {"partition": {"kind": "uniform", "intervals": 4}}
 
 @dataclass(frozen=True)
 class Arm:
-    """What a recipe says, and the arm that differs from it by one thing."""
+    """A recipe, and the arm that it is compared with."""
 
     kind: str  # arms of one kind share a learning rate, tuned on the first of them
     control: str | None

@@ -67,9 +67,9 @@ SENTENCES = {
     "{fid_equal-widths}, tailored {fid_tailored}",
     "networks": "at equal FLOPs: FID of a U-Net {fid_unet}, by flow matching {fid_unet-flow}; of a "
     "DiT {fid_dit}, by flow matching {fid_dit-flow}; on the DiT, pairing divides FID by "
-    "{gain_dit-paired}, own last blocks by {gain_dit-stages}, CLTS by {gain_dit-clts}, four experts "
-    "take {s_iterations_dit-16-four} times fewer images in a row at {s_compute_dit-16-four} times "
-    "the compute speed",
+    "{gain_dit-paired}, own last blocks by {gain_dit-stages}, CLTS by {gain_dit-clts}, four "
+    "experts take {s_iterations_dit-16-four} times fewer images in a row at "
+    "{s_compute_dit-16-four} times the compute speed",
     "orchestration": "1,000 experts: {overhead_seconds_per_expert_1000} s overhead per expert, "
     "{noop_seconds} s for a stage with nothing to do, {dvc_noop_seconds} s for `dvc repro`",
     "pairing": "{speedup_vs_paper_n1024} times as fast as the paper's recipe at n = 1024, "
