@@ -76,7 +76,7 @@ def test_metrics_params_and_plots_are_declared(checkout):
     rows = next(iter(shown.values()))["data"]  # of the only revision: a row a recipe, flat
     assert {
         name.rpartition("/")[2]: len(row["data"]) for name, row in rows.items()
-    } == dict.fromkeys(("ddpm.json", "few-state.json", "disentangled.json"), 12)
+    } == dict.fromkeys(("ddpm.json", "few-state.json", "disentangled.json"), 7)
     checkout.edit("learning_rate: 0.001", "learning_rate: 0.002")
     assert "0.002" in checkout.run("dvc", "params", "diff").stdout
     checkout.edit("learning_rate: 0.002", "learning_rate: 0.001")
