@@ -15,7 +15,7 @@ from pipeline.store.files import write_json, write_text
 from stages import merge, sample
 from stages.facts import class_names, facts_of
 from stages.fanout import adopt
-from stages.inputs import checked_file
+from stages.inputs import checked_file, mixture_of
 from stages.numbers import counted
 from stages.tools.standalone import standalone
 from stages.tools.status import merged
@@ -85,14 +85,14 @@ def export_recipe(
     out = out.absolute()
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        _write_folder(workspace, name, images, spec, images == milestones[-1], fresh)
-        if kind != "folder":
-            whole = fresh.rename(fresh.with_name(fresh.name + "-whole"))
-            _convert(kind, whole, fresh)
+        fresh.mkdir(parents=True)
+        if kind == "folder":
+            _write_folder(workspace, name, images, spec, images == milestones[-1], fresh)
+        else:
+            _write_as(kind, workspace, name, images, spec, fresh)
         os.replace(fresh, out)
     finally:
-        for folder in (fresh, fresh.with_name(fresh.name + "-whole")):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{name} at {images:,} images: {out} ({size / 1e6:.1f} MB)")
 
@@ -101,10 +101,9 @@ def _write_folder(
     workspace: Workspace, name: str, images: int, spec: Any, at_end: bool, folder: Path
 ) -> None:
     """The folder that runs by itself; spec: of a job that draws samples of the recipe."""
-    from pipeline.sampling.exported import FORMAT, MODEL, Drawing
+    from pipeline.sampling.exported import FORMAT, MODEL
 
-    folder.mkdir(parents=True)
-    drawing = Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
+    drawing = _drawing(spec)
     model = {
         "format": FORMAT,
         "tspace": pipeline.__version__,
@@ -120,11 +119,14 @@ def _write_folder(
     write_text(folder / "README.md", _readme(model, drawing.guide is not None, at_end))
 
 
-def _convert(kind: str, whole: Path, folder: Path) -> None:
-    from pipeline.sampling.exported import load_exported
+def _write_as(
+    kind: str, workspace: Workspace, name: str, images: int, spec: Any, folder: Path
+) -> None:
+    """The model in the form of another package, from the store's files."""
+    from pipeline.sampling.exported import Exported
 
-    folder.mkdir()
-    model = load_exported(whole)
+    mixture = mixture_of(spec.mixture, workspace.store, workspace)
+    model = Exported(name, images, mixture, _drawing(spec))
     if kind == "diffusers":
         from stages.tools.to_diffusers import write_diffusers
 
@@ -133,6 +135,13 @@ def _convert(kind: str, whole: Path, folder: Path) -> None:
         from stages.tools.programs import write_programs
 
         write_programs(model, kind, folder)
+
+
+def _drawing(spec: Any) -> Any:
+    """How a job's spec draws samples."""
+    from pipeline.sampling.exported import Drawing
+
+    return Drawing(**{key: getattr(spec, key) for key in Drawing.model_fields})
 
 
 def _copy_files(

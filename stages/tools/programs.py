@@ -20,6 +20,7 @@ from pipeline.networks.multi_decoder import MultiDecoder
 from pipeline.noise.process import to_x0
 from pipeline.sampling.exported import Exported
 from pipeline.store.files import write_json, write_text
+from stages.tools.standalone import borders_of
 
 ENDINGS = {"programs": ".pt2", "onnx": ".onnx"}
 ABOUT = "denoisers.json"
@@ -64,10 +65,10 @@ def write_programs(model: Exported, kind: str, folder: Path) -> None:
     """
     save = _onnx if kind == "onnx" else torch.export.save
     mixture, found = model.mixture, []
-    told = mixture.description
+    told, borders = mixture.description, borders_of(mixture.description)
     for index, expert in enumerate(told["experts"]):
         network = mixture.network(index).cpu()
-        bounds = _bounds(mixture, index, network)
+        bounds = _bounds(borders, index, network)
         for number, (below, above) in enumerate(bounds):
             interval = number if len(bounds) > 1 else None
             denoiser = Denoiser(network, told["prediction"], interval).eval()
@@ -102,21 +103,13 @@ def write_programs(model: Exported, kind: str, folder: Path) -> None:
     )
 
 
-def _bounds(mixture: Any, index: int, network: nn.Module) -> list[tuple[float | None, ...]]:
+def _bounds(
+    borders: list[float], index: int, network: nn.Module
+) -> list[tuple[float | None, float | None]]:
     """Where each of a network's programs answers: (below, from), cleanest first."""
-    states = [float(value) for value in mixture.description["log_snr"]]
-    experts = mixture.description["experts"]
-    ends = [
-        None if i in (0, len(experts)) else _middle(states, experts[i - 1], experts[i])
-        for i in (index, index + 1)
-    ]
+    ends = [None, *borders, None][index : index + 2]
     inner = [-noise for noise in network.noise_bounds] if isinstance(network, MultiDecoder) else []
-    marks = [ends[0], *inner, ends[1]]
-    return list(pairwise(marks))
-
-
-def _middle(states: list[float], a: dict[str, Any], b: dict[str, Any]) -> float:
-    return (states[a["last"]] + states[b["first"]]) / 2
+    return list(pairwise([ends[0], *inner, ends[1]]))
 
 
 def _traced(denoiser: Denoiser, told: dict[str, Any]) -> Any:

@@ -124,6 +124,12 @@ def standalone(model: Mapping[str, Any], drawing: Drawing, folder: Path) -> None
     write_text(folder / "sample.py", SAMPLE)
 
 
+def borders_of(mixture: Mapping[str, Any]) -> list[float]:
+    """Log-SNRs between the experts of a mixture, cleanest first: halfway, as `Mixture` has them."""
+    states = [float(value) for value in mixture["log_snr"]]
+    return [(states[a["last"]] + states[b["first"]]) / 2 for a, b in pairwise(mixture["experts"])]
+
+
 def _networks(mixture: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
     """What `standalone.Networks` is told of a mixture."""
 
@@ -144,13 +150,10 @@ def _networks(mixture: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
                 "only": as_states([states[expert["first"]]])[0] if alone else None,
             }
         )
-    borders = [
-        (states[a["last"]] + states[b["first"]]) / 2 for a, b in pairwise(mixture["experts"])
-    ]
     return {
         **{key: mixture[key] for key in ("prediction", "channels", "resolution", "classes")},
         **{key: mixture[key] for key in ("shift", "scale")},
-        "borders": as_states(borders),
+        "borders": as_states(borders_of(mixture)),
         "means": mixture["terminal"] and placed(mixture["terminal"]),
         "decoder": mixture["decoder"] and str(Path(placed(mixture["decoder"])).parent),
         "files": {known["path"]: known["sha256"] for known in files.values()},
