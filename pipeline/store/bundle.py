@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pipeline.store.identity import Source, imported, reachable, source_of, used, within
+from pipeline.store.identity import Source, imported, reachable, rows_of, source_of, used, within
 
 FREE = sys.stdlib_module_names | {"torch", "safetensors"}  # what a bundle may import
 _BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -80,11 +80,11 @@ class _Module:
 
     def _nodes(self) -> list[ast.stmt]:
         rows = {self.source.statements[number].rows for number in self.kept[self.source.module]}
-        return [node for node in self.tree.body if _rows(node) in rows and not _idle(node)]
+        return [node for node in self.tree.body if rows_of(node) in rows and not _idle(node)]
 
     def _own(self, node: ast.stmt, files: Mapping[str, str]) -> tuple[int, str]:
         """The first row of a statement, comments above it included, and its text."""
-        first, last = _rows(node)
+        first, last = rows_of(node)
         if text := self.instead.get(getattr(node, "name", "")):
             return first, text.strip("\n")
         while first > 1 and self.lines[first - 2].startswith("#"):
@@ -158,11 +158,6 @@ class _Module:
             return False
         numbers = source_of(module).defining.get(wanted, ())
         return any(n in self.kept[module] and _alias(module, n) for n in numbers)
-
-
-def _rows(node: ast.stmt) -> tuple[int, int]:
-    lines = [node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))]
-    return min(lines), node.end_lineno
 
 
 @functools.cache

@@ -134,7 +134,7 @@ def source_of(module: str) -> Source:
     imports: dict[str, tuple[str, str]] = {}
     effects = []
     for node, nodes in below.items():
-        own = "\n".join(line for line in lines[_first_line(node) - 1 : node.end_lineno] if line)
+        own = "\n".join(line for line in lines[rows_of(node)[0] - 1 : node.end_lineno] if line)
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= imported(nodes, package)
         elif own:
@@ -143,8 +143,7 @@ def source_of(module: str) -> Source:
                 defining.setdefault(name, []).append(len(statements))
             if not (bound and isinstance(node, _DEFINITIONS)):
                 effects.append(len(statements))
-            rows = _first_line(node), node.end_lineno
-            statements.append(_Statement(own, rows, *used(node), imported(nodes, package)))
+            statements.append(_Statement(own, rows_of(node), *used(node), imported(nodes, package)))
     return Source(module, tuple(statements), defining, imports, tuple(effects))
 
 
@@ -172,8 +171,10 @@ def _bound(node: ast.stmt, nodes: list[ast.AST]) -> set[str]:
     } | {one.name for one in nodes if isinstance(one, ast.FunctionDef | ast.ClassDef)}
 
 
-def _first_line(node: ast.stmt) -> int:
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+def rows_of(node: ast.stmt) -> tuple[int, int]:
+    """First and last row of a statement, its decorators included, from 1."""
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    return first, node.end_lineno
 
 
 def used(node: ast.stmt) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
