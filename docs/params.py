@@ -144,7 +144,7 @@ def section(owner: type[Block], key: str) -> Iterator[str]:
     else:
         yield paragraphs(meaning([owner], owner, key))[0]
         tag, default = tag_of(forms), owner.model_fields[key].default
-        chosen, what = getattr(default, tag), {form: paragraphs(form.__doc__) for form in forms}
+        chosen, what = getattr(default, tag, ""), {form: paragraphs(form.__doc__) for form in forms}
         lines = [[tags([form], tag, chosen), what[form][0]] for form in forms]
         yield table([[f"`{tag}`", "what it is"], *lines])
         yield from (f"{tags([form], tag)}: {more}" for form in forms for more in what[form][1:])

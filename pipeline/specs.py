@@ -195,6 +195,7 @@ class ExpertSpec(DenoiserSpec, Spec):
     train: Literal["all", "decoders"] = neutral("all")
     decouple: Decoupled | None = neutral(None)
     held_out: list[str] = neutral([])  # latents by which it may end early
+    features: str | None = neutral(None)  # those that it is aligned with
 
 
 class Confirmation(Block):

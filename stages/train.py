@@ -141,6 +141,7 @@ def train_expert(
         components=_components(spec, store),
         parent=parent,
         held_out=latents_of(spec.held_out, store) if spec.held_out else None,
+        features=_features(spec, store),
         root=workspace.root,
         group=group,
         **how,
@@ -165,6 +166,16 @@ def _components(spec: ExpertSpec, store: Store):
         return None
     entry = store.entry(spec.pairings[0])
     return read_components(entry.file("components.arrow"), spec_of(entry).dataset)
+
+
+def _features(spec: ExpertSpec, store: Store):
+    """The features that a training is aligned with, mapped."""
+    import numpy as np
+
+    if spec.features is None:
+        return None
+    path = store.entry(spec.features).file("features.npy")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _pairings(spec: ExpertSpec, store: Store) -> list:

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from pipeline.errors import UserError
-from pipeline.levels import optimal_denoiser, partition
+from pipeline.levels import curriculum, optimal_denoiser, params, partition
 from pipeline.levels.optimal_denoiser import Curves
 from pipeline.levels.params import BoundsPartition, OptimalDenoiserPartition, UniformPartition
 from pipeline.noise import philox
@@ -355,12 +355,12 @@ def test_bounds_cut_a_partition_where_they_say(intervals, zero_terminal):
     intervals = min(intervals, len(axis))
     found = partition.uniform_bounds(axis, intervals)
     wanted = UniformPartition(kind="uniform", intervals=intervals)
-    owned = partition.owned(partition.bounds(wanted, axis, dict), axis)
+    owned = partition.owned(partition.bounds(wanted, axis, dict, dict), axis)
     assert [first for first, _ in owned[1:]] == found.first_states.tolist()
     assert np.isfinite(found.log_snr).all() and (np.diff(found.log_snr) < 0).all()
     if intervals > 1:
         given = BoundsPartition(kind="bounds", log_snr=found.log_snr.tolist())
-        assert partition.owned(partition.bounds(given, axis, dict), axis) == owned
+        assert partition.owned(partition.bounds(given, axis, dict, dict), axis) == owned
 
 
 def test_degenerate_measurements_are_refused():
@@ -387,3 +387,47 @@ def test_degenerate_measurements_are_refused():
         )
     with pytest.raises(ValueError, match="expected 4"):
         optimal_denoiser.optimal_denoiser(source(rows), 6, np.zeros((1, 4)), 0.0)
+
+
+# --- equal shares of what a curriculum draws ------------------------------------------------------
+def shares_between(bounds, axis, mass):
+    edges = [0, *(int((axis >= bound).sum()) for bound in bounds), len(axis)]
+    return [float(mass[a:b].sum()) for a, b in itertools.pairwise(edges)]
+
+
+def test_equal_mass_cuts_a_normal_density_at_its_quantiles():
+    block = params.EdmLognormal(kind="edm-lognormal")
+    ends = np.array([12.0, -12.0])
+    drawn = curriculum.build(block, ends, continuous=True)
+    axis = partition.axis_of(ends, continuous=True)
+    mass = partition.mass_on(axis, drawn)
+    assert mass.sum() == pytest.approx(1, abs=1e-12)
+    cut = params.EqualMassPartition(kind="equal-mass", intervals=4)
+    found = partition.bounds(cut, axis, dict, lambda: mass)
+    law = stats.norm(-2 * (-1.2 - math.log(0.5)), 2 * 1.2)
+    a, b = law.cdf(ends[::-1])
+    wanted = law.ppf([b - (b - a) * part / 4 for part in (1, 2, 3)])
+    np.testing.assert_allclose(found, wanted, atol=24 / 999)
+
+
+def test_equal_mass_of_states_is_by_what_is_drawn_over_the_run():
+    states = np.linspace(6, -6, 40)
+    block = params.Clts(kind="clts", mu=0.2, sigma=0.1)
+    drawn = curriculum.build(block, states, continuous=False)
+    mass = partition.mass_on(states, drawn)
+    np.testing.assert_allclose(mass, drawn.average())
+    cut = params.EqualMassPartition(kind="equal-mass", intervals=5)
+    found = partition.bounds(cut, states, dict, lambda: mass)
+    shares = shares_between(found, states, mass)
+    assert max(shares) - min(shares) < 2 * mass.max()
+    assert (
+        found[0] > partition.uniform_bounds(states, 5).log_snr[0]
+    )  # more of them, so narrower, are clean
+    even = partition.bounds(cut, states, dict, lambda: np.full(40, 1 / 40))
+    np.testing.assert_allclose(even, partition.uniform_bounds(states, 5).log_snr)
+
+
+def test_more_intervals_than_states_with_mass_are_told():
+    cut = params.EqualMassPartition(kind="equal-mass", intervals=3)
+    with pytest.raises(ValueError, match="3 intervals of equal mass do not fit 4 states"):
+        partition.bounds(cut, np.arange(4.0)[::-1], dict, lambda: np.array([1.0, 0, 0, 0]))

@@ -100,6 +100,10 @@ CASES = {
     "two decoders": MULTI,
     "shards": {"training": {"shards": 2, "clip": 1.0}},
     "decoders in shards": {**MULTI, "training": {"shards": 4}},
+    "contrastive": {"classes": 3, "training": {"auxiliary": {"kind": "contrastive"}}},
+    "dispersive": {"training": {"auxiliary": {"kind": "dispersive"}}},
+    "aligned": {"training": {"auxiliary": {"kind": "repa"}}},
+    "aligned transformer": {"network": TINY, "training": {"auxiliary": {"kind": "repa"}}},
     "dropout": {"network": SMALL | {"dropout": 0.1}},
     "averages": {"training": {"power_ema": [0.1]}},
     "transformer": {"network": TINY, "classes": 3},
@@ -116,7 +120,8 @@ WEIGHTINGS = ["uniform", "v", "flow", "min-snr", "p2", "uncertainty"]
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_keeps_to_its_device_and_waits_for_nothing(shard, tmp_path, watch, case):
     spec = expert_spec(**CASES[case], images=24, snapshots=[])
-    found = steps(spec, Latents([shard], pretended.device()), tmp_path, watch)
+    features = np.ones((len(Latents([shard])), 5), np.float32)
+    found = steps(spec, Latents([shard], pretended.device()), tmp_path, watch, features=features)
     most = WAITS_OF_ROUTING if "decoders in shards" in case else WAITS
     assert [waits for waits in found if len(waits) > most] == []
 

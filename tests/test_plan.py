@@ -588,3 +588,17 @@ def test_what_cannot_be_planned_is_refused_beside_what_waits_for_measurements(re
     assert first == "params.yaml: 2 mistakes:"
     assert told[0].startswith(f"  {line}")
     assert told[1].startswith(f"  {line.replace('recipes.a', 'recipes.b')}")
+
+
+def test_equal_mass_follows_from_the_curriculum():
+    cut = {"schedule": EIGHT, "partition": {"kind": "equal-mass", "intervals": 2}}
+    even = {"curriculum": {"kind": "static", "mu": 0.5, "sigma": 100.0}}
+    clean = {"curriculum": {"kind": "static", "mu": 0.0, "sigma": 0.2}}
+    sizes = [
+        [expert.last - expert.first + 1 for expert in of({"a": cut | drawn})["a"].experts]
+        for drawn in ({}, even, clean)
+    ]
+    assert sizes == [[4, 4], [4, 4], [2, 6]]
+    own = {"curriculum": {"kind": "per-interval"}}
+    with pytest.raises(UserError, match="per-interval needs one of its own"):
+        of({"a": cut | own})

@@ -228,6 +228,14 @@ class SnrPartition(Cut):
     intervals: Interval = 3
 
 
+class EqualMassPartition(Cut):
+    """Equal shares of the images that the curriculum draws, over the whole run (as DiffusionBlocks
+    cuts the density of EDM, Shing et al. 2025)."""
+
+    kind: Literal["equal-mass"]
+    intervals: Interval = 3
+
+
 class OptimalDenoiserPartition(Cut):
     """Where the dataset's own optimal denoiser changes (Zhang et al. 2024, algorithm 1)."""
 
@@ -265,6 +273,7 @@ Partition = (
     | UniformPartition
     | BoundsPartition
     | SnrPartition
+    | EqualMassPartition
     | OptimalDenoiserPartition
     | LearntPartition
 )

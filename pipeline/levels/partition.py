@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.levels.params import (
+    EqualMassPartition,
     LearntPartition,
     OptimalDenoiserPartition,
     Partition,
@@ -20,6 +21,9 @@ from pipeline.levels.params import (
     UniformPartition,
 )
 from pipeline.levels.schedule import DECIMALS
+
+if TYPE_CHECKING:
+    from pipeline.levels.curriculum import Curriculum
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def _require_intervals(intervals: int, most: int, what: str) -> None:
 
 
 SAME_STATE = 1e-6  # log-SNRs nearer than this are one state
+ROUNDING = 1e-9  # of sums of shares
 CONTINUOUS_STATES = 1000  # a continuous range is cut as if it were so many even states
 
 # The partitions that are found from the data, by a job of their own.
@@ -172,12 +177,16 @@ def axis_of(log_snr: np.ndarray, continuous: bool) -> np.ndarray:
 
 
 def bounds(
-    partition: Partition, axis: np.ndarray, measured: Callable[[], dict[str, Any]]
+    partition: Partition,
+    axis: np.ndarray,
+    measured: Callable[[], dict[str, Any]],
+    drawn: Callable[[], np.ndarray],
 ) -> list[float]:
     """Log-SNRs between the intervals, strictly descending; a state on one is on its cleaner side.
 
     axis: [T], as from `axis_of`. measured: the result of the partition's job, with `bounds`; asked
-    for the kinds in `MEASURED` only. Raises ValueError when an interval would be empty.
+    for the kinds in `MEASURED` only. drawn: share of the training images of each state [T]; asked
+    for `equal-mass` only. Raises ValueError when an interval would be empty.
     """
     if isinstance(partition, SinglePartition):
         return []
@@ -187,6 +196,8 @@ def bounds(
         found = [float(a + b) / 2 for a, b in itertools.pairwise(axis)]
     elif isinstance(partition, UniformPartition):
         found = list(uniform_bounds(axis, partition.intervals).log_snr)
+    elif isinstance(partition, EqualMassPartition):
+        found = equal_shares(axis, drawn(), partition.intervals, "mass")
     elif isinstance(partition, SnrPartition):
         found = list(snr_bounds(axis, partition.intervals).log_snr)
     else:
@@ -215,8 +226,31 @@ def equal_parts(axis: np.ndarray, curve: dict[str, Any], intervals: int) -> list
     """
     levels, error = np.asarray(curve["log_snr"])[::-1], np.asarray(curve["error"])[::-1]
     loss = np.interp(axis, levels, error * (1 + np.exp(levels)))
-    mass = np.cumsum(loss) / loss.sum()
-    cuts = [int(np.argmax(mass >= part / intervals)) + 1 for part in range(1, intervals)]
+    return equal_shares(axis, loss, intervals, "loss")
+
+
+def mass_on(axis: np.ndarray, drawn: Curriculum) -> np.ndarray:
+    """Share of a run's images that a curriculum gives to each state of an axis: [T].
+
+    Of a continuous one, to the log-SNRs nearest to it.
+    """
+    average = drawn.average()
+    if drawn.edges is None:
+        return average
+    below = np.concatenate([[0.0], np.cumsum(average)])
+    middles = (axis[:-1] + axis[1:]) / 2
+    # np.interp wants what it is given ascending.
+    return np.diff(np.interp(-middles, -drawn.edges, below), prepend=0.0, append=1.0)
+
+
+def equal_shares(axis: np.ndarray, mass: np.ndarray, intervals: int, what: str) -> list[float]:
+    """Bounds that give every interval the same share of a mass [T], to one state.
+
+    what: it is, for the ValueError where there are more intervals than states that have some.
+    """
+    below = np.cumsum(mass) / mass.sum()
+    wanted = np.arange(1, intervals) / intervals - ROUNDING
+    cuts = [int(np.argmax(below >= part)) + 1 for part in wanted]
     if len({0, *cuts, len(axis)}) != intervals + 1:
-        raise ValueError(f"{intervals} intervals of equal loss do not fit {len(axis)} states")
+        raise ValueError(f"{intervals} intervals of equal {what} do not fit {len(axis)} states")
     return [float(axis[cut - 1] + axis[cut]) / 2 for cut in cuts]

@@ -276,6 +276,7 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
             f"{training.decay} is a decay of Adam's beta1, which {training.optimizer.kind} gives "
             "to few weights; use another, or training.optimizer.kind: adam",
         )
+    yield from _strange_auxiliary(recipe)
     if training.stop is not None:
         if len(training.milestones) <= training.stop.patience:
             yield (
@@ -325,6 +326,30 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
     highest = getattr(recipe.sampling, "s_max", None)
     if highest is not None and recipe.sampling.s_min >= highest:
         yield "sampling.s_min", f"must be below s_max ({highest})"
+
+
+def _strange_auxiliary(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
+    training, block = recipe.training, recipe.training.auxiliary
+    if block is None:
+        return
+    if block.kind == "contrastive":
+        if not recipe.network.class_conditional:
+            yield "training.auxiliary", "contrastive needs network.class_conditional: true"
+        if training.weighting.kind == "uncertainty":
+            yield (
+                "training.auxiliary",
+                "contrastive has the weights of the error, which uncertainty learns from that "
+                "alone; use another training.weighting",
+            )
+        return
+    if training.compile:
+        yield (
+            "training.compile",
+            f"what training.auxiliary: {block.kind} looks at is inside the compiled network; leave "
+            "one of them out",
+        )
+    if training.train == "decoders" and block.layer.partition(".")[0] == "encoder":
+        yield "training.auxiliary.layer", "train: decoders leaves the encoder as it is"
 
 
 def _strange_guidance(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
@@ -399,7 +424,7 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
             yield (
                 "partition.kind",
                 f"{recipe.partition.kind} gives a multi-decoder network no intervals; "
-                "use uniform, snr, optimal-denoiser or bounds",
+                "use uniform, snr, equal-mass, optimal-denoiser or bounds",
             )
         elif experts != decoders:
             yield (
@@ -423,8 +448,14 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
     if recipe.decouple != Decouple() and not started:
         yield "decouple", "needs training.parent (or initial), the network that is fine-tuned"
     without = isinstance(recipe.partition, SinglePartition)
-    if without and getattr(recipe.curriculum, "partition", recipe) is None:
-        yield "curriculum.partition", "per-interval needs one, as the recipe's is single"
+    if getattr(recipe.curriculum, "partition", recipe) is None:
+        if without:
+            yield "curriculum.partition", "per-interval needs one, as the recipe's is single"
+        elif recipe.partition.kind == "equal-mass":
+            yield (
+                "curriculum.partition",
+                "per-interval needs one of its own, as equal-mass follows from the curriculum",
+            )
 
 
 def _strange_merge(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:

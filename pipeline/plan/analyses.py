@@ -86,7 +86,7 @@ def _pilot(
     shards = tuple(job.name for job in latents(params, data))
     network = recipe.network.alone()  # bounds between intervals may be what is looked for
     apart = {"pairing": Independent(), "decouple": Decouple(), "network": network}
-    apart["training"] = recipe.training.without("parent", "initial", "stop")
+    apart["training"] = recipe.training.without("parent", "initial", "stop", "auxiliary")
     plain = recipe.model_copy(update=apart)
     ends = np.array([levels[0], levels[-1]])
     run = Run(plain, ends, True, OwnCurriculum(form=UniformCurriculum()))

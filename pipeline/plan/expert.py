@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.block import Block, Form
+from pipeline.block import Form
 from pipeline.levels import curriculum
 from pipeline.levels.params import UniformCurriculum
 from pipeline.networks.params import Network
@@ -17,7 +17,7 @@ from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.inputs import DatasetFacts, latent_facts
 from pipeline.plan.job import Job, code_of
 from pipeline.specs import Decoupled, ExpertSpec, File, OwnCurriculum, Part
-from pipeline.training.params import Decouple
+from pipeline.training.params import Decouple, Training
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def expert_spec(
         snapshots=snapshots,
         training=recipe.training.without(*APART),
         latents=list(shards),
-        code=code_of("expert", recipe.network, drawn.form, *_own_forms(recipe.training.optimizer)),
+        code=code_of("expert", recipe.network, drawn.form, *_own_forms(recipe.training)),
     )
     if run.parent is not None:
         parent = Part(entry=run.parent.job.name, file=run.parent.file)
@@ -112,9 +112,9 @@ def expert_spec(
     return spec.model_copy(update=started)
 
 
-def _own_forms(*blocks: Block) -> list[Form]:
-    """Those of some blocks that name what makes them."""
-    return [block for block in blocks if isinstance(block, Form)]
+def _own_forms(training: Training) -> list[Form]:
+    """The blocks of a training that name what makes them."""
+    return [b for b in (training.optimizer, training.auxiliary) if isinstance(b, Form)]
 
 
 def _told(recipe: Recipe) -> bool:

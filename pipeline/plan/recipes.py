@@ -30,7 +30,14 @@ from pipeline.plan.analyses import (
     states_of,
 )
 from pipeline.plan.expert import Run, expert_spec, own_network, seed_of
-from pipeline.plan.inputs import DatasetFacts, held_out, latent_facts, latents, spectrum
+from pipeline.plan.inputs import (
+    DatasetFacts,
+    features,
+    held_out,
+    latent_facts,
+    latents,
+    spectrum,
+)
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import Expert, RecipePlan, merged_job
 from pipeline.plan.outputs import NEAR_STATE
@@ -167,7 +174,12 @@ def _plan_recipe(
         paired = tuple(pairings(params, data, recipe, images, shards))
         apart = [job.name for job in held_out(params, data)] if training.stop else []
         needs = [*shards, *(job.name for job in paired), *apart]
-        spec = spec.model_copy(update={"pairings": [j.name for j in paired], "held_out": apart})
+        aligned = None
+        if training.auxiliary is not None and training.auxiliary.kind == "repa":
+            aligned = features(params, data).name
+            needs.append(aligned)
+        more = {"pairings": [job.name for job in paired], "held_out": apart, "features": aligned}
+        spec = spec.model_copy(update=more)
         if start is not None:
             needs.append(start.job.name)
         label = name if len(intervals) == 1 else f"{name} {_interval_name(*own)}"
@@ -305,8 +317,13 @@ def _bounds(
             return {"bounds": partition.affinity_bounds(axis, affinity, cut.intervals).log_snr}
         return {"bounds": partition.equal_parts(axis, found, cut.intervals)}
 
+    def drawn() -> np.ndarray:
+        states = log_snr if continuous else axis
+        block = _curriculum(params, data, recipe, [], log_snr, continuous)
+        return partition.mass_on(axis, curriculum.built(block, states, continuous))
+
     try:
-        return partition.bounds(cut, axis, measured)
+        return partition.bounds(cut, axis, measured, drawn)
     except ValueError as e:
         raise ValueError(f"partition: {e}") from e
 

@@ -48,13 +48,17 @@ class Batch:
 
     inputs: the noisy images, [n, *shape], what the network is told of their noise (log-SNR, [n] or
     [1], or None) and their classes ([n] or None). wanted: the target, [n, *shape]. log_snr: [n], or
-    a plain number for an expert of one state. correction: weights, [n], or None.
+    a plain number for an expert of one state. correction: weights, [n], or None. What it is made
+    of: images and noise, [n, *shape], and their rows, int64 [n] on the host.
     """
 
     inputs: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
     wanted: torch.Tensor
     log_snr: torch.Tensor | float
     correction: torch.Tensor | None
+    clean: torch.Tensor
+    noise: torch.Tensor
+    rows: np.ndarray
 
 
 class Draws:
@@ -121,7 +125,8 @@ class Draws:
         x = process.add_noise(z, eps, log_snr).contiguous(memory_format=layout)
         wanted = process.target(self.prediction, z, eps, log_snr)
         inputs = (x, given, self._there(drawn.labels))
-        return Batch(inputs, wanted, log_snr, self._there(drawn.weight))
+        weight = self._there(drawn.weight)
+        return Batch(inputs, wanted, log_snr, weight, z, eps, drawn.rows)
 
     def _there(self, values: np.ndarray | None) -> torch.Tensor | None:
         """Values on the device."""

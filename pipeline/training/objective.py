@@ -21,7 +21,7 @@ class Objective:
     """The loss of a spec's network, called as `forward` (it may be compiled).
 
     guide: the frozen parent that answers are held to, or None. uncertainty: the learned weighting,
-    which is trained along, or None.
+    which is trained along, or None. auxiliary: a term beside the error, or None.
     """
 
     def __init__(
@@ -31,8 +31,10 @@ class Objective:
         guide: nn.Module | None,
         uncertainty: Uncertainty | None,
         device: torch.device,
+        auxiliary: Callable[..., Tensor] | None = None,
     ):
         self.forward, self.guide, self.uncertainty = forward, guide, uncertainty
+        self.auxiliary = auxiliary
         self.prediction, self.device = spec.prediction, device
         self.consistency = spec.decouple.consistency if spec.decouple else 0.0
         self.bfloat16 = spec.training.precision == "bfloat16"
@@ -45,6 +47,8 @@ class Objective:
             output = self.forward(*batch.inputs)
             answer = None if self.guide is None else self.guide(*batch.inputs)
         loss = self._error(output, batch)
+        if self.auxiliary is not None:
+            loss = loss + self.auxiliary(output, batch, self._weighted)
         if answer is None:
             return loss
         kept = functional.mse_loss(output.float(), answer.float())
@@ -53,13 +57,19 @@ class Objective:
     def _error(self, output: Tensor, batch: Batch) -> Tensor:
         if self.plain and self.uncertainty is None and batch.correction is None:
             return functional.mse_loss(output.float(), batch.wanted)
+        if self.uncertainty is None:
+            return self._weighted(output, batch.wanted, batch).mean()
         error, log_snr = process.squared_error(output, batch.wanted), batch.log_snr
-        if not self.plain:
-            error = error * weight(self.weighting, log_snr, self.prediction)
-        if self.uncertainty is not None:
-            if not isinstance(log_snr, Tensor):  # one state
-                log_snr = torch.full((1,), log_snr, device=self.device)
-            error = self.uncertainty.loss(error, log_snr)
+        if not isinstance(log_snr, Tensor):  # one state
+            log_snr = torch.full((1,), log_snr, device=self.device)
+        error = self.uncertainty.loss(error, log_snr)
         if batch.correction is not None:
             error = error * batch.correction
         return error.mean()
+
+    def _weighted(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """The error of each answer, [N], with the weights that are given."""
+        error = process.squared_error(output, wanted)
+        if not self.plain:
+            error = error * weight(self.weighting, batch.log_snr, self.prediction)
+        return error if batch.correction is None else error * batch.correction

@@ -20,6 +20,7 @@ from pipeline.block import (
     Share,
     Text,
     Threads,
+    Width,
     neutral,
 )
 
@@ -78,6 +79,44 @@ class MuonOptimizer(Form):
 
 
 Optimizer = AdamOptimizer | MuonOptimizer
+
+
+class ContrastiveAuxiliary(Form):
+    """Away from the targets of images of other classes (contrastive flow matching, Stoica et al.
+    2025); needs `network.class_conditional`."""
+
+    made_by: ClassVar[str] = "pipeline.training.auxiliary:contrastive"
+    kind: Literal["contrastive"]
+    weight: BelowOne = 0.05
+    """Of the term beside the error."""
+
+
+class DispersiveAuxiliary(Form):
+    """The inner values of a batch's images, away from each other (Wang & He 2025)."""
+
+    made_by: ClassVar[str] = "pipeline.training.auxiliary:dispersive"
+    kind: Literal["dispersive"]
+    layer: Text = "encoder"
+    """Layer of the network, by its name in torch: `encoder` is all of it before the decoder; for a
+    transformer the papers take one a quarter or a third up, such as `encoder.blocks.1`."""
+    weight: PositiveFloat = 0.5
+    temperature: PositiveFloat = 0.5
+    """Of the exponential that distances are averaged in."""
+
+
+class RepaAuxiliary(Form):
+    """A layer aligned with the extractor's features of the clean image (`features`; REPA, Yu et al.
+    2025, here with one vector an image)."""
+
+    made_by: ClassVar[str] = "pipeline.training.auxiliary:repa"
+    kind: Literal["repa"]
+    layer: Text = "encoder"
+    weight: PositiveFloat = 0.5
+    hidden: Width = 256
+    """Width of the perceptron between the two."""
+
+
+Auxiliary = ContrastiveAuxiliary | DispersiveAuxiliary | RepaAuxiliary
 
 
 class Stop(Block):
@@ -143,6 +182,8 @@ class Training(Block):
     learning rate that does not wait for the end to fall (`decay: constant` or `inverse-sqrt`)."""
     weighting: Annotated[Weighting, Field(discriminator="kind")] = PlainWeighting()
     """Weight of each noise level in the loss."""
+    auxiliary: Annotated[Auxiliary, Field(discriminator="kind")] | None = neutral(None)
+    """A term of the loss beside that error; null: none."""
     clip: NonNegativeFloat = neutral(0.0)
     """Largest norm of the gradient of all weights together, to which a larger one is scaled down;
     0 leaves every gradient as it is."""

@@ -51,6 +51,7 @@ def train(
     components: assignment.Components | None = None,
     parent: Path | None = None,
     held_out: Latents | None = None,
+    features: np.ndarray | None = None,
     root: Path = Path(),
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
@@ -62,7 +63,8 @@ def train(
     pairings: files that together hold the slots the run passes through; none for independent
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
     that a spec with `parent` or `initial` starts from. held_out: by which a spec with
-    `training.stop` may end early. root: where files that networks name are.
+    `training.stop` may end early. features: of each row, float32 [rows, d], for a term of the loss
+    that aligns with them. root: where files that networks name are.
     group: the processes that train it together, each with all of these arguments; only that of
     rank 0 writes, says how far it is and can be stopped.
 
@@ -103,6 +105,11 @@ def train(
         uncertainty = Uncertainty().to(device)
     trainable = [p for p in network.parameters() if p.requires_grad]
     trainable += uncertainty.parameters() if uncertainty else ()
+    auxiliary = None
+    if settings.auxiliary is not None:
+        own = settings.auxiliary.arguments()
+        auxiliary = settings.auxiliary.maker(spec, network, device, features, **own)
+        trainable += auxiliary.parameters()
     adam = {key: getattr(settings, key) for key in ("learning_rate", "betas", "weight_decay")}
     if settings.optimizer.kind == "adam":
         optimizer = Adam(trainable, **adam)
@@ -113,7 +120,7 @@ def train(
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     draws = Draws(spec, latents, pairings, components)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
-    parts |= {"power": power, "uncertainty": uncertainty}
+    parts |= {"power": power, "uncertainty": uncertainty, "auxiliary": auxiliary}
     run = _Run(spec, root, folder, parts, device, log)
     run.resume_together(group)
 
@@ -126,7 +133,7 @@ def train(
         like = draws.batch(draws.draw(0, batch).part(0, batch // shards), layout).inputs
         with explained(memory_settings(spec)):
             forward = compiled(network, like, budget - run.images, autocast=bfloat16, log=log)
-    objective = Objective(spec, forward, guide, uncertainty, device)
+    objective = Objective(spec, forward, guide, uncertainty, device, auxiliary)
     sums = ShardSum(trainable, shards, group) if shards > 1 else None
     loss_of = HeldOutLoss(spec, held_out, network) if settings.stop else None
 
@@ -289,11 +296,12 @@ class _Run(Run):
         spec = self.spec
         self.snapshot(self.images, spec.images)  # those behind an early end
         flops = flops_per_image(spec, self.root)
+        beside = self.parts["auxiliary"].flops if "auxiliary" in self.parts else 0
         record = {
             "images": self.images,
             "parameters": count_parameters(self.parts["network"]),
             # Backward costs twice the forward pass.
-            "flops": 3 * self.images * flops,
+            "flops": 3 * self.images * (flops + beside),
         }
         if spec.training.stop is not None:
             found = self.more["held_out"]
