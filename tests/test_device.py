@@ -111,6 +111,9 @@ CASES = {
         "network": TINY | {"qk_norm": True, "swiglu": True, "rotary": True, "told": "timestep"}
     },
     "transformer in shards": {"network": TINY, "training": {"shards": 2, "clip": 1.0}},
+    "transformer with tokens that skip": {
+        "network": TINY | {"depth": 3, "routing": {"start": 1, "end": 1}, "rotary": True}
+    },
     "transformer with two decoders": MULTI_DIT,
     "its decoders in shards": {**MULTI_DIT, "training": {"shards": 4}},
 }

@@ -8,15 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.data.latents import Latents, write_shard
 from pipeline.errors import UserError
 from pipeline.networks.build import count_parameters, flops_of, network_of, start_from
 from pipeline.networks.embedding import timestep, told_as
 from pipeline.networks.params import DiT
 from pipeline.params.load import resolve
-from tests.specs import build_network, network_spec
+from pipeline.training import run
+from pipeline.training.run import Interrupted
+from pipeline.training.train import train
+from tests.specs import build_network, expert_spec, network_spec
 
 TINY = {"kind": "dit", "depth": 2, "width": 48, "heads": 3}
 LATER = {"qk_norm": True, "swiglu": True, "rotary": True}
+ROUTED = TINY | {"depth": 4, "routing": {"share": 0.4, "start": 1, "end": 1}}
 # Peebles & Xie 2023, table 4: M weights, and Gflops (multiply-adds), patch 2 on 4 x 32 x 32.
 PAPER = {"S": (33, 6.06), "B": (130, 23.01), "L": (458, 80.71), "XL": (675, 118.64)}
 
@@ -64,7 +69,7 @@ def test_operations_are_those_that_torch_counts():
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    for settings in (TINY, TINY | LATER):
+    for settings in (TINY, TINY | LATER, ROUTED, ROUTED | LATER):
         net = network(settings, classes=3)
         x, _ = inputs(1)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -302,3 +307,73 @@ def test_a_size_beside_its_numbers_is_refused():
     found = mistakes({"size": "S", "depth": 6})
     assert "size: S is depth: 12, width: 384, heads: 6; leave out size or depth" in found
     assert "network.size: 'M' is not allowed" in mistakes({"size": "M"})
+
+
+# --- tokens that skip blocks ----------------------------------------------------------------------
+@pytest.mark.parametrize("later", [{}, LATER], ids=["plain", "later"])
+def test_tokens_skip_blocks_in_training_alone(later):
+    routed, plain = network(ROUTED | later), network(ROUTED | {"routing": None} | later)
+    x, log_snr = inputs()
+    assert torch.equal(routed.eval()(x, log_snr), plain(x, log_snr))
+    routed.train()
+    torch.manual_seed(0)
+    first, second = routed(x, log_snr), routed(x, log_snr)
+    torch.manual_seed(0)
+    assert torch.equal(routed(x, log_snr), first)
+    assert not torch.allclose(first, second)
+    assert flops_of(network_spec(ROUTED | later), training=True) < flops_of(
+        network_spec(ROUTED | later)
+    )
+
+
+@pytest.mark.parametrize("later", [{}, LATER], ids=["plain", "later"])
+def test_where_all_tokens_stay_their_order_changes_nothing(later):
+    """Rotary positions go with the tokens."""
+    net = network(ROUTED | {"routing": {"share": 0.01, "start": 1, "end": 1}} | later)
+    x, log_snr = inputs()
+    found = net(x, log_snr)
+    torch.testing.assert_close(found, net.eval()(x, log_snr), rtol=1e-9, atol=1e-9)
+
+
+def test_a_share_of_the_tokens_comes_back_as_it_left():
+    net, seen = network(ROUTED), {}
+    blocks = net.encoder.blocks
+    blocks[0].register_forward_hook(lambda _, __, out: seen.update(left=out))
+    blocks[1].register_forward_hook(lambda _, given, __: seen.update(within=given[0]))
+    blocks[3].register_forward_pre_hook(lambda _, given: seen.update(back=given[0]))
+    net(*inputs())
+    assert seen["within"].shape[1] == 10  # of 16
+    same = (seen["left"] == seen["back"]).all(2)
+    assert same.sum(1).tolist() == [6] * 4
+    assert len({tuple(row.tolist()) for row in same}) > 1  # not the same ones of every image
+
+
+def test_a_training_with_them_survives_interruptions(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    random = np.random.Generator(np.random.PCG64(0))
+    rows = random.integers(0, 256, (24, 1, 8, 8)).astype(np.uint8)
+    write_shard(tmp_path / "0.arrow", [(rows, None)], (1, 8, 8), [127.5], 73.9)
+    latents = Latents([tmp_path / "0.arrow"])
+    for shards in (1, 2):
+        spec = expert_spec(network=ROUTED, training={"shards": shards})
+        for name in ("whole", "parts"):
+            (tmp_path / f"{name}{shards}").mkdir()
+        train(spec, latents, tmp_path / f"whole{shards}")
+        with pytest.raises(Interrupted):
+            calls = iter([False, False, True])
+            train(spec, latents, tmp_path / f"parts{shards}", stop=lambda calls=calls: next(calls))
+        train(spec, latents, tmp_path / f"parts{shards}")
+        found = [
+            (tmp_path / f"{name}{shards}" / "weights-212.safetensors").read_bytes()
+            for name in ("whole", "parts")
+        ]
+        assert found[0] == found[1]
+
+
+def test_blocks_that_none_are_left_of_are_told():
+    base = {"seed": 0, "data": {}, "latent": {}, "features": {}, "evaluate": {}, "defaults": {}}
+    bad = {"network": {"kind": "dit", "depth": 4, "routing": {}}}
+    with pytest.raises(
+        UserError, match=r"network\.routing: 2 blocks before and 2 after leave none"
+    ):
+        resolve(base | {"recipes": {"one": bad}})

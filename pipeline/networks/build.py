@@ -35,13 +35,15 @@ def network_of(
     return spec.network.maker(spec, seed, device, root)
 
 
-def flops_of(spec: NetworkSpec, log_snr: float | None = None, root: Path = Path()) -> float:
+def flops_of(
+    spec: NetworkSpec, log_snr: float | None = None, root: Path = Path(), *, training: bool = False
+) -> float:
     """Forward FLOPs of that network for one image (a multiply-add is two).
 
-    A multi-decoder's are those at `log_snr`, or without one the mean over its intervals, each
-    counted once.
+    training: of a forward pass of training, where that is another. A multi-decoder's are those at
+    `log_snr`, or without one the mean over its intervals, each counted once.
     """
-    network = network_of(spec, device="meta", root=root)
+    network = network_of(spec, device="meta", root=root).train(training)
     return network.flops(spec.resolution, spec.resolution, log_snr)
 
 

@@ -3,7 +3,8 @@
 As in the paper, each block scales and shifts what its two norms give, and gates what it adds, by
 six vectors made of noise level and class (adaLN-zero): the gates start at zero, and every block as
 the identity. Options that came later: norms on queries and keys, gated perceptrons, rotary
-positions (Yao & Wang 2025, LightningDiT). The paper's network answers a variance beside the noise,
+positions (Yao & Wang 2025, LightningDiT), tokens that skip blocks in training (Krause et al. 2025,
+TREAD, arXiv 2501.04765). The paper's network answers a variance beside the noise,
 in twice the channels; this one does not.
 
 Positions are computed from the size of what comes in, so any size that patches divide will do.
@@ -147,6 +148,13 @@ def _turns(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     return torch.cat([angles(places, channels // 4) for places in grid(height, width, like)], 1)
 
 
+def _passed(blocks: nn.ModuleList, h: Tensor, told: Tensor, turns: Tensor | None) -> Tensor:
+    """Tokens through some blocks."""
+    for block in blocks:
+        h = block(h, told, turns)
+    return h
+
+
 class Blocks(nn.Module):
     """Some blocks of a DiT, one after the other; `settings` are those of the block `network`."""
 
@@ -155,6 +163,7 @@ class Blocks(nn.Module):
         width, heads = settings.width, settings.heads
         hidden = int(settings.mlp_ratio * width * (2 / 3 if settings.swiglu else 1))
         self.rotary, self.patch, self.channels = settings.rotary, settings.patch, width // heads
+        self.routing: params.TokenRouting | None = None
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden, settings.qk_norm, settings.swiglu) for _ in range(depth)
         )
@@ -165,9 +174,31 @@ class Blocks(nn.Module):
         if self.rotary:
             sides = (side // self.patch for side in size)
             turns = _turns(*sides, self.channels, told.detach())
-        for block in self.blocks:
-            h = block(h, told, turns)
-        return h
+        if not self.routes:
+            return _passed(self.blocks, h, told, turns)
+        before, within, after = self.parts()
+        h = _passed(before, h, told, turns)
+        # Which tokens stay: drawn by torch, which training seeds by position.
+        n, tokens, width = h.shape
+        chosen = torch.rand(n, tokens, device=h.device).argsort(1)[:, : self.stay(tokens)]
+        places = chosen[:, :, None].expand(-1, -1, width)
+        own = None if turns is None else turns[chosen][:, None]
+        stayed = _passed(within, h.gather(1, places), told, own)
+        return _passed(after, h.scatter(1, places, stayed), told, turns)
+
+    @property
+    def routes(self) -> bool:
+        """Whether some tokens skip blocks: while it trains only."""
+        return self.routing is not None and self.training
+
+    def parts(self) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
+        """The blocks before tokens leave, those that they skip, and the ones after."""
+        first, last = self.routing.start, len(self.blocks) - self.routing.end
+        return self.blocks[:first], self.blocks[first:last], self.blocks[last:]
+
+    def stay(self, tokens: int) -> int:
+        """How many of the tokens skip nothing."""
+        return max(1, round((1 - self.routing.share) * tokens))
 
 
 class Encoder(Blocks):
@@ -175,7 +206,7 @@ class Encoder(Blocks):
 
     def __init__(self, settings: params.DiT, channels_in: int, classes: int, conditioned: bool):
         super().__init__(settings, settings.depth)
-        width = settings.width
+        width, self.routing = settings.width, settings.routing
         self.patches = _linear(channels_in * self.patch**2, width)
         features = FEATURES[settings.told]
         self.embedding = Embedding(width, FREQUENCIES, classes, conditioned, features)
@@ -257,7 +288,7 @@ class DiT(nn.Module):
 
 
 def count_flops(encoder: Encoder, decoder: Decoder, height: int, width: int) -> int:
-    """Forward FLOPs of both for one image, a multiply-add being two.
+    """Forward FLOPs of both for one image, a multiply-add being two; in training mode, of training.
 
     Counted are matrix products and attention.
     """
@@ -266,7 +297,13 @@ def count_flops(encoder: Encoder, decoder: Decoder, height: int, width: int) -> 
     once = [encoder.embedding, decoder.modulation, *(block.modulation for block in blocks)]
     for_all, for_one = _weights([encoder, decoder]), _weights(once)
     products = 2 * (tokens * (for_all - for_one) + for_one)
-    return products + len(blocks) * 4 * tokens**2 * encoder.patches.out_features
+    width = encoder.patches.out_features
+    total = products + len(blocks) * 4 * tokens**2 * width
+    if encoder.routes:
+        within, stay = encoder.parts()[1], encoder.stay(tokens)
+        weights = _weights(within) - _weights(block.modulation for block in within)
+        total -= 2 * (tokens - stay) * weights + len(within) * 4 * (tokens**2 - stay**2) * width
+    return total
 
 
 def _weights(parts: Iterable[nn.Module]) -> int:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from pipeline.block import (
     MOST_WIDTH,
     BelowOne,
+    Block,
     Depth,
     Form,
     Positive,
@@ -143,6 +144,18 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 MOST_TOKENS = 16_384  # of an image: each attends to each
 
 
+class TokenRouting(Block):
+    """Some tokens, drawn anew for each image, skip the blocks in the middle while it trains (TREAD,
+    Krause et al. 2025): an image then takes fewer FLOPs. Sampling takes all of them."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the tokens, that skips."""
+    start: Depth = 2
+    """Blocks that all tokens pass before."""
+    end: Depth = 2
+    """Blocks that all tokens pass after."""
+
+
 class DiT(Conditional):
     """A transformer on patches, told its state by adaptive norms (Peebles & Xie 2023)."""
 
@@ -169,6 +182,9 @@ class DiT(Conditional):
     """Rotary positions in each attention, instead of sines and cosines added to the tokens."""
     told: Literal["log_snr", "timestep"] = neutral("log_snr")
     """How the state is told: `timestep` is what published weights know, 0 to 999 of DDPM."""
+    routing: TokenRouting | None = neutral(None)
+    """Let some tokens skip blocks of the `depth` while it trains, `routing: {}` as in its paper;
+    null: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +201,17 @@ class DiT(Conditional):
             )
         return given | numbers | {"size": None}
 
+    @property
+    def random(self) -> bool:
+        return self.routing is not None
+
     def contradictions(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
+        if self.routing is not None and self.routing.start + self.routing.end >= self.depth:
+            yield (
+                "network.routing",
+                f"{self.routing.start} blocks before and {self.routing.end} after leave none of "
+                f"the {self.depth} to skip; lower start or end",
+            )
         own = [("partition.channels", width) for width in widths]
         for key, width in [("network.width", self.width), *own]:
             if width % (4 * self.heads):

@@ -208,9 +208,10 @@ def flops_per_image(spec: ExpertSpec, root: Path = Path()) -> float:
     """
     bounds = spec.interval_bounds
     if not bounds:
-        return flops_of(spec, root=root)
+        return flops_of(spec, root=root, training=True)
     drawn = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
     places = np.searchsorted(-np.asarray(bounds), -drawn.log_snrs, side="left")
     shares = np.bincount(places, drawn.average(), minlength=len(bounds) + 1)
     levels = [bounds[0], *(bound - 1e-6 for bound in bounds)]  # one in each interval
-    return float(sum(s * flops_of(spec, v) for s, v in zip(shares, levels, strict=True)))
+    each = (flops_of(spec, v, training=True) for v in levels)
+    return float(sum(share * own for share, own in zip(shares, each, strict=True)))
