@@ -278,6 +278,14 @@ class ScoresSpec(Spec):
     published: Published | None = neutral(None)
 
 
+class ErrorsSpec(Spec):
+    mixture: dict[str, Any]
+    levels: list[float]
+    latents: list[str]  # of held-out images
+    seed: int
+    batch: int
+
+
 class OutputsSpec(Spec):
     mixture: dict[str, Any]
     states: States
@@ -319,6 +327,7 @@ SPECS: dict[str, type[Spec]] = {
     "samples": SamplesSpec,
     "reconstructions": ReconstructionsSpec,
     "scores": ScoresSpec,
+    "errors": ErrorsSpec,
     "outputs": OutputsSpec,
     "consistency": ConsistencySpec,
 }

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: scores of the samples."""
+"""The stage `evaluate`: scores of the samples, and errors on held-out images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from pipeline import plan
 from pipeline.params.recipe import Params
-from pipeline.specs import ScoresSpec
+from pipeline.specs import ErrorsSpec, ScoresSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import write_json
 from stages.facts import facts_of, fresh_params
 from stages.fanout import fan_out
 from stages.features import extractor_of
-from stages.inputs import checked_file
+from stages.inputs import checked_file, latents_of, mixture_of
+from stages.merge import milestones_of
 from stages.reporter import Reporter
 from stages.sample import reconstruction_jobs, sample_jobs
 from stages.workspace import Workspace
@@ -56,6 +57,38 @@ def run_scores(
     write_json(entry.path / "scores.json", result)
 
 
+def run_errors(
+    spec: ErrorsSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import torch
+
+    from pipeline.evaluation.errors import held_out_errors
+
+    torch.set_num_threads(1)
+    reporter.unit = "levels"
+    found = held_out_errors(
+        mixture_of(spec.mixture, store, workspace),
+        latents_of(spec.latents, store),
+        spec.levels,
+        seed=spec.seed,
+        batch=spec.batch,
+        progress=reporter.progress,
+    )
+    write_json(entry.path / "errors.json", found)
+
+
+def error_jobs(
+    workspace: Workspace,
+    params: Params,
+    facts: plan.DatasetFacts,
+    recipes: Mapping[str, plan.RecipePlan],
+) -> dict[str, plan.Job]:
+    """The job that measures each recipe's errors, at its end; {} without held-out images."""
+    ends = {name: milestones_of(workspace, name)[-1]["mixture"] for name in recipes}
+    found = {name: plan.errors(params, facts, recipes[name], end) for name, end in ends.items()}
+    return {name: job for name, job in found.items() if job is not None}
+
+
 def score_jobs(
     workspace: Workspace,
     params: Params,
@@ -71,13 +104,15 @@ def score_jobs(
 
 
 def evaluate(workspace: Workspace) -> None:
-    """Scores of every recipe at every milestone."""
+    """Scores of every recipe at every milestone, and its errors at the end."""
     facts = facts_of(workspace)
 
     def jobs() -> list[plan.Job]:
         params = fresh_params(workspace)
-        found = score_jobs(workspace, params, facts, plan.experts(params, facts)).values()
+        recipes = plan.experts(params, facts)
+        found = score_jobs(workspace, params, facts, recipes).values()
+        apart = error_jobs(workspace, params, facts, recipes).values()
         decoded = reconstruction_jobs(workspace, params, facts)
-        return [*found, *decoded[1:]]
+        return [*found, *apart, *decoded[1:]]
 
-    fan_out(workspace, "scores", jobs, ("samples", "features"))
+    fan_out(workspace, "scores", jobs, ("latents", "experts", "samples", "features"))

@@ -19,7 +19,7 @@ from pipeline.store.files import Lost, ask, sweep, write_text
 from stages.analyse import run_bounds, run_pilot, run_spectrum
 from stages.consistency import run_consistency, run_outputs
 from stages.encode import run_encoder, run_latents
-from stages.evaluate import run_scores
+from stages.evaluate import run_errors, run_scores
 from stages.fanout import FINAL
 from stages.features import run_features
 from stages.inputs import Runner
@@ -99,6 +99,7 @@ RUNNERS: dict[str, Runner] = {
     "samples": run_samples,
     "reconstructions": run_reconstructions,
     "scores": run_scores,
+    "errors": run_errors,
     "outputs": run_outputs,
     "consistency": run_consistency,
 }

@@ -22,7 +22,7 @@ from pipeline.networks.params import UNet
 from pipeline.params.load import load
 from pipeline.sampling.params import DdimSampling
 forms = {"expert": [UNet(), UniformCurriculum()]}
-forms |= {"samples": [UNet(), DdimSampling()], "outputs": [UNet()]}
+forms |= {"samples": [UNet(), DdimSampling()], "outputs": [UNet()], "errors": [UNet()]}
 found = {kind: plan.code_of(kind, *forms.get(kind, ())) for kind in plan.CODE}
 facts = plan.DatasetFacts("0" * 64, 1000, 16, 1, 10, (127.5,), (73.9,), class_counts=(100,) * 10)
 params = load(Path("params.yaml"))
@@ -33,7 +33,7 @@ for recipe in plan.experts(params, facts).values():
 print(json.dumps(found))
 """
 KINDS = {"encoder", "latents", "spectrum", "bounds", "pilot", "features", "pairing", "expert"}
-KINDS |= {"merged", "samples", "reconstructions", "scores", "outputs", "consistency"}
+KINDS |= {"merged", "samples", "reconstructions", "scores", "errors", "outputs", "consistency"}
 
 
 def replace(path: str, old: str, new: str) -> Callable[[Path], None]:

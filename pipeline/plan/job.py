@@ -86,6 +86,11 @@ CODE = {
         "pipeline.evaluation.scores:score",
         "pipeline.evaluation.scores:useless_features",
     ),
+    "errors": (
+        *_LATENTS,
+        "pipeline.evaluation.errors:held_out_errors",
+        "pipeline.sampling.mixture:Mixture",
+    ),
     "outputs": (
         *_LATENTS,
         *_DATASET,

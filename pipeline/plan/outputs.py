@@ -12,12 +12,13 @@ from pydantic import Field, TypeAdapter
 from pipeline.block import Form
 from pipeline.networks.params import Network
 from pipeline.params.recipe import Params
-from pipeline.plan.inputs import DatasetFacts, encoder, images_of, latents
+from pipeline.plan.inputs import DatasetFacts, encoder, held_out, images_of, latents
 from pipeline.plan.job import Job, code_of
 from pipeline.plan.merges import RecipePlan
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.specs import (
     ConsistencySpec,
+    ErrorsSpec,
     File,
     Led,
     OutputsSpec,
@@ -29,6 +30,7 @@ from pipeline.specs import (
 )
 
 NETWORK = TypeAdapter(Annotated[Network, Field(discriminator="kind")])
+ERROR_LEVELS = 24  # noise levels at which errors are measured, at most
 NEAR_STATE = 0.1  # log-SNR within which an expert's one state stands for a level (5 % in amplitude)
 
 
@@ -166,6 +168,32 @@ def scores(
     )
     needs = (*names, reference.name)
     return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])
+
+
+def errors(
+    params: Params, data: DatasetFacts, plan: RecipePlan, mixture: dict[str, Any]
+) -> Job | None:
+    """The job that measures a mixture's errors on held-out images by noise level; None without
+    such images.
+
+    At some of the recipe's states, evenly over them, or evenly over its continuous range.
+    """
+    shards = [job.name for job in held_out(params, data)]
+    if not shards:
+        return None
+    states, most = plan.trained, ERROR_LEVELS
+    levels = np.linspace(states[0], states[-1], most) if plan.continuous else states
+    chosen = np.unique(np.round(np.linspace(0, len(levels) - 1, most)).astype(int))
+    spec = ErrorsSpec(
+        mixture=mixture,
+        levels=[float(v) for v in levels[chosen]],
+        latents=shards,
+        seed=params.evaluate.seed,
+        batch=params.evaluate.batch,
+        code=code_of("errors", plan.recipe.network),
+    )
+    needs = (*_parts(mixture), *shards)
+    return Job("errors", spec, f"{plan.name} errors", needs, group=plan.name)
 
 
 def consistency(

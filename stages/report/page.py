@@ -26,6 +26,7 @@ from stages.report.section import Section
 from stages.report.sections import (
     consistency,
     cost,
+    errors,
     film,
     latents,
     merging,
@@ -41,8 +42,8 @@ from stages.report.sections import (
 )
 
 SECTIONS = (
-    *(scores, cost, samples, film, latents, states, steps, partitions, pairings, training),
-    *(merging, consistency, provenance),
+    *(scores, cost, samples, film, latents, states, steps, partitions, pairings),
+    *(training, errors, merging, consistency, provenance),
 )
 EMBEDDED_BYTES = 500_000  # a larger picture is embedded reduced
 EMBEDDED_PIXELS = 1200

@@ -63,7 +63,13 @@ PASSED_ON = (
 )
 # The few that a row of `dvc metrics show` and the columns of `dvc exp show` have room for.
 FLAT = ("fid", "kid", "precision", "recall", "images_seen", "images_seen_critical", "train_flops")
-IN_METRICS_ONLY = ("milestones", "per_class", "left_out", "floor")  # not in the summary's recipes
+IN_METRICS_ONLY = (
+    "milestones",
+    "per_class",
+    "left_out",
+    "floor",
+    "held_out",
+)  # not in the summary's recipes
 GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
 
@@ -110,6 +116,8 @@ def collect(
     metrics = {
         name: recipe_metrics(workspace, facts, recipe, scored) for name, recipe in recipes.items()
     }
+    for name, job in evaluate.error_jobs(workspace, workspace.params, facts, recipes).items():
+        metrics[name]["held_out"] = workspace.store.entry(job.name).load_json("errors.json")
     times = recipe_times(workspace, facts, recipes)
     both = costs.together(metrics, times)
     for folder in ("metrics", "recipes", "pictures"):

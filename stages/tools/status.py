@@ -111,7 +111,8 @@ def needed_jobs(workspace: Workspace) -> list[Needed]:
         if need.startswith("samples/")
     }
     found.append(Needed("samples", list(samples.items())))
-    return [*found, _needed("scores", scores.values())]
+    apart = evaluate.error_jobs(workspace, params, facts, recipes)
+    return [*found, _needed("scores", [*scores.values(), *apart.values()])]
 
 
 def _needed(stage: str, jobs: Iterable[plan.Job]) -> Needed:
