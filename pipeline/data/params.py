@@ -28,6 +28,7 @@ SOURCES = {
     "parquet": "pipeline.data.sources.parquet:open_parquet",
     "webdataset": "pipeline.data.sources.webdataset:open_webdataset",
     "npz": "pipeline.data.sources.npz:open_npz",
+    "synthetic": "pipeline.data.sources.synthetic:open_synthetic",
 }
 
 

@@ -46,7 +46,8 @@ def preview(
     Of a folder only names are read, and one image; of other sources what comes within `seconds`.
     Raises UserError as `open_source` does, and for a source without any image.
     """
-    reader = open_source(source, path, split)
+    # Nothing but the limit says how many images are drawn of a law.
+    reader = open_source(source, path, split, limit if source == "synthetic" else None)
     labels: Counter[int] = Counter()
     rows, first, ended = 0, None, True
     started = time.monotonic()

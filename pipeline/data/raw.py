@@ -57,6 +57,10 @@ def locate(source: str, path: Path | None, split: str) -> Path:
         # Found without importing scikit-learn, which takes a second.
         package = importlib.util.find_spec("sklearn").submodule_search_locations[0]
         return Path(package) / "datasets" / "data" / "digits.csv.gz"
+    if source == "synthetic":
+        if path is not None:
+            raise UserError(f"data.path: synthetic images are drawn here; leave {shown(path)} out")
+        return Path(__file__).with_name("sources") / "synthetic.py"  # what makes them
     hint = f"give the path of the files of source {source!r}"
     if source == "fashion-mnist":
         path = path or FASHION_MNIST
