@@ -7,7 +7,7 @@ import typing
 from collections import Counter
 
 from pipeline.block import MOST_RUNS, MOST_WIDTH
-from pipeline.data.params import Autoencoder, Data, Pixels
+from pipeline.data.params import Autoencoder, Data, Pixels, strange
 from pipeline.evaluation.params import FEATURES, Classifier
 from pipeline.levels.params import (
     BoundsPartition,
@@ -54,9 +54,8 @@ def strange_data(data: Data) -> typing.Iterator[str]:
     """Impossible combinations of what says where the images come from."""
     if data.limit is not None and data.holdout >= data.limit:
         yield f"data.holdout: {data.holdout} of {data.limit} images (data.limit) leave none"
+    yield from strange(data.source, data.limit, data.side)
     if data.source == "synthetic":
-        if data.limit is None:
-            yield "data.limit: missing; `synthetic` draws as many images as it says, such as 20000"
         for key in ("resolution", "channels", "duplicates"):
             if getattr(data, key) != type(data).model_fields[key].default:
                 yield (

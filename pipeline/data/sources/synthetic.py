@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.data.raw import SPLITS
 from pipeline.data.sources.base import Sample, Source
-from pipeline.errors import UserError
 from pipeline.noise import philox
 
 SIDE = 16
@@ -83,12 +82,8 @@ def drawn(split: str, first: int, count: int) -> np.ndarray:
     return np.searchsorted(shared, numbers, side="right")
 
 
-def open_synthetic(path: Path, split: str, limit: int | None) -> Source:
+def open_synthetic(path: Path, split: str, limit: int) -> Source:
     """Draws of the law, as many as `limit` says; a label is the number of the shape."""
-    if limit is None:
-        raise UserError(
-            "data.limit: missing; `synthetic` draws as many images as it says, such as 20000"
-        )
     images, of_one_shape = templates(), shares()[0].size
 
     def samples() -> Iterator[Sample]:
