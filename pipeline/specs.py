@@ -268,6 +268,13 @@ class Published(Form):
     file: File
 
 
+class Law(Form):
+    """A known law of the images, that of a source."""
+
+    made_by: ClassVar[str] = "pipeline.evaluation.law:compared"
+    source: Literal["synthetic"] = "synthetic"
+
+
 class ScoresSpec(Spec):
     samples: list[str]
     features: str
@@ -276,6 +283,7 @@ class ScoresSpec(Spec):
     allow_few: bool
     labels: Literal["dataset", "uniform"] | None = neutral(None)
     published: Published | None = neutral(None)
+    law: Law | None = neutral(None)
 
 
 class ErrorsSpec(Spec):

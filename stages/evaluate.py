@@ -32,7 +32,8 @@ def run_scores(
     reference = store.entry(spec.features)
     extractor, moments = extractor_of(reference, workspace)
     samples = Latents([store.entry(n).file("samples.arrow") for n in spec.samples])
-    generated = extractor.features(samples.raw(np.arange(len(samples))))
+    images = samples.raw(np.arange(len(samples)))
+    generated = extractor.features(images)
     real = np.load(reference.file("features.npy"), mmap_mode="r", allow_pickle=False)
     labelled = "labels.npy" in reference.files()
     result = scores.score(
@@ -52,6 +53,8 @@ def run_scores(
         path = checked_file(workspace, file)
         result |= spec.published.maker(path, generated, moments.extractor)
         result["published"]["file"] = file.path
+    if spec.law is not None:
+        result |= spec.law.maker(images, samples.labels, spec.seed)
     if spec.labels is not None:
         result["labels"] = spec.labels
     write_json(entry.path / "scores.json", result)

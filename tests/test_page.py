@@ -100,6 +100,26 @@ def test_a_distance_to_statistics_of_others_says_what_is_compared(tmp_path):
     assert "FID to published (stats.npz) compares these samples against those of" in page.text
 
 
+def test_scores_against_a_law_have_columns_and_their_floors(tmp_path):
+    names = ("shape", "colour", "position", "size", "shape_colour", "all")
+
+    def law(number, share):
+        floor = {name: {"mean": 0.01 + number / 100, "high": 0.05} for name in names}
+        found = {f"tv_{name}": 0.02 * (number + 1) for name in names} | {"off_law": 3.25}
+        return found | {"law": {"floor": floor, "level": 0.95}}
+
+    page = written(project(tmp_path, scores=law))
+    head, *rows = page.tables[0]
+    titles = [cell.rstrip("\u00a0↓↑") for cell in head]
+    shown = [f"TV {name}" for name in (*names[:4], "shape + colour", "all")]
+    assert titles[6:13] == [*shown, "off the law"] and "as asked" not in titles
+    assert rows[0][titles.index("TV all")].removesuffix(" (best)") == "0.0200"
+    text = " ".join(page.text.split())
+    assert "of the samples of ddpm, score on average (and in 95 % of cases up to) TV shape 0.0" in (
+        text
+    )
+
+
 def test_the_opening_names_the_dataset_and_the_floor(default):
     (_, _, facts, *_), page = default
     for words in ("1,797 images of 8 × 8 pixels", "10 classes", facts.digest[:16], "500 samples"):

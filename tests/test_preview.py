@@ -47,6 +47,13 @@ def test_digits_are_as_prepare_finds_them(tmp_path):
     assert seen.class_counts == tuple(info.class_counts)
 
 
+def test_patches_and_draws_are_as_prepare_finds_them(tmp_path, folder):
+    agree(tmp_path, source="patches", path=folder, side=5)
+    agree(tmp_path, source="patches", path=folder, side=5, resolution=8, limit=7)
+    seen, info = agree(tmp_path, source="synthetic", limit=70)
+    assert seen.class_counts == tuple(info.class_counts)
+
+
 def test_what_is_not_read_to_its_end_is_said_to_be_more(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((50, 8, 8, 1), np.uint8), labels=np.arange(50))
     asked = {"source": "npz", "path": tmp_path / "a.npz"}

@@ -113,6 +113,24 @@ def test_an_archive_and_the_digits_have_one_too(make, tmp_path):
     assert found(Workspace(workspace.root))["files"] == 1
 
 
+def test_photographs_and_a_law_have_one_too(make, tmp_path):
+    pictures(tmp_path / "photos")
+    workspace = make(str(tmp_path / "photos"))
+    path = workspace.root / "params.yaml"
+    path.write_text(path.read_text().replace("source: folder", "source: patches, side: 8"))
+    first = found(Workspace(workspace.root))
+    assert first["files"] == 24
+    prepare.prepare(Workspace(workspace.root))
+    assert open_dataset(workspace.dataset).info.rows >= 24 * 4
+    path.write_text(path.read_text().replace("side: 8", "side: 12"))
+    assert changes(Workspace(workspace.root)).startswith("data.side (8 -> 12) changed")
+    picture(tmp_path / "photos" / "a" / "00.ppm", 99)
+    assert found(Workspace(workspace.root))["digest"] != first["digest"]
+    law = "{source: synthetic, limit: 30}"
+    path.write_text(PARAMS.replace("{source: folder, path: PATH, resolution: 16}", law))
+    assert found(Workspace(workspace.root))["files"] == 1
+
+
 def test_labels_from_1_keep_their_numbers_and_make_no_class_0(make, tmp_path, capsys):
     images = np.arange(24 * 16, dtype=np.uint16).astype(np.uint8).reshape(24, 4, 4)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(24) % 3 + 1)

@@ -48,8 +48,10 @@ def put(path: Path, data: bytes) -> Path:
     return path
 
 
-def read(source: str, path: Path | None = None, split: str = "train") -> list[Sample | Refused]:
-    return list(open_source(source, path, split).samples)
+def read(
+    source: str, path: Path | None = None, split: str = "train", **keys
+) -> list[Sample | Refused]:
+    return list(open_source(source, path, split, **keys).samples)
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -662,10 +664,17 @@ def limited_cifar(folder: Path) -> dict:
     return cifar_of(folder, lambda data: data)
 
 
+def limited_patches(folder: Path) -> dict:
+    for number in range(60):
+        put(folder / f"{number % 7}" / f"{number:02}.png", encoded(pixels(4, 4)))
+    return {"source": "patches", "path": folder, "side": 4}
+
+
 @pytest.mark.parametrize(
     "make",
     [
         limited_folder,
+        limited_patches,
         limited_parquet,
         limited_parquet_without_labels,
         limited_webdataset,
@@ -1419,6 +1428,55 @@ def cifar_pickle_cut(folder):
 def cifar_pickle_of_huge_array(folder):
     state = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 0]}, 2)
     return cifar_of(folder, lambda data: state.replace(b"M\0\x0c", b"M\xff\xff"), "python")
+
+
+def patches_of(folder: Path, side: int | None = 16, **files: bytes) -> dict:
+    for name, data in {"good": encoded(pixels(40, 40, 3)), **files}.items():
+        put(folder / f"{name}.png", data)
+    return {"source": "patches", "path": folder, "side": side}
+
+
+@bad("small.png has 15x40 pixels, less than data.side (16) asks for; repair or remove it")
+def patches_of_a_small_photograph(folder):
+    return patches_of(folder, small=encoded(pixels(40, 15, 3)))
+
+
+@bad("small.png has 15x40 pixels, less than data.side (16) asks for; repair or remove it")
+def some_patches_of_a_small_photograph(folder):
+    return patches_of(folder, small=encoded(pixels(40, 15, 3))) | {"limit": 2}
+
+
+@bad("2 images cannot be used: cut.png is damaged")
+def patches_of_damaged_photographs(folder):
+    cut = encoded(pixels(40, 40, 3))[:2000]
+    return patches_of(folder, cut=cut, drawing=b"<svg></svg>") | {"limit": 4}
+
+
+@bad("has no images; put some there")
+def patches_of_nothing(folder):
+    put(folder / "notes.txt", b"none yet")
+    return {"source": "patches", "path": folder, "side": 16}
+
+
+@bad("raw is not divided into splits; give the path of the images of 'test'")
+def patches_of_no_such_split(folder):
+    return patches_of(folder) | {"split": "test"}
+
+
+@bad("x.png: is not a folder; unpack it")
+def patches_of_a_file(folder):
+    put(folder / "x.png", encoded(pixels(40, 40)))
+    return {"source": "patches", "path": folder / "x.png", "side": 16}
+
+
+@bad("data.side: missing; `patches` are squares of so many pixels")
+def patches_of_no_side(folder):
+    return patches_of(folder, None)
+
+
+@bad("data.side: 16: only `patches` have one; leave it out")
+def a_side_of_a_folder(folder):
+    return patches_of(folder) | {"source": "folder"}
 
 
 @bad("x.tar.gz: is not a .tar.gz archive")

@@ -77,6 +77,7 @@ def prepare(
     crop: str = "center",
     limit: int | None = None,
     split: str = "train",
+    side: int | None = None,
     duplicates: str = "keep",
     accept: Callable[[DatasetInfo], None] = lambda info: None,
     progress: Callable[[int], None] | None = None,
@@ -87,6 +88,7 @@ def prepare(
     crop: "center" cuts the largest centred square, "none" refuses images that are not square.
     limit: at most so many rows, spread over the source, each class in its proportion; they are
         chosen before copies are looked for.
+    side: of the squares that are `patches`, in pixels of the photographs.
     duplicates: "keep", "drop" or "refuse" exact copies of earlier images.
     progress: called now and then with the number of rows so far.
 
@@ -102,7 +104,7 @@ def prepare(
     _check_settings(resolution, channels, crop, limit, duplicates)
     shape = functools.partial(_shaped, resolution=resolution, channels=channels, crop=crop)
     threads = min(cores(), MOST_THREADS)
-    reader = open_source(source, path, split, limit, work=shape, threads=threads)
+    reader = open_source(source, path, split, limit, side, work=shape, threads=threads)
     sizes = _Sizes(resolution, channels)
     problems = _Problems()
     first_of: dict[bytes, str | None] = {}
@@ -159,6 +161,7 @@ def prepare(
             "limit": limit,
             "split": split,
             "duplicates": duplicates,
+            **({} if side is None else {"side": side}),
         }
         info = writer.finish(classes if labelled else None, copies, settings)
         accept(info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,7 +20,8 @@ from pipeline.block import (
     Width,
 )
 
-# What opens each source: (place, split, limit) -> `sources.base.Source`.
+# What opens each source: (place, split, limit) -> `sources.base.Source`; that of `patches` is also
+# told their side.
 SOURCES = {
     "digits": "pipeline.data.sources.builtin:open_digits",
     "fashion-mnist": "pipeline.data.sources.builtin:open_fashion_mnist",
@@ -28,6 +30,8 @@ SOURCES = {
     "parquet": "pipeline.data.sources.parquet:open_parquet",
     "webdataset": "pipeline.data.sources.webdataset:open_webdataset",
     "npz": "pipeline.data.sources.npz:open_npz",
+    "patches": "pipeline.data.sources.patches:open_patches",
+    "synthetic": "pipeline.data.sources.synthetic:open_synthetic",
 }
 
 
@@ -40,6 +44,8 @@ class Data(Block):
     """File or folder: relative to the project, absolute, or below `~`."""
     split: Literal["train", "test"] = "train"
     """The part that is read, of a source that has both."""
+    side: Annotated[int, Field(gt=0, le=4096)] | None = None
+    """Of `patches`: side of the squares that photographs are cut into, in pixels of theirs."""
     resolution: Annotated[int, Field(gt=0, le=4096)] | None = None
     """Side in pixels; null keeps the source's own."""
     channels: Literal[1, 3] | None = None
@@ -52,6 +58,19 @@ class Data(Block):
     """What to do with exact copies."""
     holdout: ImagesOrNone = 0
     """Images kept from training, a share of every class; searches of `merge` evaluate on them."""
+
+
+def strange(source: str, limit: int | None, side: int | None) -> Iterator[str]:
+    """What lacks of the keys that a source must have, or has no place in it."""
+    if source == "synthetic" and limit is None:
+        yield "data.limit: missing; `synthetic` draws as many images as it says, such as 20000"
+    if source == "patches" and side is None:
+        yield (
+            "data.side: missing; `patches` are squares of so many pixels of the photographs, such "
+            "as 64"
+        )
+    if source != "patches" and side is not None:
+        yield f"data.side: {side}: only `patches` have one; leave it out"
 
 
 class Pixels(Block):

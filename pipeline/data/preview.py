@@ -39,6 +39,7 @@ def preview(
     resolution: int | None = None,
     channels: int | None = None,
     limit: int | None = None,
+    side: int | None = None,
     seconds: float = LOOK_SECONDS,
 ) -> Preview:
     """A quick look at a source, with the settings that `dataset.prepare` has.
@@ -46,7 +47,8 @@ def preview(
     Of a folder only names are read, and one image; of other sources what comes within `seconds`.
     Raises UserError as `open_source` does, and for a source without any image.
     """
-    reader = open_source(source, path, split)
+    # Nothing but the limit says how many images are drawn of a law.
+    reader = open_source(source, path, split, limit if source == "synthetic" else None, side)
     labels: Counter[int] = Counter()
     rows, first, ended = 0, None, True
     started = time.monotonic()

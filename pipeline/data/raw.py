@@ -57,6 +57,10 @@ def locate(source: str, path: Path | None, split: str) -> Path:
         # Found without importing scikit-learn, which takes a second.
         package = importlib.util.find_spec("sklearn").submodule_search_locations[0]
         return Path(package) / "datasets" / "data" / "digits.csv.gz"
+    if source == "synthetic":
+        if path is not None:
+            raise UserError(f"data.path: synthetic images are drawn here; leave {shown(path)} out")
+        return Path(__file__).with_name("sources") / "synthetic.py"  # what makes them
     hint = f"give the path of the files of source {source!r}"
     if source == "fashion-mnist":
         path = path or FASHION_MNIST
@@ -77,6 +81,8 @@ def raw_files(source: str, path: Path | None, split: str) -> tuple[Path, Iterabl
     if source == "folder":
         root, classes = class_folders(path, split)
         return root, (name for folder in classes or [""] for name in walk(root, folder, False))
+    if source == "patches":
+        return photographs(path, split)
     if source in SHARDS and path.is_dir():
         return path, shards(path, split, SHARDS[source])
     if source == "fashion-mnist":
@@ -150,8 +156,6 @@ def class_folders(path: Path, split: str) -> tuple[Path, list[str]]:
 
     Raises UserError for images beside class folders, and for splits that cannot be told apart.
     """
-    if not path.is_dir():
-        raise UserError(f"{shown(path)}: is not a folder; unpack it, or choose another source")
     root = _split_folder(path, split)
     _refuse_saved(root)
     found = entries(root)
@@ -170,8 +174,19 @@ def class_folders(path: Path, split: str) -> tuple[Path, list[str]]:
     return root, folders
 
 
+def photographs(path: Path, split: str) -> tuple[Path, Iterator[str]]:
+    """The folder that holds the split's photographs, and their names, at any depth.
+
+    Raises UserError for splits that cannot be told apart.
+    """
+    root = _split_folder(path, split)
+    return root, walk(root, splits=False)
+
+
 def _split_folder(path: Path, split: str) -> Path:
     """The folder of the split, where the folder holds splits and nothing else."""
+    if not path.is_dir():
+        raise UserError(f"{shown(path)}: is not a folder; unpack it, or choose another source")
     _refuse_saved(path)
     found = entries(path)
     named = {name: split_of(name) for name, is_folder in found if is_folder and split_of(name)}

@@ -7,7 +7,7 @@ import typing
 from collections import Counter
 
 from pipeline.block import MOST_RUNS, MOST_WIDTH
-from pipeline.data.params import Autoencoder, Pixels
+from pipeline.data.params import Autoencoder, Data, Pixels, strange
 from pipeline.evaluation.params import FEATURES, Classifier
 from pipeline.levels.params import (
     BoundsPartition,
@@ -50,11 +50,24 @@ def same_names(recipes: dict[str, Recipe]) -> typing.Iterator[str]:
             owners[run] = name
 
 
+def strange_data(data: Data) -> typing.Iterator[str]:
+    """Impossible combinations of what says where the images come from."""
+    if data.limit is not None and data.holdout >= data.limit:
+        yield f"data.holdout: {data.holdout} of {data.limit} images (data.limit) leave none"
+    yield from strange(data.source, data.limit, data.side)
+    if data.source == "synthetic":
+        for key in ("resolution", "channels", "duplicates"):
+            if getattr(data, key) != type(data).model_fields[key].default:
+                yield (
+                    f"data.{key}: {getattr(data, key)} would change the images of `synthetic` or "
+                    "how often each comes, and so their law; leave it out"
+                )
+
+
 def strange_sections(top: Params) -> typing.Iterator[str]:
     """Impossible combinations outside of the recipes."""
     data, features = top.data, top.features
-    if data.limit is not None and data.holdout >= data.limit:
-        yield f"data.holdout: {data.holdout} of {data.limit} images (data.limit) leave none"
+    yield from strange_data(data)
     if isinstance(features, Classifier):
         for key in ("channels", "dimension"):
             if getattr(features, key) % 8:

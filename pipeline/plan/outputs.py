@@ -20,6 +20,7 @@ from pipeline.specs import (
     ConsistencySpec,
     ErrorsSpec,
     File,
+    Law,
     Led,
     OutputsSpec,
     Published,
@@ -156,6 +157,7 @@ def scores(
     if settings.reference is not None:
         file = File(path=settings.reference, sha256=data.reference_file)
         published = Published(file=file)
+    law = Law() if params.data.source == "synthetic" else None
     spec = ScoresSpec(
         samples=names,
         features=reference.name,
@@ -164,7 +166,8 @@ def scores(
         allow_few=settings.allow_few,
         labels=settings.labels if conditional else None,
         published=published,
-        code=code_of("scores", *([published] if published else [])),
+        law=law,
+        code=code_of("scores", *filter(None, (published, law))),
     )
     needs = (*names, reference.name)
     return Job("scores", spec, f"{label} scores", needs, group=label.partition(" ")[0])

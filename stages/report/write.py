@@ -59,17 +59,21 @@ PASSED_ON = (
     "per_class",
     "fid_published",
     "published",
+    "tv_shape",
+    "tv_colour",
+    "tv_position",
+    "tv_size",
+    "tv_shape_colour",
+    "tv_all",
+    "off_law",
+    "as_asked",
+    "law",
     "left_out",
 )
 # The few that a row of `dvc metrics show` and the columns of `dvc exp show` have room for.
 FLAT = ("fid", "kid", "precision", "recall", "images_seen", "images_seen_critical", "train_flops")
-IN_METRICS_ONLY = (
-    "milestones",
-    "per_class",
-    "left_out",
-    "floor",
-    "held_out",
-)  # not in the summary's recipes
+# Not in the summary's recipes.
+IN_METRICS_ONLY = ("milestones", "per_class", "left_out", "floor", "held_out", "law")
 GRID, GRID_COLUMNS = 64, 8  # samples shown of each recipe
 PAIRED_COLUMNS = 16  # reconstructions in a row
 

@@ -29,7 +29,7 @@ def declared(params: Params, said: Declared) -> Preview | None:
     UserError if the number of images is said and something else is still missing.
     """
     data = params.data
-    rows, side, channels, classes = None, None, None, said.classes
+    rows, side, channels, classes = None, data.side, None, said.classes
     if data.source in PUBLISHED:
         splits, side, channels, known = PUBLISHED[data.source]
         rows, classes = splits[data.split], known if classes is None else classes

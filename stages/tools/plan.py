@@ -218,7 +218,8 @@ def _facts(
     from pipeline.data.preview import preview
 
     data = workspace.params.data
-    settings = data.model_dump(include={"source", "split", "resolution", "channels", "limit"})
+    keys = {"source", "split", "side", "resolution", "channels", "limit"}
+    settings = data.model_dump(include=keys)
     why = changed.partition("; ")[0] or "the dataset is not prepared yet"
     seen = declared(workspace.params, said or Declared()) if missing else None
     how = "by a look at the source" if seen is None else f"as said, for {data.path} is not there"

@@ -34,13 +34,14 @@ def _folder_samples(
         first = row
         for name in walk(root, folder, False):
             if wanted is None or (row < len(wanted) and wanted[row]):
-                yield functools.partial(_folder_sample, root / name, name, label)
+                yield functools.partial(read_picture, root / name, name, label)
             row += 1
         if row == first and label is not None:
             yield Refused(shown(root / folder), "is a class folder without images")
 
 
-def _folder_sample(path: Path, source_id: str, label: int | None) -> Found:
+def read_picture(path: Path, source_id: str, label: int | None) -> Found:
+    """The picture in a file, by its name within the source, or why there is none."""
     where = shown(path)
     try:
         source_id.encode()

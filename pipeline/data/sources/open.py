@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.block import named
-from pipeline.data.params import SOURCES
+from pipeline.data.params import SOURCES, strange
 from pipeline.data.raw import locate
 from pipeline.data.sources.base import Found, Source, in_order
+from pipeline.errors import UserError
 
 
 def open_source(
@@ -21,6 +22,7 @@ def open_source(
     path: Path | None = None,
     split: str = "train",
     limit: int | None = None,
+    side: int | None = None,
     *,
     work: Callable[[Found], Any] = lambda found: found,
     threads: int = 1,
@@ -29,12 +31,17 @@ def open_source(
 
     limit: at most so many rows, spread over the source and in its order, each class in its
     proportion; labels are then read first, and no other picture is decoded.
+    side: of the squares that are `patches`, which need it, in pixels of the photographs.
     work: what `samples` gives of each. threads: so many decode pictures and do this work ahead of
     their turn; neither the order nor a bit depends on their number.
 
-    Raises UserError for an unknown source or split, and for a missing, foreign or ambiguous path;
+    Raises UserError for an unknown source or split, for a missing, foreign or ambiguous path, and
+    for a missing or superfluous side or limit;
     while `samples` is read, for a container that is damaged as a whole.
     """
     place = locate(source, path, split)
-    found = named(SOURCES[source])(place, split, limit)
+    for problem in strange(source, limit, side):
+        raise UserError(problem)
+    own = {} if side is None else {"side": side}
+    found = named(SOURCES[source])(place, split, limit, **own)
     return replace(found, samples=in_order(found.samples, work, threads))

@@ -5,7 +5,9 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import one_line
 
 # Pillow warns of odd metadata beside sound pixels; bombs are refused below. This is said once for
 # the process, as several threads decode.
@@ -173,6 +175,20 @@ def _decode(stream: BinaryIO) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = np.asarray(image.convert(mode))
     return pixels[:, :, None] if mode == "L" else pixels
+
+
+def upright_size(stream: BinaryIO) -> tuple[int, int]:
+    """Height and width of the picture that `decode` would give, where its head says them.
+
+    Raises Unusable for what is no picture.
+    """
+    try:
+        image = Image.open(stream)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception as error:  # as for `decode`
+        raise Unusable(f"is damaged ({one_line(error)})") from None
+    width, height = image.size
+    return (width, height) if turned else (height, width)
 
 
 def _wide_grey(image: Image.Image) -> bool:

@@ -13,6 +13,8 @@ from stages.report.results import Named, Results
 from stages.report.section import Cell, Section, Table, aligned, scaled
 
 MAX_CLASSES = 40  # columns of the tables by class
+# What is compared with the law of `data.source: synthetic`.
+LAW = ("shape", "colour", "position", "size", "shape + colour", "all")
 
 
 class Head(NamedTuple):
@@ -58,6 +60,12 @@ COLUMNS = (
     Column("precision", ("precision",), fixed, "higher"),
     Column("recall", ("recall",), fixed, "higher"),
     Column("coverage", ("coverage",), fixed, "higher"),
+    *(
+        Column(f"TV {title}", (f"tv_{title.replace(' + ', '_')}",), fixed, "lower", optional=True)
+        for title in LAW
+    ),
+    Column("off the law", ("off_law",), fixed, "lower", optional=True),
+    Column("as asked", ("as_asked",), fixed, "higher", optional=True),
     Column("images", ("images_seen",), _each(_count)),
     Column("experts", ("experts",), _each(_count)),
     Column("parameters active / total", ("parameters_active", "parameters"), _each(si)),
@@ -87,6 +95,7 @@ def section(results: Results) -> Section:
         "confidence": max(levels) * 100 if levels else None,
         "infinity": any(m.get("fid_infinity") is not None for m in metrics.values()),
         "published": next((m["published"] for m in metrics.values() if "published" in m), None),
+        "law": _law_floors(metrics),
         "floor": results.reference["floor"],
         "unit": costs.compute_unit(metrics),
         "by_class": _by_class(results),
@@ -194,6 +203,22 @@ def _what_costs_hold(results: Results) -> dict[str, str]:
         "piloted": ", ".join(piloted),
         "searched": ", ".join(searched),
     }
+
+
+def _law_floors(metrics: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What draws of the law score in the samples' place, and of which recipes, by names of these.
+
+    Recipes that are told a class are compared with the law of these classes.
+    """
+    said: dict[str, list[str]] = {}
+    for name, found in metrics.items():
+        if law := found.get("law"):
+            own = [law["floor"][title.replace(" + ", "_")] for title in LAW]
+            means, highs = (fixed([floor[key] for floor in own]) for key in ("mean", "high"))
+            each = zip(LAW, means, highs, strict=True)
+            text = ", ".join(f"{title} {mean} (up to {high})" for title, mean, high in each)
+            said.setdefault(text, []).append(name)
+    return {", ".join(names): text for text, names in said.items()}
 
 
 def _by_class(results: Results) -> list[Table]:

@@ -1,0 +1,471 @@
+"""Which published tricks make training faster: each alone, on two tuned baselines, on each dataset.
+
+`python benchmarks/verdicts.py` tunes the baselines on Fashion-MNIST (batch, learning rate, decay,
+average: one seed, a quarter of the images, SEARCH), then trains them and every trick on each
+dataset with three seeds, and writes benchmarks/results/verdicts.json. The other datasets were not
+seen by any search. `--only DATASET ...` does some of them, and keeps what is known of the rest.
+`--photographs DIR`: a folder of large ones, of which `patches` are cut. Run it again to go on
+where it was interrupted.
+
+Gains are to equal FID, the worse of the two last ones, so they are below one where a trick loses:
+how many times fewer images (those that one worker sees in a row), training FLOPs and CPU-seconds.
+Seconds are of the training and of all that it alone needs: pairing, analyses, features.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import experiment
+import fashion
+import yaml
+from common import RESULTS, machine, write_results
+from disentangled import EACH, few
+from experiment import Experiment, curve, ratio_with_spread, speedup, summarise
+from headline import STAGES, over, trained
+
+from stages.tools import sweep
+
+IMAGES = 12_000
+MILESTONES = [3_000, 6_000]
+ROWS = 20_000  # of each dataset
+
+LATENT = {"encoder": "autoencoder", "channels": 2, "downsample": 4}
+DATASETS: dict[str, dict[str, Any]] = {
+    "fashion": {"data": {"source": "fashion-mnist", "resolution": 32}, "latent": LATENT},
+    "patches": {
+        "data": {"source": "patches", "resolution": 32},
+        "latent": LATENT | {"channels": 4},
+    },
+    "synthetic": {"data": {"source": "synthetic"}, "latent": LATENT | {"downsample": 2}},
+}
+TUNED_ON = "fashion"
+
+DDPM: dict[str, Any] = {"schedule": {"kind": "linear", "states": 1000}, "prediction": "eps"}
+BASELINES = {"ddpm": DDPM, "edm": fashion.EDM}
+FLOW = {
+    "schedule": {"kind": "flow"},
+    "prediction": "flow",
+    "sampling": {"kind": "euler", "steps": 16},
+}
+OTHER_RATES = (0.001, 0.002, 0.005, 0.01, 0.02)  # of an optimizer whose steps are others
+
+SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
+    (
+        "step",
+        {
+            f"{batch}-{rate}".replace(".", "_"): trained(batch=batch, learning_rate=rate)
+            for batch in (64, 32, 16)
+            for rate in (0.002, 0.005, 0.01)
+        },
+    ),
+    ("decay", {kind: trained(decay=kind) for kind in ("cosine", "linear")}),
+    ("average", {str(n): trained(ema_halflife=n) for n in (3_000, 1_000)}),
+]
+
+
+@dataclass(frozen=True)
+class Trick:
+    """What changes in a baseline, and what is said of it.
+
+    claim: the paper's, in its own terms; note: what it is here. labelled: on datasets with classes
+    alone, beside a class-conditional baseline. tuned: its learning rate is chosen anew.
+    """
+
+    recipe: dict[str, Any]
+    paper: str
+    claim: str
+    note: str = ""
+    labelled: bool = False
+    tuned: bool = False
+
+
+TRICKS: dict[str, Trick] = {
+    "assignment": Trick(
+        {"pairing": {"method": "assignment", "block": 1024, "sweeps": 8}},
+        "Immiscible diffusion, Li et al. 2024",
+        "up to 3 times faster",
+        "at dataset level instead of in a batch",
+    ),
+    "semidiscrete": Trick(
+        {"pairing": {"method": "semidiscrete"}},
+        "semidiscrete flow matching, Mousavi-Hosseini et al. 2025",
+        "better than pairing in a batch at no cost in a step",
+    ),
+    "knn": Trick(
+        {"pairing": {"method": "knn-l2", "candidates": 8, "center": False}},
+        "Improved immiscible diffusion, Li et al. 2025",
+        "more than 4 times faster",
+        "as published",
+    ),
+    "knn-centred": Trick(
+        {"pairing": {"method": "knn-l2", "candidates": 8}},
+        "ours",
+        "",
+        "the same without the mean image",
+    ),
+    "min-snr": Trick(
+        trained(weighting={"kind": "min-snr"}), "Min-SNR, Hang et al. 2023", "3.4 times faster"
+    ),
+    "uncertainty": Trick(
+        trained(weighting={"kind": "uncertainty"}),
+        "EDM2, Karras et al. 2024",
+        "a better loss weighting",
+    ),
+    "clts": Trick(
+        {"curriculum": {"kind": "clts"}},
+        "Xu et al. 2024",
+        "2 to 2.6 times faster, with MDLRC",
+        "a reconstruction",
+    ),
+    "static": Trick(
+        {"curriculum": {"kind": "static"}}, "ours", "", "the end of `clts` from the first image on"
+    ),
+    "mdlrc": Trick(
+        trained(decay="mdlrc"),
+        "Xu et al. 2024",
+        "2 to 2.6 times faster, with CLTS",
+        "a reconstruction",
+    ),
+    "speed": Trick({"curriculum": {"kind": "speed"}}, "SpeeD, Wang et al. 2025", "3 times faster"),
+    "muon": Trick(
+        trained(optimizer={"kind": "muon"}),
+        "Muon, Jordan et al. 2024",
+        "about 1.5 to 2 times fewer FLOPs, on language models",
+        "its learning rate tuned as Adam's",
+        tuned=True,
+    ),
+    "dispersive": Trick(
+        trained(auxiliary={"kind": "dispersive"}),
+        "dispersive loss, Wang & He 2025",
+        "a better FID at no cost",
+    ),
+    "repa": Trick(
+        trained(auxiliary={"kind": "repa"}),
+        "REPA, Yu et al. 2025",
+        "17.5 times faster",
+        "one vector an image, of the small classifier that scores it",
+    ),
+    "contrastive": Trick(
+        trained(auxiliary={"kind": "contrastive"}),
+        "contrastive flow matching, Stoica et al. 2025",
+        "up to 9 times faster",
+        labelled=True,
+    ),
+    "stages": Trick(
+        STAGES, "multi-stage, Zhang et al. 2024", "better FID at fewer FLOPs", "tailored decoders"
+    ),
+    "few-states": Trick(few(), "T-space, Gupta et al. 2024", "4 to 6 times faster", "16 states"),
+    "intervals": Trick(
+        few() | {"partition": {"kind": "uniform", "intervals": 4}},
+        "T-space, Gupta et al. 2024",
+        "4 to 6 times faster",
+        "16 states, an expert for every four",
+    ),
+    "experts": Trick(
+        few() | {"partition": EACH},
+        "T-space, Gupta et al. 2024",
+        "4 to 6 times faster",
+        "16 states, an expert for each",
+    ),
+    "clusters": Trick(
+        {"partition": {"kind": "data", "clusters": 4}},
+        "decentralized diffusion, McAllister et al. 2025",
+        "a better FID at equal FLOPs",
+        "four experts over clusters of the data",
+    ),
+}
+# The states of few-level recipes are their own: no law of the baseline's schedule belongs to them.
+LEVELS = ("schedule", "curriculum")
+
+
+def recipe(base: dict[str, Any], trick: Trick) -> dict[str, Any]:
+    """A trick on a baseline."""
+    own = trick.recipe
+    if "schedule" in own:  # evenly spread states, drawn uniformly
+        base = {key: value for key, value in base.items() if key not in LEVELS}
+    found = over(base, own)
+    if trick.labelled:
+        found = over(found, {"network": {"class_conditional": True}})
+    return found
+
+
+def params(dataset: str, recipes: dict[str, Any], photographs: str | None, images: int) -> Any:
+    found = copy.deepcopy(fashion.BASE) | copy.deepcopy(DATASETS[dataset])
+    found["data"] |= {"limit": ROWS, "holdout": 0}
+    if dataset == "patches":
+        if photographs is None:
+            raise SystemExit("patches: --photographs DIR names the folder that they are cut from")
+        found["data"]["path"] = photographs
+    milestones = MILESTONES if images == IMAGES else []
+    scaled = {"images": images, "milestones": milestones, "warmup": 1_000, "experts_per_job": 4}
+    found["defaults"]["training"] |= scaled
+    found["recipes"] = recipes
+    return found
+
+
+def tune(workers: int) -> dict[str, Any]:
+    """For each baseline what its search found, and every option's FID.
+
+    Muon's learning rate is searched on what was found, in the same way.
+    """
+    found: dict[str, Any] = {}
+    recipes: dict[str, Any] = {}
+
+    def score(tried: Mapping[str, dict[str, Any]], images: int) -> dict[str, float]:
+        recipes.update({key: own | {"seeds": [0]} for key, own in tried.items()})
+        wanted = params(TUNED_ON, recipes, None, images)
+        runs = experiment.run("verdicts-tuning", wanted, workers=workers).recipes
+        return {key: runs[f"{key}-seed0"]["fid"] for key in tried}
+
+    for name, start in {**BASELINES, "flow": FLOW}.items():
+        steps = [
+            (step, {f"{name}-{step}-{option}": own for option, own in options.items()})
+            for step, options in SEARCH
+        ]
+        best, rows = sweep.search(steps, [IMAGES // 4], 1.0, score, start)
+        found[name] = {"recipe": best, "rows": rows}
+        for trick in (key for key, each in TRICKS.items() if each.tuned and name in BASELINES):
+            rates = {
+                f"{name}-{trick}-{rate}".replace(".", "_"): over(
+                    TRICKS[trick].recipe, trained(learning_rate=rate)
+                )
+                for rate in OTHER_RATES
+            }
+            own, rows = sweep.search([(trick, rates)], [IMAGES // 4], 1.0, score, best)
+            found[f"{name}-{trick}"] = {"recipe": own, "rows": rows}
+    return found
+
+
+def arms(dataset: str, tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every recipe of a dataset, by name."""
+    labelled = dataset != "patches"
+    found: dict[str, dict[str, Any]] = {"flow": tuning["flow"]["recipe"]}
+    for base, plain in BASELINES.items():
+        tuned = tuning[base]["recipe"]
+        found |= {f"{base}-plain": plain, base: tuned}
+        if labelled:
+            found[f"{base}-labelled"] = over(tuned, {"network": {"class_conditional": True}})
+        for name, trick in TRICKS.items():
+            if trick.tuned:
+                found[f"{base}-{name}"] = tuning[f"{base}-{name}"]["recipe"]
+            elif labelled or not trick.labelled:
+                found[f"{base}-{name}"] = recipe(tuned, trick)
+    best = over(
+        over(tuning["edm"]["recipe"], TRICKS["assignment"].recipe), TRICKS["uncertainty"].recipe
+    )
+    return found | {"best": best}
+
+
+def helper_seconds(done: Experiment) -> dict[str, dict[int, float]]:
+    """CPU-seconds of what each recipe alone needs before it can train, up to each milestone."""
+    from pipeline import plan
+    from stages import facts
+    from stages.report.costs import analyses_of
+    from stages.workspace import Workspace
+
+    workspace = Workspace(experiment.BENCH / done.name)
+    known = facts.facts_of(workspace)
+    found: dict[str, dict[int, float]] = {}
+    for name, planned in plan.experts(workspace.params, known).items():
+        alone = {job.name for job in analyses_of(workspace, known, planned) if job.kind != "expert"}
+        found[name] = {}
+        for milestone in planned.milestones:
+            needed = set(alone)
+            for expert in planned.experts:
+                rows = len_of(workspace, expert)
+                for need in expert.job.needs:
+                    kind = need.partition("/")[0]
+                    if kind == "features":
+                        needed.add(need)
+                    elif kind == "pairing":
+                        first = workspace.store.entry(need).spec()["slots"][0]
+                        if first * rows < expert.snapshots[milestone]:
+                            needed.add(need)
+            made = (workspace.store.entry(need).circumstances() for need in sorted(needed))
+            found[name][milestone] = sum(each["cpu_seconds"] for each in made)
+    return found
+
+
+def len_of(workspace: Any, expert: Any) -> int:
+    """Rows of the dataset that an expert's latents have."""
+    specs = (workspace.store.entry(name).spec() for name in expert.job.spec.latents)
+    return sum(spec["last"] - spec["first"] for spec in specs)
+
+
+def measured(dataset: str, done: Experiment) -> list[dict[str, Any]]:
+    """A row for each recipe but the baselines' own controls."""
+    helpers = helper_seconds(done)
+    for name, found in done.recipes.items():
+        for images, point in found["milestones"].items():
+            point["all_cpu_seconds"] = point["cpu_seconds"] + helpers[name][int(images)]
+    runs = done.seeds()
+    rows = []
+    for name, own in runs.items():
+        control = control_of(name, runs)
+        row: dict[str, Any] = {"dataset": dataset, "recipe": name, "control": control}
+        row["fid"] = summarise([run["fid"] for run in own.values()])
+        if control != name:
+            pairs = [(runs[control][seed], run) for seed, run in own.items()]
+            row["fid_divided"] = ratio_with_spread(
+                [a["fid"] for a, _ in pairs], [b["fid"] for _, b in pairs]
+            )
+            for what, key in COSTS.items():
+                row[what] = summarise(
+                    [speedup(a, b, lambda r, key=key: curve(r, key), worse=True) for a, b in pairs]
+                )
+        rows.append(row)
+    return rows
+
+
+COSTS = {
+    "images": "images_seen_critical",
+    "flops": "train_flops",
+    "seconds": "all_cpu_seconds",
+}
+
+
+def control_of(name: str, runs: Mapping[str, Any]) -> str:
+    """The arm that one is compared with: the tuned baseline, or that which is told the classes."""
+    base, _, trick = name.partition("-")
+    if base not in BASELINES:
+        return "edm"
+    if trick in TRICKS and TRICKS[trick].labelled:
+        return f"{base}-labelled"
+    return base
+
+
+def word(gain: Mapping[str, Any]) -> str:
+    """What the seeds say of one gain: `gains`, `loses`, or neither beyond their spread."""
+    if gain["mean"] is None:
+        return "unclear"
+    if gain["min"] > 1.05:
+        return "gains"
+    return "loses" if gain["max"] < 0.95 else "no difference"
+
+
+def verdict(words: list[str]) -> str:
+    """Of one trick over all baselines and datasets."""
+    gains, loses = words.count("gains"), words.count("loses")
+    if gains == len(words):
+        return "pays everywhere here"
+    if loses == len(words):
+        return "loses everywhere here"
+    if gains and loses:
+        return "pays and loses"
+    if gains:
+        return f"pays in {gains} of {len(words)}"
+    return f"loses in {loses} of {len(words)}" if loses else "no clear difference"
+
+
+def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `best` gains over plain and tuned EDM on each dataset."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        dataset = row["dataset"]
+        if row["recipe"] == "best":
+            found[f"images_speedup_vs_edm_tuned_{dataset}"] = row["images"]["mean"]
+            found[f"seconds_speedup_vs_edm_tuned_{dataset}"] = row["seconds"]["mean"]
+            found[f"seconds_speedup_vs_edm_{dataset}"] = row["seconds_vs_plain"]["mean"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--photographs")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
+    path = RESULTS / "verdicts.json"
+    described = machine()
+    tuning = tune(options.workers)
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in known if row["dataset"] not in options.only]
+    for dataset in options.only:
+        wanted = params(dataset, arms(dataset, tuning), options.photographs, IMAGES)
+        done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
+        own = measured(dataset, done)
+        against_plain(own, done)
+        experiment.show(own)
+        rows += own
+    described |= {"tuning": tuning, "images": IMAGES, "rows_of_each": ROWS}
+    rows.sort(key=lambda row: list(DATASETS).index(row["dataset"]))
+    write_results("verdicts", rows, headline_of(rows), described)
+
+
+def against_plain(rows: list[dict[str, Any]], done: Experiment) -> None:
+    """What `best` and the tuned baseline take of plain EDM's seconds, to its own last FID."""
+    runs = done.seeds()
+    for row in rows:
+        if row["recipe"] in ("best", "edm"):
+            row["seconds_vs_plain"] = summarise(
+                [
+                    speedup(runs["edm-plain"][seed], run, lambda r: curve(r, "all_cpu_seconds"))
+                    for seed, run in runs[row["recipe"]].items()
+                ]
+            )
+
+
+# --- what docs/verdicts.md shows ------------------------------------------------------------------
+def short_table(found: Mapping[str, Any]) -> list[str]:
+    """A row for each trick: its claim, its gain in images at every place, the verdict."""
+    at = {(row["dataset"], row["recipe"]): row for row in found["rows"]}
+    datasets = [name for name in DATASETS if any(row["dataset"] == name for row in found["rows"])]
+    places = [(dataset, base) for dataset in datasets for base in BASELINES]
+    heads = [f"{dataset}, {base}" for dataset, base in places]
+    lines = [
+        "| trick | claimed | " + " | ".join(heads) + " | here |",
+        "|---|---|" + "---:|" * len(heads) + "---|",
+    ]
+    for name, trick in TRICKS.items():
+        rows = [at.get((dataset, f"{base}-{name}")) for dataset, base in places]
+        if not any(rows):
+            continue
+        said = trick.claim or "a control of ours"
+        cells = [spread(row and row["images"]) for row in rows]
+        words = [word(row["images"]) for row in rows if row]
+        about = f"[{name}](#{name})"
+        lines.append(f"| {about} | {said} | " + " | ".join(cells) + f" | {verdict(words)} |")
+    return lines
+
+
+def dataset_table(found: Mapping[str, Any], dataset: str) -> list[str]:
+    """A row for each recipe: its FID, and its gains over its control."""
+    lines = [
+        "| recipe | control | FID | images | FLOPs | seconds |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        if row["dataset"] == dataset:
+            beside = "" if row["control"] == row["recipe"] else row["control"]
+            cells = [spread(row.get(key)) for key in ("fid", *COSTS)]
+            lines.append(f"| {row['recipe']} | {beside} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def notes() -> list[str]:
+    """A paragraph on each trick: whose it is, what it is here, and the blocks that switch it on."""
+    lines = []
+    for name, trick in TRICKS.items():
+        blocks = yaml.safe_dump(trick.recipe, default_flow_style=True, width=1_000).strip()
+        about = f"{trick.paper}; {trick.note}." if trick.note else f"{trick.paper}."
+        lines += [f"### {name}", f"{about[0].upper()}{about[1:]} `{blocks[1:-1]}`", ""]
+    return lines[:-1]
+
+
+def spread(gain: Mapping[str, Any] | None) -> str:
+    """Mean, and lowest to highest of the seeds."""
+    if gain is None:
+        return ""
+    if gain["mean"] is None:
+        return f"not reached ({gain['n']} of {gain['of']})"
+    return f"{gain['mean']:.3g} ({gain['min']:.3g} to {gain['max']:.3g})"
+
+
+if __name__ == "__main__":
+    main()
