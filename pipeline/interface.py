@@ -143,7 +143,7 @@ class Pairing:
         """
         at = np.asarray(rows, np.int64)
         slot = number % len(self.stored.slots)
-        ids = torch.from_numpy(self.stored.noise_ids(slot, at)).to(device)
+        ids = torch.from_numpy(self.stored.pairs(slot, at)[1]).to(device)
         scale = self.stored.settings["scale"]
         return normal(self.stored.key, slot, ids, self.shape) * scale
 

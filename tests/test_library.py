@@ -82,7 +82,7 @@ def test_a_pairing_brings_noise_nearer_and_loses_none(images, tmp_path, form):
 def test_labels_keep_noise_within_a_class_and_seeds_change_it(images, tmp_path):
     labels = np.arange(60) % 2
     made = tspace.Pairing.of(images, tmp_path / "a", labels=labels, block=60)
-    ids = made.stored.noise_ids(0, np.arange(60))
+    ids = made.stored.pairs(0, np.arange(60))[1]
     assert (ids % 2 == labels).all() and (ids != np.arange(60)).any()
     other = tspace.Pairing.of(images, tmp_path / "b", labels=labels, block=60, seed=1)
     assert not torch.equal(made.noise(0, [0]), other.noise(0, [0]))
