@@ -176,7 +176,13 @@ def write_taken(
     data: str,
     statistics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Store the rows that noises take (`semidiscrete.choose`), as `write_pairing` does its own."""
+    """Store the rows that noises take (`semidiscrete.choose`), as `write_pairing` does its own.
+
+    Raises ValueError for integers that are no rows.
+    """
+    for slot, taken in slots.items():
+        if taken.dtype.kind != "u" or taken.max() >= len(taken):
+            raise ValueError(f"slot {slot}: not the row of each noise")
     header = {
         "rng": philox.RNG,
         "key": f"{key:016x}",

@@ -44,9 +44,9 @@ _PROGRESS_SECONDS = 1.0
 # A batch is this part of the rows, and at most so many noises: few rows are then taken twice
 # between two steps. It holds each noise's negative as well, which costs no further product.
 _BATCH_SHARE, _BATCH = 32, 1024
-# The first step, in units of `_Rows.spread`; steps fall to 0 linearly, and the potentials from
-# this part of the steps on are averaged.
-_STEP, _AVERAGED = 0.5, 0.25
+# The first step in units of the spread (`_Rows.first_guess`), times the square root of the noises
+# for each row; steps fall to 0 linearly, and potentials from this part of the steps on are averaged.
+_STEP, _AVERAGED = 2.0, 0.25
 # Rows and noises that are multiplied at once: the scores stay in a processor's cache.
 _ROWS_AT_ONCE, _NOISES_AT_ONCE = 2048, 512
 
@@ -173,6 +173,7 @@ def learn(
             steps = -(-noises * n // (2 * batch))
             drawn_by = philox.derive_key(key, "potential", number)
             guess, spread = at.first_guess()
+            largest = _STEP * spread / math.sqrt(noises)
             first, potential, total = 0, guess, np.zeros(n)
             if number == before["number"]:
                 first, potential, total = (before[k] for k in ("step", "potential", "total"))
@@ -182,7 +183,7 @@ def learn(
                 taken = pool.map(partial(at.taken, potential=potential, mirrored=True), drawn)
                 times = sum(np.bincount(own.ravel(), minlength=n) for own in taken)
                 # Only differences count, so the 1 / N of the gradient can be left out.
-                potential = potential - _STEP * spread * (1 - step / steps) * times
+                potential = potential - largest * (1 - step / steps) * times
                 if step >= _AVERAGED * steps:
                     total = total + potential
                 now = time.monotonic()
