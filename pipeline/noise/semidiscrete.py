@@ -45,7 +45,7 @@ _PROGRESS_SECONDS = 1.0
 # between two steps. It holds each noise's negative as well, which costs no further product.
 _BATCH_SHARE, _BATCH = 32, 1024
 # The first step in units of the spread (`_Rows.first_guess`), times the square root of the noises
-# for each row; steps fall to 0 linearly, and potentials from this part of the steps on are averaged.
+# for each row. Steps fall to 0 linearly; potentials from this part of them on are averaged.
 _STEP, _AVERAGED = 2.0, 0.25
 # Rows and noises that are multiplied at once: the scores stay in a processor's cache.
 _ROWS_AT_ONCE, _NOISES_AT_ONCE = 2048, 512
