@@ -20,9 +20,9 @@ from pipeline.levels import schedule as schedules
 from pipeline.levels.params import FROM_DATA, IntervalDensity, state_count
 from pipeline.levels.spectrum import means, spectrum
 from pipeline.networks.embedding import timestep
-from pipeline.noise import pairing
+from pipeline.noise import pairing, semidiscrete
 from pipeline.noise.assignment import centred, pair_slot
-from pipeline.noise.params import Independent
+from pipeline.noise.params import Independent, Semidiscrete
 from pipeline.noise.philox import derive_key, normal
 from pipeline.noise.process import add_noise
 from pipeline.params.mistakes import validate
@@ -72,7 +72,8 @@ def curriculum(
 class Pairing:
     """Which noise each image of a dataset is trained with, pass by pass (immiscible diffusion).
 
-    `Pairing.of` computes one, `save` and `load` keep it; `noise` is what to train with.
+    `Pairing.of` computes one, and `load` reads it again; `noise` is what to train with, or for
+    `semidiscrete`, whose noises choose their images, `pairs`.
     """
 
     def __init__(self, stored: pairing.Pairing, shape: tuple[int, ...]):
@@ -104,6 +105,19 @@ class Pairing:
         rows = _Rows(data)
         classes = None if labels is None else np.asarray(labels, np.int64)
         key = derive_key(seed, "noise")
+        described = {"scale": block.scale, "shape": list(rows.shape)}
+        known = {"key": key, "data": digest([len(rows), *rows.shape])}
+        if isinstance(block, Semidiscrete):
+            given = {"key": key, "labels": classes}
+            potential = semidiscrete.learn(rows.flat, len(rows), noises=block.noises, **given)
+            taken = {
+                slot: semidiscrete.choose(rows.flat, len(rows), potential, slot=slot, **given)
+                for slot in range(passes)
+            }
+            pairing.write_taken(
+                Path(path), taken, settings={"noises": block.noises} | described, **known
+            )
+            return cls.load(path)
         chosen_by = rows.flat
         if getattr(block, "center", False):
             rows.labels = classes
@@ -122,9 +136,8 @@ class Pairing:
             Path(path),
             slots,
             method=method,
-            settings=options | {"scale": block.scale, "shape": list(rows.shape)},
-            key=key,
-            data=digest([len(rows), *rows.shape]),
+            settings=options | described,
+            **known,
         )
         return cls.load(path)
 
@@ -139,13 +152,25 @@ class Pairing:
     def noise(self, number: int, rows: Any, device: torch.device | str = "cpu") -> Tensor:
         """The noise of some rows (int [n]) in pass `number`, from 0: float32 [n, ...].
 
-        Passes beyond the last one that is stored begin again at the first.
+        Passes beyond the last one that is stored begin again at the first. UserError for
+        `semidiscrete`, where a row has no noise of its own.
         """
-        at = np.asarray(rows, np.int64)
+        if self.stored.method == "semidiscrete":
+            raise UserError("pairing.method: semidiscrete has a row for each noise; use pairs()")
+        return self.pairs(number, rows, device)[1]
+
+    def pairs(
+        self, number: int, places: Any, device: torch.device | str = "cpu"
+    ) -> tuple[np.ndarray, Tensor]:
+        """Rows (int64 [n]) and their noise (float32 [n, ...]) at some places of pass `number`.
+
+        places: int [n], each of 0 .. N - 1 once a pass. They are the rows themselves, but for
+        `semidiscrete`, where they number the noises.
+        """
         slot = number % len(self.stored.slots)
-        ids = torch.from_numpy(self.stored.noise_ids(slot, at)).to(device)
-        scale = self.stored.settings["scale"]
-        return normal(self.stored.key, slot, ids, self.shape) * scale
+        rows, ids = self.stored.pairs(slot, np.asarray(places, np.int64))
+        eps = normal(self.stored.key, slot, torch.from_numpy(ids).to(device), self.shape)
+        return rows, eps * self.stored.settings["scale"]
 
 
 class _Rows:

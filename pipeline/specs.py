@@ -22,7 +22,7 @@ from pipeline.evaluation.params import Features
 from pipeline.levels.params import Curriculum, OptimalDenoiserPartition
 from pipeline.merging.params import Merge
 from pipeline.networks.params import Network
-from pipeline.noise.params import Assignment, Nearest, Pairing
+from pipeline.noise.params import Assignment, Nearest, Pairing, Semidiscrete
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.store.entry import Entry
 from pipeline.training.params import Training
@@ -116,12 +116,13 @@ class FeaturesSpec(Spec):
 
 
 class PairingSpec(Spec):
-    settings: Annotated[Assignment | Nearest, Field(discriminator="method")]
+    settings: Annotated[Assignment | Nearest | Semidiscrete, Field(discriminator="method")]
     slots: list[int]  # passes over the dataset, from the first to before the second
     classes: int  # 0 where the pairing does not look at them
     noise_key: int
     dataset: str
     latents: list[str]
+    potential: str | None = neutral(None)  # the entry that has it; null: this one learns it
 
 
 class NetworkSpec(Block):

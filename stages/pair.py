@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import plan
+from pipeline.block import Form
 from pipeline.specs import PairingSpec
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import write_json
@@ -22,7 +23,7 @@ def run_pairing(
     latents = latents_of(spec.latents, store, "cpu")
     settings, method, key = spec.settings, spec.settings.method, spec.noise_key
     rows, count = flat_rows(latents), len(latents)
-    if settings.keep is not None:
+    if getattr(settings, "keep", None) is not None:
         basis = assignment.principal_components(rows, count, settings.keep, key=key)
         pairing.write_components(entry.path / "components.arrow", basis, spec.dataset)
     components = None
@@ -34,9 +35,31 @@ def run_pairing(
     chosen_by = assignment.centred(rows, means, labels) if centered else rows
     apart = ("keep", "components", "center", "within_class", "refresh", "scale")
     options = settings.arguments(*apart)
+    first, last = spec.slots
+    if isinstance(settings, Form):
+        reporter.unit = "noises"
+        learnt = spec.potential and store.entry(spec.potential).file("potential.arrow")
+        statistics = settings.maker(
+            rows,
+            count,
+            latents.shape,
+            entry.path,
+            key=key,
+            slots=range(first, last),
+            data=spec.dataset,
+            labels=latents.labels,
+            within_class=labels is not None,
+            means=means,
+            components=components,
+            learnt=learnt,
+            progress=reporter.progress,
+            log=reporter.log,
+            **settings.arguments("components", "within_class", "scale"),
+        )
+        write_json(entry.path / "diagnostics.json", statistics)
+        return
     slots = {}
     reporter.unit = "passes"
-    first, last = spec.slots
     for slot in range(first, last):
         slots[slot] = assignment.pair_slot(
             method,

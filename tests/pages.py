@@ -75,6 +75,9 @@ DIAGNOSTICS = {
     | {"noise_mean": 0.01, "noise_mean_error": 0.02, "mean_share": 0.33}
     | {"noise_std": 1.001, "component_variance": [0.98], "component_correlation": [0.7]}
     | {"class_leak": 0.31, "class_chance": 0.1},
+    "semidiscrete": {"cost": 109.0, "distance_cut_percent": 14.9, "alignment_percent": 14.9}
+    | {"noise_mean": 0.01, "noise_mean_error": 0.02, "mean_share": 0.33, "unevenness": 0.12}
+    | {"noise_std": 1.001, "component_variance": [0.98], "component_correlation": [0.7]},
 }
 MERGED = {
     "relative_norms": [0.04, 0.03],

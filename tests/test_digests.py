@@ -177,6 +177,10 @@ TABLE = {
         replace("pipeline/sampling/guidance.py", "both if low <=", "both if low <"),
         set(),
     ),
+    "edit a pairing that they do not use": (
+        replace("pipeline/noise/semidiscrete.py", "_STEP, _AVERAGED = 2.0", "_STEP, _AVERAGED = 3"),
+        set(),
+    ),
     "edit how others' statistics are read": (
         replace("pipeline/evaluation/frechet.py", "rtol=1e-3", "rtol=1e-4"),
         set(),

@@ -122,6 +122,7 @@ PARAMS = {
             "seeds": [0, 1],
             "pairing": {"method": "assignment", "block": 64, "keep": 4},
         },
+        "taken": {"schedule": TWELVE, "pairing": {"method": "semidiscrete", "components": 8}},
     },
 }
 

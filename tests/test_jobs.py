@@ -8,12 +8,15 @@ import signal
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from pipeline import plan
 from pipeline.data import dataset, split
+from pipeline.noise import philox, semidiscrete
 from pipeline.params.load import resolve
 from pipeline.store.files import reached
+from pipeline.training.draws import Draws
 from stages import facts, fanout, features, inputs, train
 from stages import job as jobs
 from stages.facts import facts_of
@@ -74,6 +77,86 @@ def test_centred_choices_pull_the_noise_nowhere(workspace, conditional):
         found[center] = entry.load_json("diagnostics.json")
     assert found[False]["noise_mean"] > 10 * found[False]["noise_mean_error"]
     assert abs(found[True]["noise_mean"]) < 4 * found[True]["noise_mean_error"]
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_noises_that_take_their_images_stay_normal_and_are_trained_with(workspace, conditional):
+    recipe = {"pairing": {"method": "semidiscrete", "components": 32}}
+    recipe["network"] = {"class_conditional": conditional}
+    recipe["training"] = {"images": 2 * ROWS, "batch": 10}
+    raw = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    raw["recipes"] = {"one": recipe}
+    params, facts = resolve(raw), facts_of(workspace)
+    [expert] = plan.experts(params, facts)["one"].experts
+    entries = []
+    for job in (*plan.latents(params, facts), *expert.pairings, expert.job):
+        entry = workspace.store.plan(job.kind, job.spec.as_json())
+        assert jobs.run_job(workspace, workspace.store, job.name), entry.log.read_text()
+        entries.append(entry)
+    first, second = entries[-3:-1]
+    assert "potential.arrow" in first.files() and "potential.arrow" not in second.files()
+    for entry in (first, second):
+        found = entry.load_json("diagnostics.json")
+        assert abs(found["noise_mean"]) < 4 * found["noise_mean_error"]
+        assert found["noise_std"] == pytest.approx(1, abs=5 / np.sqrt(2 * 64 * ROWS))
+        assert np.abs(np.array(found["component_variance"]) - 1).max() < 5 * np.sqrt(2 / ROWS)
+        # Classes hold much of the first components, and noises cannot choose among them.
+        assert max(found["component_correlation"]) > 0.3
+        assert conditional or min(found["component_correlation"]) > 0.3
+        assert found["alignment_percent"] == pytest.approx(found["distance_cut_percent"], abs=1)
+        assert found["unevenness"] < 0.6
+    latents = inputs.latents_of(expert.job.spec.latents, workspace.store, "cpu")
+    draws = Draws(expert.job.spec, latents, train._pairings(expert.job.spec, workspace.store))
+    drawn = draws.draw(0, 2 * ROWS)
+    for slot in (0, 1):
+        mine = drawn.slots == slot
+        ids, rows = drawn.ids[mine], drawn.rows[mine]
+        assert sorted(ids) == list(range(ROWS))  # each noise once, in an order of its own
+        assert list(ids) != sorted(ids) and len(np.unique(rows)) < ROWS
+        eps = draws.noises(drawn.slots[mine], rows, ids).flatten(1).numpy()
+        expected = philox.normal(expert.job.spec.noise_key, slot, ids, (64,))
+        assert np.array_equal(eps, expected)
+        own = latents.gather(rows).flatten(1).numpy()
+        inner = (own * eps).sum(1).mean()
+        assert inner > 5 * np.sqrt((own**2).sum(1).mean() / ROWS)
+        assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
+        if conditional:
+            labels = latents.labels[rows]
+            assert np.array_equal(np.bincount(labels), np.bincount(latents.labels))
+            assert set(np.unique(drawn.labels[mine])) <= {
+                *np.unique(labels),
+                expert.job.spec.classes,
+            }
+
+
+def test_a_killed_potential_goes_on(workspace, monkeypatch):
+    raw = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    raw["recipes"] = {"one": {"pairing": {"method": "semidiscrete"}, "training": {"images": 100}}}
+    params, facts = resolve(raw), facts_of(workspace)
+    [pairing] = plan.experts(params, facts)["one"].experts[0].pairings
+    for job in (*plan.latents(params, facts), pairing):
+        entry = workspace.store.plan(job.kind, job.spec.as_json())
+        if job is not pairing:
+            assert jobs.run_job(workspace, workspace.store, job.name)
+    monkeypatch.setattr(semidiscrete, "STATE_SECONDS", 0)
+    keep = semidiscrete.keep
+
+    def killed(folder, name, far, write):
+        keep(folder, name, far, write)
+        if far > 100:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(semidiscrete, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_job(workspace, workspace.store, pairing.name)
+    far = reached(entry.state, semidiscrete.STATE)
+    assert far > 100 and not entry.done
+    monkeypatch.setattr(
+        semidiscrete, "keep", lambda folder, name, reached, write: told.append(reached)
+    )
+    told = []
+    assert jobs.run_job(workspace, workspace.store, pairing.name), entry.log.read_text()
+    assert min(told) == far + 1
 
 
 def test_mapped_images_are_the_datasets(workspace):

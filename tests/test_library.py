@@ -82,7 +82,7 @@ def test_a_pairing_brings_noise_nearer_and_loses_none(images, tmp_path, form):
 def test_labels_keep_noise_within_a_class_and_seeds_change_it(images, tmp_path):
     labels = np.arange(60) % 2
     made = tspace.Pairing.of(images, tmp_path / "a", labels=labels, block=60)
-    ids = made.stored.noise_ids(0, np.arange(60))
+    ids = made.stored.pairs(0, np.arange(60))[1]
     assert (ids % 2 == labels).all() and (ids != np.arange(60)).any()
     other = tspace.Pairing.of(images, tmp_path / "b", labels=labels, block=60, seed=1)
     assert not torch.equal(made.noise(0, [0]), other.noise(0, [0]))
@@ -90,6 +90,26 @@ def test_labels_keep_noise_within_a_class_and_seeds_change_it(images, tmp_path):
         images, tmp_path / "c", method="knn-dot", candidates=4, labels=labels, scale=0.5
     )
     assert nearest.noise(0, np.arange(60)).std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_noises_of_a_semidiscrete_pairing_take_their_images(images, tmp_path):
+    labels = np.arange(60) % 2
+    made = tspace.Pairing.of(
+        images, tmp_path / "a", passes=2, method="semidiscrete", labels=labels, scale=0.5
+    )
+    again = tspace.Pairing.load(tmp_path / "a")
+    for epoch in range(2):
+        rows, eps = made.pairs(epoch, torch.arange(60))
+        own = torch.from_numpy(philox.normal(made.stored.key, epoch, np.arange(60), (1, 8, 8)))
+        assert torch.equal(eps, 0.5 * own)
+        assert (labels[rows] == labels).all()
+        assert (own * images[rows]).sum() > (own * images).sum() + 60
+        assert np.array_equal(again.pairs(epoch, np.arange(60))[0], rows)
+    with pytest.raises(UserError, match=r"use pairs\(\)"):
+        made.noise(0, [0])
+    plain = tspace.Pairing.of(images, tmp_path / "b", block=60)
+    rows, eps = plain.pairs(0, [5, 3])
+    assert rows.tolist() == [5, 3] and torch.equal(eps, plain.noise(0, [5, 3]))
 
 
 def test_schedules_are_those_of_the_pipeline(images):

@@ -450,10 +450,10 @@ def test_stored_pairing_reads_back(stored):
         assert found.slots[slot].dtype == np.uint16
         np.testing.assert_array_equal(found.slots[slot], paired)
         rows = np.array([4, 299, 4])
-        ids = found.noise_ids(slot, rows)
+        ids = found.pairs(slot, rows)[1]
         assert ids.dtype == np.int64
         np.testing.assert_array_equal(ids, paired[rows])
-    mixed = found.noise_ids(np.array([0, 3, 3]), rows)
+    mixed = found.pairs(np.array([0, 3, 3]), rows)[1]
     np.testing.assert_array_equal(mixed, [slots[0][4], slots[3][299], slots[3][4]])
     assert {name: getattr(found, name) for name in HEADER} == HEADER
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -464,7 +464,7 @@ def test_stored_choices_read_back(tmp_path):
     paired = np.array([2, 0, 1], np.uint8)
     header = HEADER | {"method": "knn-dot", "settings": {"candidates": 3}}
     pairing.write_pairing(path, {7: paired}, **header)
-    ids = pairing.read_pairing(path).noise_ids(7, np.array([0, 2]))
+    ids = pairing.read_pairing(path).pairs(7, np.array([0, 2]))[1]
     np.testing.assert_array_equal(ids, [2, 7])
 
 

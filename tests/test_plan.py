@@ -524,6 +524,9 @@ def test_latents_wait_for_their_encoder_and_give_the_networks_its_shape():
         ({"method": "assignment"}, False, 0),
         ({"method": "knn-l2"}, True, 10),
         ({"method": "knn-l2", "center": False}, True, 0),
+        ({"method": "semidiscrete"}, True, 10),
+        ({"method": "semidiscrete", "within_class": False}, True, 0),
+        ({"method": "semidiscrete"}, False, 0),
     ],
 )
 def test_pairings_heed_classes_only_where_asked_and_known(pairing, conditional, classes):
@@ -550,6 +553,18 @@ def test_pairing_jobs_grow_and_long_runs_share_those_of_short_ones():
     assert slots[25] == [*slots[17], [24, 32]]
     short, long = run(3 * FACTS.rows), run(25 * FACTS.rows)
     assert [job.name for job in short] == [job.name for job in long[:3]]
+
+
+def test_a_potential_is_learnt_by_the_first_pairing_job_and_waited_for_by_the_others():
+    def change(raw):
+        raw["defaults"]["pairing"] = {"method": "semidiscrete", "noises": 4}
+        raw["defaults"]["training"]["images"] = 4 * FACTS.rows
+        raw["defaults"]["training"]["milestones"] = []
+
+    first, *others = planned(change)["shared"].experts[0].pairings
+    assert first.spec.potential is None and len(others) == 2
+    for job in others:
+        assert job.spec.potential == first.name and first.name in job.needs
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ MEASURED = f"""{HEAD}\
     partition: {{kind: optimal-denoiser, intervals: 3}}
     network: {{kind: multi-decoder, decoder_channels: [8, 8, 4]}}
   paired: {{pairing: {{method: assignment, keep: 4}}}}
+  taken: {{pairing: {{method: semidiscrete}}}}
   knn: {{pairing: {{method: knn-l2, candidates: 8, center: false}}}}
   shrunk: {{pairing: {{method: independent, scale: 0.9}}}}
   least: {{schedule: {{kind: elbo, states: 8}}}}
@@ -190,6 +191,10 @@ def test_warnings_name_pairings_that_leave_the_marginal(measured):
     assert "6.5 % is that short noise and only 10.5 % alignment" in page.text
     assert "shrunk: its noise is multiplied by 0.9" in page.text
     assert "paired: assignment leaves" not in page.text
+    assert "taken: semidiscrete leaves" not in page.text
+    table = next(t for t in page.tables if "unevenness" in t[0])
+    told = {line[0]: line[table[0].index("unevenness")] for line in table[1:]}
+    assert told["paired"] == "\N{EN DASH}" and float(told["taken"]) == 0.12
 
 
 def test_partitions_show_what_their_bounds_were_found_from(measured):

@@ -78,11 +78,11 @@ def test_shards_read_as_one_array_in_the_networks_scale(images, latents):
 
 def test_every_pass_visits_each_row_once_and_batches_do_not_matter(latents):
     draws = Draws(expert_spec(), latents)
-    slots, rows = draws.rows(0, 3 * ROWS)
+    slots, rows = draws.places(0, 3 * ROWS)
     for slot in range(3):
         assert sorted(rows[slots == slot]) == list(range(ROWS))
     again = Draws(expert_spec(), latents)
-    pieces = [again.rows(i, min(i + 7, 3 * ROWS))[1] for i in range(0, 3 * ROWS, 7)]
+    pieces = [again.places(i, min(i + 7, 3 * ROWS))[1] for i in range(0, 3 * ROWS, 7)]
     assert np.array_equal(np.concatenate(pieces), rows)
     assert not np.array_equal(rows[:ROWS], rows[ROWS : 2 * ROWS])
 
@@ -90,9 +90,9 @@ def test_every_pass_visits_each_row_once_and_batches_do_not_matter(latents):
 def test_states_are_stratified_and_noise_is_the_pairs_own(latents):
     draws = Draws(expert_spec(), latents)
     assert np.bincount(np.searchsorted([-4, 0, 4], draws.states(0, 9)[0])).tolist() == [3, 3, 3]
-    slots, rows = draws.rows(60, 64)
+    slots, rows = draws.places(60, 64)
     expected = philox.normal(1, slots, rows, (1, SIZE, SIZE))
-    assert np.array_equal(draws.noises(slots, rows, draws.ids(slots, rows)).numpy(), expected)
+    assert np.array_equal(draws.noises(slots, rows, draws.pairs(slots, rows)[1]).numpy(), expected)
 
 
 def test_a_continuous_schedule_draws_from_all_of_its_range(latents):
@@ -299,10 +299,12 @@ def test_paired_noise_is_what_the_pairing_says(latents, tmp_path):
     pairing.write_pairing(path, slots, method="assignment", settings=settings, key=1, data="d")
     wanted = expert_spec(pairing={"method": "assignment"})
     draws = Draws(wanted, latents, [pairing.read_pairing(path)])
-    numbers, rows = draws.rows(ROWS - 3, ROWS + 3)
+    numbers, rows = draws.places(ROWS - 3, ROWS + 3)
     ids = np.array([slots[s][r] for s, r in zip(numbers, rows, strict=True)], np.int64)
     expected = philox.normal(1, numbers, ids, (1, SIZE, SIZE))
-    assert np.array_equal(draws.noises(numbers, rows, draws.ids(numbers, rows)).numpy(), expected)
+    assert np.array_equal(
+        draws.noises(numbers, rows, draws.pairs(numbers, rows)[1]).numpy(), expected
+    )
 
 
 def mixture_of(folders_and_states, spec, all_states):

@@ -10,6 +10,10 @@ never stored: `noise.normal(key, slot, id)` makes it where it is needed.
 | `knn-l2` | choice c of k candidates | i * k + c | too short, see `knn_bias` |
 | `knn-dot` | choice c of k candidates | i * k + c | right norm, stretched along the rows |
 
+With `semidiscrete` it is noises that take rows (`pipeline/noise/semidiscrete.py`): the integers are
+the rows r, of noise i the row r[i]. A row may come several times in a slot or not at all, each
+noise comes once, and the marginal of the noise is N(0, I).
+
 `assignment` is the linear assignment of Immiscible Diffusion (arXiv 2406.12303) with the cost
 -<x, eps>. Its solution is that of the squared distance |x - eps|^2, whose other terms do not
 depend on the pairing, and it is found several times faster. Blocks of rows are solved exactly;
@@ -101,15 +105,19 @@ class Pairing:
     slots: dict[int, np.ndarray]
     statistics: dict[str, Any]
 
-    def noise_ids(self, slot: int | np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Noise ids, int64 [n], of `rows` (int64 [n]) in `slot`, an integer or one a row."""
+    def pairs(self, slot: int | np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and the ids of their noises, int64 [n] each.
+
+        places: int64 [n], of `slot`, an integer or one a place. A place is a row; where noises
+        take their rows, it is a noise.
+        """
         candidates = self.settings.get("candidates", 0)
-        slot = np.broadcast_to(slot, rows.shape)
-        ids = np.empty_like(rows)
+        slot = np.broadcast_to(slot, places.shape)
+        found = np.empty_like(places)
         for one in np.unique(slot):
             mine = slot == one
-            ids[mine] = noise_ids(self.method, self.slots[int(one)], rows[mine], candidates)
-        return ids
+            found[mine] = noise_ids(self.method, self.slots[int(one)], places[mine], candidates)
+        return (found, places) if self.method == "semidiscrete" else (places, found)
 
 
 def write_pairing(
@@ -156,6 +164,37 @@ def write_pairing(
         "statistics": dict(statistics or {}),
     }
     batches = [pa.record_batch([pa.array(a)], names=["noise"]) for a in arrays]
+    _write(path, "pairing", header, batches)
+
+
+def write_taken(
+    path: Path,
+    slots: Mapping[int, np.ndarray],
+    *,
+    settings: Mapping[str, Any],
+    key: int,
+    data: str,
+    statistics: Mapping[str, Any] | None = None,
+) -> None:
+    """Store the rows that noises take (`semidiscrete.choose`), as `write_pairing` does its own.
+
+    Raises ValueError for integers that are no rows.
+    """
+    for slot, taken in slots.items():
+        if taken.dtype.kind != "u" or taken.max() >= len(taken):
+            raise ValueError(f"slot {slot}: not the row of each noise")
+    header = {
+        "rng": philox.RNG,
+        "key": f"{key:016x}",
+        "data": data,
+        "method": "semidiscrete",
+        "settings": dict(settings),
+        "cost": "-<x,eps>",
+        "count": len(next(iter(slots.values()))),
+        "slots": list(slots),
+        "statistics": dict(statistics or {}),
+    }
+    batches = [pa.record_batch([pa.array(a)], names=["row"]) for a in slots.values()]
     _write(path, "pairing", header, batches)
 
 
@@ -207,6 +246,20 @@ def read_components(path: Path, data: str | None = None) -> Components:
     basis = batches[0].column(0)
     values = basis.flatten().to_numpy().reshape(len(basis), -1)
     return Components(values, np.array(header["variances"]))
+
+
+def write_potential(path: Path, potential: np.ndarray, data: str) -> None:
+    """Store the potential of the rows whose digest is `data`, float32 [count]."""
+    batch = pa.record_batch([pa.array(potential)], names=["potential"])
+    _write(path, "potential", {"data": data}, [batch])
+
+
+def read_potential(path: Path, data: str) -> np.ndarray:
+    """Read a potential; UserError if missing, foreign, damaged, or not of the rows `data`."""
+    header, batches = _read(path, "potential")
+    if header["data"] != data:
+        raise UserError(f"{path}: a potential of data {header['data']}, now data is {data}")
+    return batches[0].column(0).to_numpy()
 
 
 def _canonical(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.block import Block, PositiveFloat, Share, Width
+from pipeline.block import Block, Form, PositiveFloat, Share, Width
 
 
 class Independent(Block):
@@ -60,4 +60,20 @@ class Nearest(Block):
     scale: PositiveFloat = 1.0
 
 
-Pairing = Independent | Assignment | Nearest
+class Semidiscrete(Form):
+    """Semidiscrete optimal transport (Mousavi-Hosseini et al. 2025): a noise takes the image of
+    largest inner product plus a potential, which is learnt once and makes all images equally
+    frequent. Every noise is used once, and so they stay N(0, 1) exactly; in one pass over the
+    dataset an image comes as often as noises take it."""
+
+    made_by: ClassVar[str] = "pipeline.noise.semidiscrete:pair"
+    method: Literal["semidiscrete"]
+    noises: Annotated[int, Field(gt=0, le=100_000)] = 16
+    """Noises for each image that the potential is learnt from. The images' frequencies spread less
+    with more."""
+    within_class: bool = True
+    components: Width | None = None
+    scale: PositiveFloat = 1.0
+
+
+Pairing = Independent | Assignment | Nearest | Semidiscrete

@@ -73,7 +73,7 @@ def _training(recipe: Recipe, rows: int, seen: int, size: int) -> Iterator[str]:
         )
     most = min(size, seen, COMPONENT_ROWS)
     for key in ("components", "keep"):
-        wanted = getattr(pairing, key)
+        wanted = getattr(pairing, key, None)
         if wanted is not None and wanted > most:
             yield (
                 f"pairing.{key}: {wanted} of the {most} principal components that {seen} rows of "

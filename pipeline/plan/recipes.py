@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.block import Form
 from pipeline.errors import UserError
 from pipeline.levels import curriculum, partition, schedule
 from pipeline.levels.params import (
@@ -17,6 +18,7 @@ from pipeline.levels.params import (
     state_count,
 )
 from pipeline.merging.params import Route
+from pipeline.noise.params import Semidiscrete
 from pipeline.noise.philox import derive_key
 from pipeline.params.mistakes import refusal
 from pipeline.params.recipe import Params, Recipe
@@ -229,6 +231,9 @@ def pairings(
         # 1, 1, 2, 4, 8, 8 ...: a short run pairs few passes that it does not need, and a long one
         # has the jobs of the short one among its own.
         stop = start + min(max(start, 1), SLOTS_PER_JOB)
+        more: dict[str, Any] = {}
+        if isinstance(settings, Semidiscrete) and jobs:
+            more["potential"] = jobs[0].name
         spec = PairingSpec(
             settings=settings,
             slots=[start, stop],
@@ -236,10 +241,12 @@ def pairings(
             noise_key=derive_key(seed_of(params, recipe), "noise"),
             dataset=data.digest,
             latents=list(shards),
-            code=code_of("pairing"),
+            code=code_of("pairing", *([settings] if isinstance(settings, Form) else [])),
+            **more,
         )
         label = f"{settings.method} passes {start + 1}-{stop}"
-        jobs.append(Job("pairing", spec, label, shards, weight=stop - start))
+        needs = (*shards, *more.values())
+        jobs.append(Job("pairing", spec, label, needs, weight=stop - start))
         start = stop
     return jobs
 

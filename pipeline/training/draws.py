@@ -98,14 +98,15 @@ class Draws:
 
     def draw(self, start: int, stop: int) -> Drawn:
         """Images start..stop-1 of the run, which are one batch: states are stratified within."""
-        slots, rows = self.rows(start, stop)
+        slots, places = self.places(start, stop)
+        rows, ids = self.pairs(slots, places)
         log_snr = weight = None
         if not self.fixed:
             log_snr, weight = self.states(start, stop)
             log_snr = log_snr.astype(np.float32)
             weight = None if weight is None else weight.astype(np.float32)
         labels = self.labels(start, stop, rows)
-        return Drawn(slots, rows, self.ids(slots, rows), log_snr, weight, labels)
+        return Drawn(slots, rows, ids, log_snr, weight, labels)
 
     def read(self, drawn: Drawn) -> Drawn:
         """With the rows that have to be read."""
@@ -132,18 +133,18 @@ class Draws:
         """Values on the device."""
         return None if values is None else self.stream.there(values)
 
-    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and dataset rows (int64 [n] each) of images start..stop-1 of the run."""
+    def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and places in them (int64 [n] each) of images start..stop-1 of the run."""
         positions = np.arange(start, stop, dtype=np.int64)
-        slots, places = np.divmod(positions, len(self.latents))
-        rows = np.empty_like(positions)
+        slots, numbers = np.divmod(positions, len(self.latents))
+        places = np.empty_like(positions)
         for slot in np.unique(slots):
             if slot != self._slot:
                 order = philox.permutation(self.rows_key, int(slot), len(self.latents))
                 self._slot, self._order = int(slot), order
             mine = slots == slot
-            rows[mine] = self._order[places[mine]]
-        return slots, rows
+            places[mine] = self._order[numbers[mine]]
+        return slots, places
 
     def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.
@@ -176,15 +177,15 @@ class Draws:
         dropped = philox.uniform(self.drop_key, 0, np.arange(start, stop)) < self.label_dropout
         return np.where(dropped, self.classes, labels)
 
-    def ids(self, slots: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Number of the noise each image is paired with, int64 [n]."""
+    def pairs(self, slots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The row at each place, and the number of the noise it is paired with, int64 [n] each."""
         if not self.pairings:
-            return rows
-        ids = np.empty_like(rows)
+            return places, places
+        rows, ids = np.empty_like(places), np.empty_like(places)
         for slot in np.unique(slots):
             mine = slots == slot
-            ids[mine] = self.pairings[int(slot)].noise_ids(int(slot), rows[mine])
-        return ids
+            rows[mine], ids[mine] = self.pairings[int(slot)].pairs(int(slot), places[mine])
+        return rows, ids
 
     def noises(self, slots: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> torch.Tensor:
         """The noise each image is paired with, float32 [n, *shape] on the device."""

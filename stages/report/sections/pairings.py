@@ -46,8 +46,11 @@ def _table(paired: list[tuple[Unit, dict[str, Any]]], results: Results) -> Table
         "variance along components": [_components(d, "component_variance") for d in told],
         "correlation along components": [_components(d, "component_correlation") for d in told],
         "class leak": [_leak(d) for d in told],
+        "unevenness": fixed([d.get("unevenness") for d in told], most=3),
         "afterward": [_afterwards(block) for block in blocks],
     }
+    if not any("unevenness" in d for d in told):
+        columns.pop("unevenness")
     wrapped = ("variance along components", "correlation along components", "class leak")
     words = ("recipe", "method", *wrapped, "afterward")
     return table("Pairings", columns, words)
