@@ -15,13 +15,12 @@ import torch
 from pipeline.data.latents import Latents
 from pipeline.noise import philox, process
 from pipeline.rows import spread
-from pipeline.sampling.mixture import Mixture
 
 MOST = 1024  # held-out images, each with one noise at all levels
 
 
 def held_out_errors(
-    mixture: Mixture,
+    mixture: Any,
     latents: Latents,
     levels: Sequence[float],
     *,
@@ -29,7 +28,8 @@ def held_out_errors(
     batch: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Squared error of `v` at each log-SNR, over a fair sample of held-out images.
+    """Squared error of a `mixture.Mixture` in `v` at each log-SNR, over a fair sample of held-out
+    images.
 
     The same images and noises at all levels and for all mixtures. Whatever a network predicts, its
     answer is an estimate of the clean image, whose error times 1 + snr is that of `v`: of unit
