@@ -28,6 +28,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "knn-l2-centered": {"pairing": {"method": "knn-l2", "candidates": 8}},
     "knn-dot": {"pairing": {"method": "knn-dot", "candidates": 8, "center": False}},
     "knn-dot-centered": {"pairing": {"method": "knn-dot", "candidates": 8}},
+    "semidiscrete": {"pairing": {"method": "semidiscrete"}},
     "shorter-noise": {"pairing": {"method": "independent", "scale": SHORTER}},
     # Images scaled by 2 are a schedule shifted by 2 ln 2: one arm is both.
     "image-scale-2": {"shift": 1.386},

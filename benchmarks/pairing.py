@@ -32,13 +32,15 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.networks.build import network_of
 from pipeline.networks.params import UNet
-from pipeline.noise import assignment, diagnostics, pairing, philox
+from pipeline.noise import assignment, diagnostics, pairing, philox, semidiscrete
+from pipeline.noise.params import Semidiscrete
 from pipeline.params.load import load
 from pipeline.specs import NetworkSpec
 
 SHAPE = (3, 32, 32)
 DIM = math.prod(SHAPE)
 KEY = philox.derive_key("benchmark", "pairing")
+NOISES = Semidiscrete(method="semidiscrete").noises  # for each row, of a potential
 
 
 def spectrum() -> np.ndarray:
@@ -171,13 +173,14 @@ def batches(x_all, sizes):
 # --- one slot of a dataset ------------------------------------------------------------------------
 
 
-def slot_quality(x, paired):
+def slot_quality(x, rows, ids):
     total = {"cost": 0.0, "square": 0.0}
     for start in range(0, len(x), 2048):
-        index = np.arange(start, min(start + 2048, len(x)))
-        eps = philox.normal(KEY, 0, paired[index].astype(np.int64), (DIM,))
-        total["cost"] += ((x[index] - eps) ** 2).sum(dtype=np.float64)
-        total["square"] += (x[index] ** 2).sum(dtype=np.float64)
+        part = slice(start, start + 2048)
+        taken = x[rows[part]]
+        eps = philox.normal(KEY, 0, ids[part].astype(np.int64), (DIM,))
+        total["cost"] += ((taken - eps) ** 2).sum(dtype=np.float64)
+        total["square"] += (taken**2).sum(dtype=np.float64)
     return 100 * (1 - total["cost"] / (total["square"] + len(x) * DIM))
 
 
@@ -194,7 +197,7 @@ def slots(x, workers, block, sweeps):
             "assignment", lambda i: x[i], number, key=KEY, slot=0, workers=workers, **settings
         )
         seconds = time.perf_counter() - start
-        cut = slot_quality(x[:number], paired)
+        cut = slot_quality(x[:number], np.arange(number), paired)
         rows.append(
             {
                 "part": "slot",
@@ -212,8 +215,35 @@ def slots(x, workers, block, sweeps):
                 header = {"method": "assignment", "settings": settings, "key": KEY, "data": "x"}
                 pairing.write_pairing(path, {0: paired}, **header)
                 rows[-1]["bytes_per_row"] = path.stat().st_size / number
-    print_table(rows, ["method", "n", "seconds", "distance_cut_percent", "bytes_per_row"])
+    rows += [noises_take(x, components, workers) for components in (64, 96)]
+    rows.append(noises_take(x[:4096], None, workers))
+    own = ["seconds_potential", "seconds", "distance_cut_percent", "unevenness", "bytes_per_row"]
+    print_table(rows, ["method", "n", *own])
     return rows
+
+
+def noises_take(x, number, workers):
+    """A potential and one slot of semidiscrete pairing, in so many components (None: all)."""
+    settings = {"key": KEY, "workers": workers}
+    start = time.perf_counter()
+    if number is not None:
+        components = assignment.principal_components(lambda i: x[i], len(x), number, key=KEY)
+        settings["components"] = components
+    potential = semidiscrete.learn(lambda i: x[i], len(x), noises=NOISES, **settings)
+    learnt = time.perf_counter()
+    taken = semidiscrete.choose(lambda i: x[i], len(x), potential, slot=0, **settings)
+    end = time.perf_counter()
+    return {
+        "part": "slot",
+        "method": f"semidiscrete, {number or 'all'} components",
+        "n": len(x),
+        "noises": NOISES,
+        "workers": workers,
+        "seconds_potential": learnt - start,
+        "seconds": end - learnt,
+        "distance_cut_percent": slot_quality(x, taken, np.arange(len(x))),
+        "unevenness": semidiscrete.unevenness(taken, len(x)),
+    }
 
 
 # --- what a pairing does to the noise -------------------------------------------------------------
@@ -233,23 +263,28 @@ def marginals(x, workers):
         ("assignment n=1024", "assignment", {"block": 1024, "sweeps": 1}),
         ("assignment 16 sweeps", "assignment", {"block": 256, "sweeps": 16}),
         ("the same, 16 components", "assignment", {"block": 256, "sweeps": 16, "components": 16}),
+        ("semidiscrete", "semidiscrete", {}),
+        ("semidiscrete, 16 components", "semidiscrete", {"components": 16}),
     ]:
         if "components" in settings:
             top = assignment.Components(components.basis[:16], components.variances[:16])
             settings = settings | {"components": top}
-        ids = [
-            assignment.noise_ids(
-                method,
-                assignment.pair_slot(
-                    method, lambda i, h=h: h[i], half, key=KEY, slot=4, workers=workers, **settings
-                ),
-                np.arange(half),
-                settings.get("candidates", 0),
-            ).astype(np.int64)
-            for h in halves
-        ]
-        eps = philox.normal(KEY, 4, ids[0], (DIM,))
-        found = diagnostics.diagnose(halves[0], eps, components)
+        paired = []  # each half's rows and the numbers of their noises
+        for h in halves:
+            given = (lambda i, h=h: h[i], half)
+            common = {"key": KEY, "workers": workers} | settings
+            if method == "semidiscrete":
+                potential = semidiscrete.learn(*given, noises=NOISES, **common)
+                taken = semidiscrete.choose(*given, potential, slot=4, **common)
+                paired.append((h[taken], np.arange(half)))
+            else:
+                found = assignment.pair_slot(method, *given, slot=4, **common)
+                candidates = settings.get("candidates", 0)
+                ids = assignment.noise_ids(method, found, np.arange(half), candidates)
+                paired.append((h, ids.astype(np.int64)))
+        (own, ids), (other, others) = paired
+        eps = philox.normal(KEY, 4, ids, (DIM,))
+        found = diagnostics.diagnose(own, eps, components)
         row = {
             "part": "marginal",
             "method": name,
@@ -260,7 +295,7 @@ def marginals(x, workers):
             "pc3_correlation": found["component_correlation"][2],
             "distance_cut_percent": found["distance_cut_percent"],
             "alignment_percent": found["alignment_percent"],
-            "determinism": diagnostics.determinism(ids[0], halves[0], ids[1], halves[1]),
+            "determinism": diagnostics.determinism(ids, own, others, other),
         }
         if method == "knn-l2":
             square = (halves[0] ** 2).sum(axis=1, dtype=np.float64).mean()
@@ -342,7 +377,7 @@ def main() -> None:
 
     step, parameters = measure_step(SMALL, 32)
     large_step, large_parameters = measure_step(cifar_network(), 4)
-    dataset = found_slots[1]
+    dataset, taken = found_slots[1], found_slots[4]
     per_image = 1e6 * dataset["seconds"] / dataset["n"]
     at = {row["method"]: row for row in table if row["n"] == 1024}
     headline = {
@@ -356,6 +391,11 @@ def main() -> None:
         "distance_cut_percent_50k": dataset["distance_cut_percent"],
         "distance_cut_percent_exact_n4096": found_slots[2]["distance_cut_percent"],
         "bytes_per_row": dataset["bytes_per_row"],
+        "semidiscrete_seconds_50k": taken["seconds_potential"] + taken["seconds"],
+        "semidiscrete_slot_seconds_50k": taken["seconds"],
+        "semidiscrete_cut_percent_50k": taken["distance_cut_percent"],
+        "semidiscrete_unevenness_50k": taken["unevenness"],
+        "semidiscrete_cut_percent_n4096": found_slots[5]["distance_cut_percent"],
         "pairing_us_per_image": per_image,
         "noise_us_per_image": found_noise[2]["us_per_image"],
         "step_us_per_image": step,
