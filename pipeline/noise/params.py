@@ -63,14 +63,18 @@ class Nearest(Block):
 class Semidiscrete(Form):
     """Semidiscrete optimal transport (Mousavi-Hosseini et al. 2025): a noise takes the image of
     largest inner product plus a potential, which is learnt once and makes all images equally
-    frequent. Every noise is used once, and so they stay N(0, 1) exactly; in one pass over the
-    dataset an image comes as often as noises take it."""
+    frequent. Every noise is used once, and so they stay N(0, 1) exactly; an image comes as often in
+    a pass over the dataset as noises take it."""
 
     made_by: ClassVar[str] = "pipeline.noise.semidiscrete:pair"
     method: Literal["semidiscrete"]
     noises: Annotated[int, Field(gt=0, le=100_000)] = 16
-    """Noises for each image that the potential is learnt from. The images' frequencies spread less
-    with more."""
+    """Noises for each image that the potential is learnt from; the images' frequencies differ less
+    with more.
+
+    Time grows with them and with the square of the number of images (of a class). From some 10,000
+    images on, set `components`, such as 96: noises are then compared in these alone.
+    """
     within_class: bool = True
     components: Width | None = None
     scale: PositiveFloat = 1.0

@@ -44,7 +44,7 @@ _PROGRESS_SECONDS = 1.0
 # A batch is this part of the rows, and at most so many noises: few rows are then taken twice
 # between two steps. It holds each noise's negative as well, which costs no further product.
 _BATCH_SHARE, _BATCH = 32, 1024
-# The first step in units of the spread (`_Rows.first_guess`), times the square root of the noises
+# The first step in units of the scale (`_Rows.first_guess`), times the square root of the noises
 # for each row. Steps fall to 0 linearly; potentials from this part of them on are averaged.
 _STEP, _AVERAGED = 2.0, 0.25
 # Rows and noises that are multiplied at once: the scores stay in a processor's cache.
@@ -64,17 +64,18 @@ class _Rows:
         memory: int,
         pool: ThreadPoolExecutor,
     ):
+        # As private as it is: a name of its own would make all pairings by `assignment` again.
         self.at = _Coordinates(rows, members, key, slot, components, 0, pool)
         self.count, self.unit = len(members), self.at.row_scale * _NOISE_SCALE
         self._kept = None
         if self.count * self.at.dim * 4 <= memory:
-            kept = np.empty((self.count, self.at.dim), np.float32)
+            whole = np.empty((self.count, self.at.dim), np.float32)
 
             def fill(part: slice) -> None:
-                kept[part] = self._read(part)
+                whole[part] = self._read(part)
 
             list(pool.map(fill, self.parts()))
-            self._kept = kept
+            self._kept = whole
 
     def parts(self) -> list[slice]:
         starts = range(0, self.count, _ROWS_AT_ONCE)
@@ -109,23 +110,24 @@ class _Rows:
         return found
 
     def first_guess(self) -> tuple[np.ndarray, float]:
-        """A potential to start from, float64 [count], and the spread of a noise's best products.
+        """A potential to start from, float64 [count], and the scale of what follows.
 
-        For rows N(m, S) the potential is -(x - m) S^(-1/2) (x - m) / 2. Where a component's
-        deviation is below the spread, rows are too few to be told apart along it, and only their
-        length counts: largest of n products, which exceed another by a multiple of the spread.
+        For rows N(m, S) the potential is -(x - m) S^(-1/2) (x - m) / 2. But n rows are too few to
+        tell components of small deviation apart. If all were such, the largest of the n products
+        of a noise would follow Gumbel's law of scale |x - m| / sqrt(2 ln n): so no deviation is
+        taken to be smaller than that.
         """
         total = sum(self.part(p).sum(0, dtype=np.float64) for p in self.parts())
         mean = total / self.count
         square = sum(((self.part(p) - mean) ** 2).sum(0) for p in self.parts()) / self.count
         variance = square / self.at.row_scale**2
-        spread = math.sqrt(variance.sum() / (2 * math.log(max(self.count, 2))))
-        weight = 1 / np.sqrt(variance + spread**2) if spread else variance
+        scale = math.sqrt(variance.sum() / (2 * math.log(max(self.count, 2))))
+        weight = 1 / np.sqrt(variance + scale**2) if scale else variance
         guess = np.empty(self.count)
         for part in self.parts():
             apart = (self.part(part) - mean) / self.at.row_scale
             guess[part] = -(apart**2 * weight).sum(axis=1) / 2
-        return guess, spread
+        return guess, scale
 
 
 def learn(
@@ -149,7 +151,9 @@ def learn(
         ones falls in inverse proportion to it, from about 0.1 for 16.
     labels: integers [count]; a potential for each class apart, as for `choose`.
     components: of these components of the rows alone.
-    memory, workers: as in `assignment.pair_slot`: 4 bytes a row (of a class) and dimension.
+    memory, workers: bytes for coordinates that are kept, 4 a row (of a class) and dimension, and
+        number of threads. Neither changes the answer. Rows that do not fit are read again for
+        every batch of noises, so take fewer components instead.
     state: a folder in which unfinished work is kept, and from which it goes on.
     progress: is told of noises, done and in all.
     """
@@ -172,8 +176,8 @@ def learn(
             batch = max(1, min(n // _BATCH_SHARE, _BATCH) // 2)
             steps = -(-noises * n // (2 * batch))
             drawn_by = philox.derive_key(key, "potential", number)
-            guess, spread = at.first_guess()
-            largest = _STEP * spread / math.sqrt(noises)
+            guess, scale = at.first_guess()
+            largest = _STEP * scale / math.sqrt(noises)
             first, potential, total = 0, guess, np.zeros(n)
             if number == before["number"]:
                 first, potential, total = (before[k] for k in ("step", "potential", "total"))
