@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.params import Features
 from pipeline.levels.params import Curriculum, OptimalDenoiserPartition
 from pipeline.merging.params import Merge
-from pipeline.networks.params import Network
+from pipeline.networks.params import Network, RouterNetwork
 from pipeline.noise.params import Assignment, Nearest, Pairing, Semidiscrete
 from pipeline.sampling.params import DdimSampling, Sampling
 from pipeline.store.entry import Entry
@@ -96,6 +96,13 @@ class BoundsSpec(Spec):
     latents: list[str]
     settings: OptimalDenoiserPartition
     axis: list[float]
+    key: int
+
+
+class ClustersSpec(Spec):
+    latents: list[str]
+    clusters: int
+    rows: int  # that the centres are fitted to, at most
     key: int
 
 
@@ -197,6 +204,37 @@ class ExpertSpec(DenoiserSpec, Spec):
     decouple: Decoupled | None = neutral(None)
     held_out: list[str] = neutral([])  # latents by which it may end early
     features: str | None = neutral(None)  # those that it is aligned with
+    clusters: str | None = neutral(None)  # the entry that has the cluster of each row
+    cluster: int | None = neutral(None)  # whose rows alone it is trained on
+
+
+class RoutingSpec(NetworkSpec):
+    """The network of a router."""
+
+    network: RouterNetwork
+
+
+class RouterSpec(RoutingSpec, Spec):
+    """A router is trained on what experts are, on rows of all clusters."""
+
+    # What `Draws` looks at in an expert's spec, and a router has no choice of.
+    prediction: ClassVar[str] = "x0"
+    decouple: ClassVar[None] = None
+
+    log_snr: list[float]  # the recipe's states, or the ends of a continuous range
+    continuous: bool
+    curriculum: OwnCurriculum
+    pairing: Annotated[Pairing, Field(discriminator="method")]
+    noise_key: int
+    stream_key: int
+    start_key: int
+    images: int
+    batch: int
+    learning_rate: float
+    threads: int
+    latents: list[str]
+    clusters: str
+    pairings: list[str] = neutral([])
 
 
 class Confirmation(Block):
@@ -241,6 +279,12 @@ class Led(Form):
     made_by: ClassVar[str] = "pipeline.sampling.guidance:Guided"
     interval: list[LogSnr] | None = neutral(None)
     guide: dict[str, Any] | None = neutral(None)
+
+
+class Routed(Form):
+    """A mixture of experts over clusters of the data."""
+
+    made_by: ClassVar[str] = "pipeline.sampling.clusters:Clustered"
 
 
 class SamplesSpec(Spec):
@@ -328,10 +372,12 @@ SPECS: dict[str, type[Spec]] = {
     "latents": LatentsSpec,
     "spectrum": SpectrumSpec,
     "bounds": BoundsSpec,
+    "clusters": ClustersSpec,
     "pilot": PilotSpec,
     "features": FeaturesSpec,
     "pairing": PairingSpec,
     "expert": ExpertSpec,
+    "router": RouterSpec,
     "merged": MergedSpec,
     "samples": SamplesSpec,
     "reconstructions": ReconstructionsSpec,

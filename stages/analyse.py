@@ -1,11 +1,11 @@
-"""The stage `analyse`: spectrum, bounds and pilots."""
+"""The stage `analyse`: spectrum, bounds, clusters and pilots."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from pipeline import plan
-from pipeline.specs import BoundsSpec, PilotSpec, SpectrumSpec, spec_of
+from pipeline.specs import BoundsSpec, ClustersSpec, PilotSpec, SpectrumSpec, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing, write_json
 from stages.facts import analysed_in, facts_of, fresh_params
@@ -51,6 +51,19 @@ def run_bounds(
         method=settings.method,
     )
     write_json(entry.path / "analysis.json", found)
+
+
+def run_clusters(
+    spec: ClustersSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    import numpy as np
+
+    from pipeline.levels.clusters import clusters, write_clusters
+
+    latents = latents_of(spec.latents, store, "cpu")
+    found = clusters(latents, spec.clusters, spec.rows, spec.key)
+    write_clusters(entry.path / "clusters.npy", found)
+    write_json(entry.path / "analysis.json", {"rows": np.bincount(found).tolist()})
 
 
 def run_pilot(

@@ -21,7 +21,7 @@ POLL_SECONDS = 0.2
 MOST_SHARING = 64
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # They compute in numpy.
-WITHOUT = ("spectrum", "bounds", "pairing", "consistency")
+WITHOUT = ("spectrum", "bounds", "clusters", "pairing", "consistency")
 
 
 def listed() -> list[str]:

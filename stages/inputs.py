@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, room_for
-from pipeline.specs import File, Images, Led
+from pipeline.specs import File, Images, Led, Routed
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import keep, kept, replacing, write_text
 from pipeline.store.identity import file_digest
@@ -83,7 +83,8 @@ def mixture_of(
     from pipeline.sampling.mixture import Mixture
 
     find = find or file_of(store)
-    mixture = Mixture(description, find, device(), workspace.root)
+    made = Routed().maker if "router" in description else Mixture
+    mixture = made(description, find, device(), workspace.root)
     if led is None:
         return mixture
     guide = led.guide and mixture_of(led.guide, store, workspace, find=find)

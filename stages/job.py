@@ -16,7 +16,7 @@ from pipeline.specs import spec_of
 from pipeline.store.circumstances import measured
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import Lost, ask, sweep, write_text
-from stages.analyse import run_bounds, run_pilot, run_spectrum
+from stages.analyse import run_bounds, run_clusters, run_pilot, run_spectrum
 from stages.consistency import run_consistency, run_outputs
 from stages.encode import run_encoder, run_latents
 from stages.evaluate import run_errors, run_scores
@@ -26,7 +26,7 @@ from stages.inputs import Runner
 from stages.pair import run_pairing
 from stages.reporter import Reporter
 from stages.sample import run_reconstructions, run_samples
-from stages.train import run_expert, run_merged
+from stages.train import run_expert, run_merged, run_router
 from stages.workspace import Workspace
 
 
@@ -91,10 +91,12 @@ RUNNERS: dict[str, Runner] = {
     "latents": run_latents,
     "spectrum": run_spectrum,
     "bounds": run_bounds,
+    "clusters": run_clusters,
     "pilot": run_pilot,
     "features": run_features,
     "pairing": run_pairing,
     "expert": run_expert,
+    "router": run_router,
     "merged": run_merged,
     "samples": run_samples,
     "reconstructions": run_reconstructions,

@@ -50,15 +50,20 @@ def mixture_at(
     part: Callable[[plan.Weights], dict[str, str]],
 ) -> dict[str, Any]:
     """A recipe's experts at a milestone as one model. part: what a mixture says of a file."""
+    from pipeline.sampling.clusters import routed
     from pipeline.sampling.mixture import describe
 
     terminal = shared["terminal"] if recipe.log_snr[-1] == -math.inf else None
-    return describe(
+    described = describe(
         recipe.experts[0].job.spec,
         [float(v) for v in recipe.log_snr],
         _members(recipe, milestone, part),
         **{**shared, "terminal": terminal},
     )
+    if recipe.router is None:
+        return described
+    weights = recipe.router.weights
+    return routed(described, part(weights), weights.spec, recipe.recipe.sampling.top)
 
 
 def what_mixtures_share(workspace: Workspace, facts: plan.DatasetFacts) -> dict[str, Any]:
@@ -87,10 +92,13 @@ def _members(
     owners = [(e.first, e.last) for e in recipe.experts]
     if len(networks) < len(owners):  # they were merged
         owners = [(owners[0][0], owners[-1][1])]
-    return [
+    found = [
         member(part(weights), weights.spec, first, last)
         for weights, (first, last) in zip(networks, owners, strict=True)
     ]
+    if recipe.router is None:
+        return found
+    return [one | {"cluster": e.cluster} for one, e in zip(found, recipe.experts, strict=True)]
 
 
 def guide_of(workspace: Workspace, recipe: plan.RecipePlan, images: int) -> dict[str, Any] | None:

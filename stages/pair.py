@@ -102,7 +102,6 @@ def pair(workspace: Workspace) -> None:
 
     def jobs() -> list[plan.Job]:
         recipes = plan.experts(fresh_params(workspace), facts)
-        experts = [expert for recipe in recipes.values() for expert in recipe.experts]
-        return [job for expert in experts for job in expert.pairings]
+        return [job for recipe in recipes.values() for job in recipe.pairings]
 
     fan_out(workspace, "pairings", jobs, ("latents",))

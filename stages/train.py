@@ -1,4 +1,4 @@
-"""The stage `train`: experts, and the networks merged of them."""
+"""The stage `train`: experts, routers between them, and the networks merged of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import plan
 from pipeline.devices import named
 from pipeline.errors import UserError
-from pipeline.specs import ExpertSpec, MergedSpec, Part, spec_of
+from pipeline.specs import ExpertSpec, MergedSpec, Part, RouterSpec, spec_of
 from pipeline.store.entry import Entry, Store
 from pipeline.store.files import replacing, write_json, write_text
 from stages.facts import facts_of, fresh_params
@@ -142,10 +142,31 @@ def train_expert(
         parent=parent,
         held_out=latents_of(spec.held_out, store) if spec.held_out else None,
         features=_features(spec, store),
+        own=_own_rows(spec, store),
         root=workspace.root,
         group=group,
         **how,
     )
+
+
+def run_router(
+    spec: RouterSpec, entry: Entry, store: Store, workspace: Workspace, reporter: Reporter
+) -> None:
+    from pipeline.levels.clusters import read_clusters
+    from pipeline.training.router import train_router
+
+    with stopping(reporter, entry) as stop:
+        train_router(
+            spec,
+            latents_of(spec.latents, store),
+            read_clusters(store.entry(spec.clusters).file("clusters.npy")),
+            entry.path,
+            _pairings(spec, store),
+            components=_components(spec, store),
+            progress=training_progress(reporter),
+            log=reporter.log,
+            stop=stop,
+        )
 
 
 def follow_rank(address: dict[str, Any], store: Store, workspace: Workspace) -> None:
@@ -158,7 +179,16 @@ def follow_rank(address: dict[str, Any], store: Store, workspace: Workspace) -> 
     follow(address, one)
 
 
-def _components(spec: ExpertSpec, store: Store):
+def _own_rows(spec: ExpertSpec, store: Store):
+    """The rows of the cluster that an expert is of; None for one of all rows."""
+    from pipeline.levels.clusters import rows_of
+
+    if spec.cluster is None:
+        return None
+    return rows_of(store.entry(spec.clusters).file("clusters.npy"), spec.cluster)
+
+
+def _components(spec: ExpertSpec | RouterSpec, store: Store):
     """The components in which a run keeps its paired noise; None for all."""
     from pipeline.noise.pairing import read_components
 
@@ -178,7 +208,7 @@ def _features(spec: ExpertSpec, store: Store):
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _pairings(spec: ExpertSpec, store: Store) -> list:
+def _pairings(spec: ExpertSpec | RouterSpec, store: Store) -> list:
     from pipeline.noise.pairing import read_pairing
 
     found = []
@@ -190,12 +220,12 @@ def _pairings(spec: ExpertSpec, store: Store) -> list:
 
 
 def train(workspace: Workspace) -> None:
-    """Every recipe's experts."""
+    """Every recipe's experts and routers."""
     facts = facts_of(workspace)
 
     def jobs() -> list[plan.Job]:
         recipes = plan.experts(fresh_params(workspace), facts).values()
-        trained = [expert.job for recipe in recipes for expert in recipe.experts]
+        trained = [job for recipe in recipes for job in recipe.trainings]
         return trained + [job for recipe in recipes for job in recipe.merged.values()]
 
     with drawn_beside(workspace):

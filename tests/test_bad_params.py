@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import random
 import time
@@ -51,6 +52,12 @@ VALUES = [
     *({"kind": None}, {1: 2}, {(1, 2): 3}, {"": ""}, {None: 1}, {1, 2}, b"x", object()),
     *("continuous", "edm", "linear", "uniform", "assignment", "unet", "per-state", "ddpm"),
 ]
+CLUSTERED = {
+    "partition": {"kind": "data", "clusters": 4, "intervals": 2, "router": {"images": 1000}},
+    "schedule": {"kind": "log-snr", "states": 16},
+    "pairing": {"method": "assignment"},
+    "sampling": {"top": 2},
+}
 KEYS = [
     "lr",
     "kind",
@@ -88,13 +95,13 @@ def _spoilt(document, draw: random.Random):
         if change == 0:
             node[key] = copy.deepcopy(other[from_key])
         elif change == 1 and isinstance(node, dict):
-            node[draw.choice(KEYS)] = draw.choice(VALUES)
+            node[draw.choice(KEYS)] = copy.deepcopy(draw.choice(VALUES))
         elif change == 2:
             del node[key]
         elif change == 3 and isinstance(node[key], int | float):
             node[key] = node[key] * draw.choice((-1, 0, 0.1, 3, 10, 1000, 10**9, 10**40))
         else:
-            node[key] = draw.choice(VALUES)
+            node[key] = copy.deepcopy(draw.choice(VALUES))
     return document
 
 
@@ -113,8 +120,12 @@ def _planned(params, dataset) -> None:
     )
     check_against(params, *dataset)
     plan.check(params, facts)
-    plan.analyses(params, facts)
-    plan.experts(params, facts)
+    jobs = plan.analyses(params, facts)
+    # As if the clusters were known, and all alike.
+    known = [job for job in jobs if job.kind == "clusters"]
+    seen = plan.latent_facts(params, facts).rows
+    sizes = {job.name: {"rows": [seen // job.spec.clusters] * job.spec.clusters} for job in known}
+    plan.experts(params, dataclasses.replace(facts, analyses=sizes))
 
 
 def _sources() -> list:
@@ -126,7 +137,9 @@ def _sources() -> list:
         alone = [(k, v) for k, v in recipes if "parent" not in (v or {}).get("training", {})]
         preset["recipes"] = dict(alone[:2] + alone[-2:])
         preset["evaluate"].pop("consistency", None)
-    return [own] * 4 + presets
+    clustered = copy.deepcopy(own)
+    clustered["recipes"] = {"data": CLUSTERED}
+    return [own] * 4 + presets + [clustered] * 2
 
 
 def test_bad_params_are_refused_in_words_and_soon(tmp_path):

@@ -21,7 +21,7 @@ from pipeline.levels.params import UniformCurriculum
 from pipeline.networks.params import UNet
 from pipeline.params.load import load
 from pipeline.sampling.params import DdimSampling
-forms = {"expert": [UNet(), UniformCurriculum()]}
+forms = {"expert": [UNet(), UniformCurriculum()], "router": [UniformCurriculum()]}
 forms |= {"samples": [UNet(), DdimSampling()], "outputs": [UNet()], "errors": [UNet()]}
 found = {kind: plan.code_of(kind, *forms.get(kind, ())) for kind in plan.CODE}
 facts = plan.DatasetFacts("0" * 64, 1000, 16, 1, 10, (127.5,), (73.9,), class_counts=(100,) * 10)
@@ -33,7 +33,8 @@ for recipe in plan.experts(params, facts).values():
 print(json.dumps(found))
 """
 KINDS = {"encoder", "latents", "spectrum", "bounds", "pilot", "features", "pairing", "expert"}
-KINDS |= {"merged", "samples", "reconstructions", "scores", "errors", "outputs", "consistency"}
+KINDS |= {"clusters", "router", "merged", "samples", "reconstructions", "scores", "errors"}
+KINDS |= {"outputs", "consistency"}
 
 
 def replace(path: str, old: str, new: str) -> Callable[[Path], None]:
@@ -159,7 +160,7 @@ TABLE = {
             "return axis.constant(axis.uniform)",
             "return axis.constant(axis.uniform**2)",
         ),
-        {"expert"},
+        {"expert", "router"},
     ),
     "edit a curriculum that they do not use": (
         replace("pipeline/levels/curriculum.py", "MOST_CLUSTERS = 20", "MOST_CLUSTERS = 10"),
@@ -230,7 +231,7 @@ TABLE = {
     ),
     "edit how rows are chosen": (
         replace("pipeline/rows.py", '_KEY = philox.derive_key("rows")', "_KEY = 1"),
-        KINDS - {"expert", "samples"},
+        KINDS - {"expert", "router", "samples"},
     ),
     "edit a docstring and a comment": (
         edits(

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.block import (
+    Batch,
     Block,
     Form,
     Images,
@@ -20,6 +21,7 @@ from pipeline.block import (
     Sigma,
     Spread,
     States,
+    Width,
     Widths,
 )
 
@@ -267,6 +269,38 @@ class LearntPartition(Cut):
     nodes: Annotated[int, Field(ge=2, le=200)] = 40
 
 
+class Router(Block):
+    """The classifier of noisy images into clusters, by whose answers their experts are mixed."""
+
+    channels: Width = 16
+    """Base width."""
+    images: Images = 20_000
+    """Training budget, beside that of the experts."""
+    batch: Batch = 64
+    """Total batch."""
+    learning_rate: PositiveFloat = 2e-3
+    """The highest, after a tenth of the run, from where it falls to 0."""
+
+
+class DataPartition(Block):
+    """The data, not the time axis, cut: an expert for each cluster of the rows (k-means), mixed by
+    a router (decentralized diffusion, McAllister et al. 2025).
+
+    Clusters share `training.images` by their sizes, so that each expert makes as many passes over
+    its own rows. `sampling.top` says how many experts answer for a sample at each step.
+    """
+
+    kind: Literal["data"]
+    clusters: Annotated[int, Field(ge=2, le=1000)]
+    """Number of clusters."""
+    intervals: Interval = 1
+    """Experts of each cluster, for equal parts of the time axis as `uniform` cuts it."""
+    rows: Images = 20_000
+    """Rows that the clusters' centres are fitted to, a fair sample."""
+    router: Router = Router()
+    """What tells how probable each cluster is for a noisy image."""
+
+
 Partition = (
     SinglePartition
     | PerStatePartition
@@ -276,6 +310,7 @@ Partition = (
     | EqualMassPartition
     | OptimalDenoiserPartition
     | LearntPartition
+    | DataPartition
 )
 
 

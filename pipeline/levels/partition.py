@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.levels.params import (
+    DataPartition,
     EqualMassPartition,
     LearntPartition,
     OptimalDenoiserPartition,
@@ -194,7 +195,7 @@ def bounds(
         found = [float(value) for value in measured()["bounds"]]
     elif isinstance(partition, PerStatePartition):
         found = [float(a + b) / 2 for a, b in itertools.pairwise(axis)]
-    elif isinstance(partition, UniformPartition):
+    elif isinstance(partition, UniformPartition | DataPartition):
         found = list(uniform_bounds(axis, partition.intervals).log_snr)
     elif isinstance(partition, EqualMassPartition):
         found = equal_shares(axis, drawn(), partition.intervals, "mass")

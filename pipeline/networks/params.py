@@ -297,4 +297,13 @@ class Diffusers(Foreign):
         return self.config or ""
 
 
+class RouterNetwork(Conditional):
+    """What tells clusters of the data apart in noise: a U-Net's encoder, of a `partition`."""
+
+    made_by: ClassVar[str] = "pipeline.networks.router:router"
+    kind: Literal["router"] = "router"
+    channels: Width
+    clusters: Positive
+
+
 Network = UNet | MultiDecoder | DiT | MultiDiT | Module | Diffusers

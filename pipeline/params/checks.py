@@ -11,6 +11,7 @@ from pipeline.data.params import Autoencoder, Data, Pixels, strange
 from pipeline.evaluation.params import FEATURES, Classifier
 from pipeline.levels.params import (
     BoundsPartition,
+    DataPartition,
     ExplicitSchedule,
     IntervalDensity,
     PerStatePartition,
@@ -255,15 +256,18 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
     if isinstance(partition, BoundsPartition) and not _descending(partition.log_snr):
         yield "partition.log_snr", "must be strictly descending (cleanest bound first)"
     experts, trained = _experts(recipe), states
+    intervals = experts
+    if isinstance(partition, DataPartition):
+        intervals = partition.intervals
     if states is not None and getattr(schedule, "zero_terminal", False):
         trained = states - 1  # nothing is learnt at a state without signal
         if not trained:
             yield "schedule.zero_terminal", "leaves no state to train; give two `states` or more"
     if isinstance(partition, PerStatePartition) and states is None:
         yield "partition.kind", "per-state needs a number of states, not `continuous`"
-    if trained is not None and experts is not None and experts > trained:
+    if trained is not None and intervals is not None and intervals > trained:
         key = "log_snr" if isinstance(partition, BoundsPartition) else "intervals"
-        yield f"partition.{key}", f"more intervals ({experts}) than states ({trained})"
+        yield f"partition.{key}", f"more intervals ({intervals}) than states ({trained})"
     for key, cut in (
         ("partition", partition),
         ("curriculum.partition", getattr(recipe.curriculum, "partition", None)),
@@ -274,6 +278,7 @@ def contradictions(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
         if compared and getattr(cut, "method", "matrix") == "matrix" and cut.intervals > compared:
             yield f"{key}.nodes", f"{compared} noise levels cannot make {cut.intervals} intervals"
     yield from _strange_networks(recipe, experts)
+    yield from _strange_clusters(recipe)
     yield from _strange_merge(recipe, experts)
     yield from _strange_curriculum(recipe, experts, trained)
     if getattr(schedule, "zero_terminal", False) and states is None:
@@ -406,7 +411,42 @@ def _experts(recipe: Recipe) -> int | None:
     if isinstance(partition, PerStatePartition):
         without = getattr(recipe.schedule, "zero_terminal", False)
         return None if states is None else states - bool(without)
+    if isinstance(partition, DataPartition):
+        return partition.clusters * partition.intervals
     return partition.intervals
+
+
+def _strange_clusters(recipe: Recipe) -> typing.Iterator[tuple[str, str]]:
+    """What cannot be with experts over clusters of the data, and what only they can have."""
+    partition, top = recipe.partition, recipe.sampling.top
+    if not isinstance(partition, DataPartition):
+        if top > 1:
+            yield "sampling.top", "of the experts of partition: {kind: data}; leave it out"
+        return
+    if top > partition.clusters:
+        yield "sampling.top", f"more experts ({top}) than clusters ({partition.clusters}); lower it"
+    if partition.intervals > 1 and state_count(recipe.schedule) is None:
+        yield (
+            "partition.intervals",
+            "a continuous schedule cannot be cut into experts; give schedule.states a number, or "
+            "leave it out",
+        )
+    if recipe.pairing.method == "semidiscrete":
+        yield (
+            "pairing.method",
+            "semidiscrete lets each noise choose among the rows of all clusters; use another",
+        )
+    if recipe.merge.method != "route":
+        yield (
+            "merge.method",
+            f"{recipe.merge.method} makes one network, and experts over clusters are mixed by "
+            "their router; use route",
+        )
+    if recipe.training.stop is not None:
+        yield (
+            "training.stop",
+            "the held-out images are of all clusters, and an expert learns one; leave it out",
+        )
 
 
 def _strange_curriculum(
@@ -433,7 +473,7 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
     yield from recipe.network.contradictions(widths)
     if joint:
         key, decoders = recipe.network.decoder_key, len(recipe.network.decoders)
-        if isinstance(recipe.partition, SinglePartition | PerStatePartition):
+        if isinstance(recipe.partition, SinglePartition | PerStatePartition | DataPartition):
             yield (
                 "partition.kind",
                 f"{recipe.partition.kind} gives a multi-decoder network no intervals; "
@@ -462,8 +502,9 @@ def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tu
         yield "decouple", "needs training.parent (or initial), the network that is fine-tuned"
     without = isinstance(recipe.partition, SinglePartition)
     if getattr(recipe.curriculum, "partition", recipe) is None:
-        if without:
-            yield "curriculum.partition", "per-interval needs one, as the recipe's is single"
+        if without or isinstance(recipe.partition, DataPartition):
+            kind = recipe.partition.kind
+            yield "curriculum.partition", f"per-interval needs one, as the recipe's is {kind}"
         elif recipe.partition.kind == "equal-mass":
             yield (
                 "curriculum.partition",

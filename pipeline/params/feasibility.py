@@ -61,11 +61,18 @@ def _network(recipe: Recipe, side: int, what: str, classes: int) -> Iterator[str
 def _training(recipe: Recipe, rows: int, seen: int, size: int) -> Iterator[str]:
     """rows: images; seen: rows that training sees, of `size` values each."""
     training, pairing = recipe.training, recipe.pairing
+    clusters = getattr(recipe.partition, "clusters", 0)
+    if clusters * training.batch > seen:
+        yield (
+            f"partition.clusters: {clusters} of {seen} rows would have less than a batch each "
+            f"(training.batch: {training.batch}); lower one of them"
+        )
     if training.batch > rows:
         yield f"training.batch: {training.batch} is more than the dataset's {rows} images; lower it"
     if pairing.method == "independent":
         return
-    passes = -(-training.images // max(seen, 1))
+    images = max(training.images, getattr(recipe.partition, "router", training).images)
+    passes = -(-images // max(seen, 1))
     if passes > MOST_PASSES:
         yield (
             f"training.images: {passes:,} passes over {seen} rows would be paired and stored; at "

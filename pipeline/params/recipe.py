@@ -45,7 +45,7 @@ class Recipe(Block):
     """Which states there are."""
     partition: Annotated[Partition, Field(discriminator="kind")] = SinglePartition()
     """How the states are cut into intervals, with an expert each, or a decoder of a `multi-decoder`
-    network."""
+    network; or the data into clusters."""
     prediction: Literal["eps", "x0", "v", "flow"] = "v"
     """What the network predicts. `v` with uniform weighting is EDM's preconditioning. `flow` is the
     velocity eps - z of flow matching (Lipman et al. 2023, Liu et al. 2023): short for `v` with

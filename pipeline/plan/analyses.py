@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.levels import partition, schedule
 from pipeline.levels.params import (
     FROM_DATA,
+    DataPartition,
     LearntPartition,
     Partition,
     UniformCurriculum,
@@ -22,7 +23,7 @@ from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.expert import Run, expert_spec
 from pipeline.plan.inputs import DatasetFacts, latents, pixel_std, spectrum
 from pipeline.plan.job import Job, code_of
-from pipeline.specs import BoundsSpec, OwnCurriculum, Part, PilotSpec
+from pipeline.specs import BoundsSpec, ClustersSpec, OwnCurriculum, Part, PilotSpec
 from pipeline.training.params import Decouple
 
 PILOT_NODES = 64  # noise levels at which a pilot's error is measured
@@ -41,6 +42,8 @@ def analyses(params: Params, data: DatasetFacts) -> list[Job]:
     for recipe in params.recipes.values():
         if isinstance(recipe.schedule, FROM_DATA) and recipe.schedule.source == "pilot":
             jobs += _pilot(params, data, recipe, recipe.schedule.pilot_images, _pilot_axis(recipe))
+        if isinstance(recipe.partition, DataPartition):
+            jobs.append(clusters_job(params, data, recipe.partition))
     # The states that partitions cut may come from the schedules' own analyses.
     if all(job.name in data.analyses for job in jobs if job.kind in ("spectrum", "pilot")):
         for recipe in params.recipes.values():
@@ -67,6 +70,19 @@ def bounds_jobs(params: Params, data: DatasetFacts, recipe: Recipe, cut: Partiti
         code=code_of("bounds"),
     )
     return [Job("bounds", spec, f"bounds of {cut.intervals} intervals", shards)]
+
+
+def clusters_job(params: Params, data: DatasetFacts, cut: DataPartition) -> Job:
+    """The job that finds the cluster of every row, and how many each cluster has."""
+    shards = tuple(job.name for job in latents(params, data))
+    spec = ClustersSpec(
+        latents=list(shards),
+        clusters=cut.clusters,
+        rows=cut.rows,
+        key=derive_key(params.seed, "clusters"),
+        code=code_of("clusters"),
+    )
+    return Job("clusters", spec, f"{cut.clusters} clusters", shards)
 
 
 def _pilot_axis(recipe: Recipe) -> list[float]:

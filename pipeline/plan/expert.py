@@ -16,7 +16,7 @@ from pipeline.noise.philox import derive_key
 from pipeline.params.recipe import Params, Recipe
 from pipeline.plan.inputs import DatasetFacts, latent_facts
 from pipeline.plan.job import Job, code_of
-from pipeline.specs import Decoupled, ExpertSpec, File, OwnCurriculum, Part
+from pipeline.specs import Decoupled, ExpertSpec, File, OwnCurriculum, Part, RouterSpec
 from pipeline.training.params import Decouple, Training
 
 
@@ -26,7 +26,7 @@ class Weights:
 
     job: Job
     file: str
-    spec: ExpertSpec
+    spec: ExpertSpec | RouterSpec
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,13 @@ def expert_spec(
     snapshots: list[int],
     shards: tuple[str, ...],
     network: Network,
+    cluster: int | None = None,
 ) -> ExpertSpec:
     recipe, (first, last) = run.recipe, interval
     seen = latent_facts(params, data)
     own = [float(value) for value in run.log_snr[first : last + 1]]
-    stream = derive_key(seed_of(params, recipe), "expert", *(value.hex() for value in own))
+    name = [value.hex() for value in own] + ([] if cluster is None else [f"cluster {cluster}"])
+    stream = derive_key(seed_of(params, recipe), "expert", *name)
     start = seed_of(params, recipe) if recipe.training.start == "shared-seed" else stream
     classes = data.classes if recipe.network.class_conditional else 0
     apart = ["class_conditional", *([] if classes else ["label_dropout"])]
@@ -96,6 +98,7 @@ def expert_spec(
         snapshots=snapshots,
         training=recipe.training.without(*APART),
         latents=list(shards),
+        cluster=cluster,
         code=code_of("expert", recipe.network, drawn.form, *_own_forms(recipe.training)),
     )
     if run.parent is not None:

@@ -37,6 +37,11 @@ CODE = {
     ),
     "spectrum": (*_LATENTS, "pipeline.levels.spectrum:means", "pipeline.levels.spectrum:spectrum"),
     "bounds": (*_LATENTS, "pipeline.levels.optimal_denoiser:analyse"),
+    "clusters": (
+        *_LATENTS,
+        "pipeline.levels.clusters:clusters",
+        "pipeline.levels.clusters:write_clusters",
+    ),
     "pilot": (*_LATENTS, "pipeline.networks.build:network_of", "pipeline.levels.pilot:error_curve"),
     "features": (
         *_DATASET,
@@ -59,10 +64,18 @@ CODE = {
     ),
     "expert": (
         *_LATENTS,
+        "pipeline.levels.clusters:rows_of",
         "pipeline.noise.pairing:read_components",
         "pipeline.noise.pairing:read_pairing",
         "pipeline.training.group:Group",
         "pipeline.training.train:train",
+    ),
+    "router": (
+        *_LATENTS,
+        "pipeline.levels.clusters:read_clusters",
+        "pipeline.noise.pairing:read_components",
+        "pipeline.noise.pairing:read_pairing",
+        "pipeline.training.router:train_router",
     ),
     "merged": (
         *_LATENTS,

@@ -34,6 +34,20 @@ class Expert:
     images: int
     snapshots: dict[int, int]  # milestone of the recipe -> images of this expert
     pairings: tuple[Job, ...] = ()  # the jobs that pair its images with noise
+    cluster: int | None = None  # of the data, that it is trained on alone
+
+
+@dataclass(frozen=True)
+class Router:
+    """What tells the experts over clusters of the data apart: the job that trains it."""
+
+    job: Job
+    pairings: tuple[Job, ...]
+
+    @property
+    def weights(self) -> Weights:
+        """Its network, the same at all milestones."""
+        return Weights(self.job, "weights.safetensors", self.job.spec)
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,8 @@ class RecipePlan:
     """A recipe resolved: its states (log-SNR, cleanest first), milestones and experts.
 
     bounds: log-SNRs between the intervals of its partition; merged: for each milestone the job
-    that makes one network of the experts (none for a mixture that routes).
+    that makes one network of the experts (none for a mixture that routes). clusters: rows of each
+    cluster of the data, and router, where the experts are of clusters.
     """
 
     name: str
@@ -54,11 +69,27 @@ class RecipePlan:
     experts: list[Expert] = field(default_factory=list)
     merged: dict[int, Job] = field(default_factory=dict)
     parent: RecipePlan | None = None
+    clusters: list[int] = field(default_factory=list)
+    router: Router | None = None
 
     @property
     def trained(self) -> np.ndarray:
         """The states that a network answers for: all but one without any signal."""
         return self.log_snr if self.continuous else self.log_snr[np.isfinite(self.log_snr)]
+
+    @property
+    def trainings(self) -> list[Job]:
+        """The jobs that train its experts and its router; none needs another."""
+        return [one.job for one in self._trained]
+
+    @property
+    def pairings(self) -> list[Job]:
+        """The jobs that pair their images with noise, each once."""
+        return list({job.name: job for one in self._trained for job in one.pairings}.values())
+
+    @property
+    def _trained(self) -> list[Expert | Router]:
+        return [*self.experts, *([self.router] if self.router else [])]
 
     def guided(self, milestone: int) -> bool:
         """Whether the samples of a milestone are drawn with guidance.

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from pipeline.block import Form
-from pipeline.networks.params import Network
+from pipeline.networks.params import Network, RouterNetwork
 from pipeline.params.recipe import Params
 from pipeline.plan.inputs import DatasetFacts, encoder, held_out, images_of, latents
 from pipeline.plan.job import Job, code_of
@@ -25,6 +25,7 @@ from pipeline.specs import (
     OutputsSpec,
     Published,
     ReconstructionsSpec,
+    Routed,
     SamplesSpec,
     ScoresSpec,
     as_states,
@@ -71,7 +72,7 @@ def samples(
         "seed": settings.seed,
         "batch": settings.batch,
         "threads": recipe.training.threads,
-        "code": code_of("samples", recipe.network, sampling, *_forms(led)),
+        "code": code_of("samples", recipe.network, sampling, *_forms(mixture, led)),
     }
     needs = _parts(mixture, guide)
     jobs = []
@@ -98,7 +99,7 @@ def own_sampling(plan: RecipePlan, guide: dict[str, Any] | None) -> Sampling:
     sampling = plan.recipe.sampling
     if sampling.guide is not None and guide is None:
         sampling = sampling.without("guidance")
-    return sampling.without("steps", "guide", "guidance_interval")
+    return sampling.without("steps", "guide", "guidance_interval", "top")
 
 
 def led_of(plan: RecipePlan, guide: dict[str, Any] | None) -> Led | None:
@@ -115,15 +116,19 @@ def _parts(*mixtures: dict[str, Any] | None) -> tuple[str, ...]:
         part
         for mixture in mixtures
         if mixture
-        for part in (mixture.get("decoder"), mixture.get("terminal"), *mixture["experts"])
+        for part in (*map(mixture.get, ("decoder", "terminal", "router")), *mixture["experts"])
     ]
     return tuple(dict.fromkeys(part["entry"] for part in parts if part))
 
 
-def _forms(led: Led | None) -> list[Form]:
-    """What guides, and the networks of a guide."""
-    experts = led.guide["experts"] if led and led.guide else []
-    return [*([led] if led else []), *(NETWORK.validate_python(e["network"]) for e in experts)]
+def _forms(mixture: dict[str, Any], led: Led | None) -> list[Form]:
+    """What guides, the networks of a guide, and what routes between clusters."""
+    guide = (led and led.guide) or {"experts": []}
+    forms: list[Form] = [led] if led else []
+    forms += [NETWORK.validate_python(expert["network"]) for expert in guide["experts"]]
+    for router in filter(None, (mixture.get("router"), guide.get("router"))):
+        forms += [Routed(), RouterNetwork.model_validate(router["network"])]
+    return forms
 
 
 def reconstructions(params: Params, data: DatasetFacts) -> Job | None:
@@ -193,7 +198,7 @@ def errors(
         latents=shards,
         seed=params.evaluate.seed,
         batch=params.evaluate.batch,
-        code=code_of("errors", plan.recipe.network),
+        code=code_of("errors", plan.recipe.network, *_forms(mixture, None)),
     )
     needs = (*_parts(mixture), *shards)
     return Job("errors", spec, f"{plan.name} errors", needs, group=plan.name)
@@ -310,7 +315,7 @@ def _outputs(
         seed=params.evaluate.seed,
         batch=params.evaluate.batch,
         threads=recipe.recipe.training.threads,
-        code=code_of("outputs", recipe.recipe.network, sampling, *_forms(led)),
+        code=code_of("outputs", recipe.recipe.network, sampling, *_forms(mixture, led)),
     )
     return Job(
         "outputs",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,12 @@ from pipeline.errors import UserError
 from pipeline.levels import curriculum, partition, schedule
 from pipeline.levels.params import (
     Curriculum,
+    DataPartition,
     FlowSchedule,
     IntervalDensity,
     OptimalDenoiserPartition,
     Partition,
+    UniformCurriculum,
     state_count,
 )
 from pipeline.merging.params import Route
@@ -27,10 +32,12 @@ from pipeline.plan.analyses import (
     NotMeasured,
     bounds_jobs,
     build_states,
+    clusters_job,
     measured_errors,
     measured_on,
     states_of,
 )
+from pipeline.plan.clusters import router_of, rows_of_each
 from pipeline.plan.expert import Run, expert_spec, own_network, seed_of
 from pipeline.plan.inputs import (
     DatasetFacts,
@@ -158,9 +165,27 @@ def _plan_recipe(
         tuple(bounds) if joint else (),
         start,
     )
-    budgets = curriculum.split_images(training.images, _shares(params, data, run, intervals))
+    every = latent_facts(params, data).rows
+
+    @functools.cache
+    def paired_over(slots: int) -> tuple[Job, ...]:
+        return tuple(pairings(params, data, recipe, slots, shards))
+
+    shares = _shares(params, data, run, intervals)
+    clusters, numbers = None, [None]
+    if isinstance(recipe.partition, DataPartition):
+        clusters = clusters_job(params, data, recipe.partition)
+        rows = rows_of_each(data, clusters, recipe)
+        drawn = _over_time(recipe, UniformCurriculum(), [], continuous)
+        paired = paired_over(-(-recipe.partition.router.images // every))
+        router = router_of(params, data, run, drawn, clusters, paired)
+        plan = dataclasses.replace(plan, clusters=rows, router=router)
+        # In proportion to their rows, so that all make as many passes over these.
+        shares, numbers = np.outer(rows, shares).ravel(), range(len(rows))
+    owners = itertools.product(numbers, intervals)
+    budgets = curriculum.split_images(training.images, shares)
     together = training.experts_per_job
-    for number, (own, images) in enumerate(zip(intervals, budgets, strict=True)):
+    for number, ((cluster, own), images) in enumerate(zip(owners, budgets, strict=True)):
         images = max(images, 1)
         snapshots = {m: max(1, round(images * m / training.images)) for m in milestones}
         spec = expert_spec(
@@ -172,8 +197,9 @@ def _plan_recipe(
             sorted(set(snapshots.values())),
             shards,
             own_network(recipe, branched, number),
+            cluster,
         )
-        paired = tuple(pairings(params, data, recipe, images, shards))
+        paired = paired_over(-(-images // (every if cluster is None else plan.clusters[cluster])))
         apart = [job.name for job in held_out(params, data)] if training.stop else []
         needs = [*shards, *(job.name for job in paired), *apart]
         aligned = None
@@ -181,10 +207,14 @@ def _plan_recipe(
             aligned = features(params, data).name
             needs.append(aligned)
         more = {"pairings": [job.name for job in paired], "held_out": apart, "features": aligned}
+        if clusters is not None:
+            more["clusters"] = clusters.name
+            needs.append(clusters.name)
         spec = spec.model_copy(update=more)
         if start is not None:
             needs.append(start.job.name)
-        label = name if len(intervals) == 1 else f"{name} {_interval_name(*own)}"
+        label = name if cluster is None else f"{name} cluster {cluster + 1}"
+        label += "" if len(intervals) == 1 else f" {_interval_name(*own)}"
         job = Job(
             "expert",
             spec,
@@ -195,7 +225,7 @@ def _plan_recipe(
             group=f"{name} {number // together}" if together > 1 else "",
             recipe=name,
         )
-        plan.experts.append(Expert(job, *own, images, snapshots, paired))
+        plan.experts.append(Expert(job, *own, images, snapshots, paired, cluster))
     if getattr(recipe.sampling, "s_churn", 0) and any(
         e.job.spec.conditioning == "none" for e in plan.experts
     ):
@@ -210,9 +240,9 @@ def _plan_recipe(
 
 
 def pairings(
-    params: Params, data: DatasetFacts, recipe: Recipe, images: int, shards: tuple[str, ...]
+    params: Params, data: DatasetFacts, recipe: Recipe, slots: int, shards: tuple[str, ...]
 ) -> list[Job]:
-    """Jobs that pair the first `images` images of a run; none where the noise is independent.
+    """Jobs that pair the first `slots` passes of a run; none where the noise is independent.
 
     A job depends on the method and the passes it covers alone, so recipes and experts share it.
     """
@@ -224,7 +254,6 @@ def pairings(
     by_class = recipe.network.class_conditional and (
         getattr(recipe.pairing, "within_class", False) or getattr(recipe.pairing, "center", False)
     )
-    slots = -(-images // latent_facts(params, data).rows)
     jobs = []
     start = 0
     while start < slots:

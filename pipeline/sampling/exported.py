@@ -21,7 +21,8 @@ from pydantic import Field
 
 from pipeline.block import Block, neutral
 from pipeline.errors import UserError, one_line
-from pipeline.sampling.mixture import Mixture, draw, identity, network_spec
+from pipeline.sampling.clusters import Clustered, identity
+from pipeline.sampling.mixture import Mixture, draw, network_spec
 from pipeline.sampling.params import Sampling
 from pipeline.specs import Led, States
 from pipeline.store.files import plain
@@ -113,9 +114,13 @@ def load_exported(folder: Path, device: torch.device | str = "cpu") -> Exported:
     def find(member: dict[str, Any]) -> Path:
         return path.parent / model["files"][f"{member['entry']}/{member['file']}"]["path"]
 
-    mixture = Mixture(model["mixture"], find, device, path.parent / SOURCES)
+    def opened(described: dict[str, Any]) -> Mixture:
+        made = Clustered if "router" in described else Mixture
+        return made(described, find, device, path.parent / SOURCES)
+
+    mixture = opened(model["mixture"])
     if drawing.led is not None:
-        guide = drawing.guide and Mixture(drawing.guide, find, device, mixture.root)
+        guide = drawing.guide and opened(drawing.guide)
         mixture = drawing.led.maker(mixture, drawing.led.interval, guide)
     return Exported(model["recipe"], model["images"], mixture, drawing)
 

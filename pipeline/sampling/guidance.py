@@ -23,10 +23,15 @@ class Guided(Mixture):
 
     def __init__(self, mixture: Mixture, interval: Sequence[float] | None, guide: Mixture | None):
         super().__init__(mixture.description, mixture._weights, mixture.device, mixture.root)
+        self.led = mixture
         low, high = interval or (-math.inf, math.inf)
         if guide is not None:
             low = max(low, -MOST_LOG_SNR)  # without any signal, all models answer the mean
         self.interval, self.guide = (low, high), guide
+
+    def denoise(self, x: Tensor, log_snr: float, labels: Tensor | None = None) -> Tensor:
+        """Without guidance, as the mixture that is led."""
+        return self.led.denoise(x, log_snr, labels)
 
     def denoiser(
         self, labels: Tensor | None = None, guidance: float = 1.0, batch: int = 256

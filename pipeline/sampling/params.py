@@ -14,6 +14,7 @@ from pipeline.block import (
     Images,
     LogSnr,
     NonNegativeFloat,
+    Positive,
     PositiveFloat,
     Share,
     States,
@@ -47,6 +48,10 @@ class Walk(Form):
     guide: Guide | None = neutral(None)
     """A worse model to lead away from; null: the same one without a class. The recipe's milestones
     up to one of its own that guides it are drawn without guidance."""
+    top: Positive = neutral(1)
+    """With `partition: {kind: data}`: how many experts answer for a sample at each step, the most
+    probable ones, weighted by their probabilities. 1 costs least, but in much noise, where little
+    tells clusters apart, all samples have the largest one's."""
     clip: bool = False
     """Bound each estimate of the image to what pixels can be, as the code of Ho et al. does; not
     for latents."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.noise.philox import derive_key, normal_by_torch
 from pipeline.noise.process import to_x0
+from pipeline.sampling.routing import mixed
 
 LOADED = 4  # networks kept in memory
 SAME = 1e-6  # log-SNRs that are this close are one state
@@ -49,9 +50,13 @@ class Networks:
         self.classes: int = told["classes"]
         self.network: Callable[[int], nn.Module] = functools.lru_cache(LOADED)(self._network)
 
-    def owner(self, log_snr: float) -> int:
-        """Number of the network that answers there. ValueError if it knows one state, not this."""
-        index = sum(log_snr < float(border) for border in self.told["borders"])
+    def owner(self, log_snr: float, cluster: int = 0) -> int:
+        """Number of the network that answers there. ValueError if it knows one state, not this.
+
+        cluster: of the data, whose networks come one after the other.
+        """
+        borders = self.told["borders"]
+        index = cluster * (len(borders) + 1) + sum(log_snr < float(border) for border in borders)
         own = self.told["experts"][index]["only"]
         if own is not None and abs(float(own) - log_snr) > SAME:
             raise ValueError(f"no network for log-SNR {log_snr}; the nearest one knows {own} only")
@@ -63,8 +68,15 @@ class Networks:
         if log_snr == -math.inf:  # no image is left: the data's mean, or that of each class
             return self._means[0 if labels is None else labels + 1].expand_as(x)
         level = torch.full((1,), log_snr, device=x.device)
-        answer = self.network(self.owner(log_snr))(x, level, labels).float()
-        return to_x0(self.told["prediction"], answer, x, log_snr)
+
+        def answer(cluster: int, rows: Tensor | slice = slice(None)) -> Tensor:
+            own = labels if labels is None else labels[rows]
+            found = self.network(self.owner(log_snr, cluster))(x[rows], level, own).float()
+            return to_x0(self.told["prediction"], found, x[rows], log_snr)
+
+        if self.told["router"] is None:
+            return answer(0)
+        return mixed(self.router(x, level, labels).softmax(1), self.told["top"], answer)
 
     def file(self, name: str) -> Path:
         """A file of the model, its checksum compared."""
@@ -73,8 +85,15 @@ class Networks:
                 raise ValueError(f"{self.folder / name}: damaged (checksum differs)")
         return self.folder / name
 
+    @functools.cached_property
+    def router(self) -> nn.Module:
+        """What tells which of the data's clusters a noisy image may be of."""
+        return self._made(self.told["router"])
+
     def _network(self, index: int) -> nn.Module:
-        own = self.told["experts"][index]
+        return self._made(self.told["experts"][index])
+
+    def _made(self, own: dict[str, Any]) -> nn.Module:
         spec = SimpleNamespace(**own["spec"] | {"network": SimpleNamespace(**own["network"])})
         make, *around = map(_named, own["made_by"])
         for outer in around:

@@ -16,7 +16,7 @@ from pipeline.networks.build import flops_of
 from pipeline.noise import assignment, pairing, philox, process
 
 if TYPE_CHECKING:
-    from pipeline.specs import ExpertSpec
+    from pipeline.specs import ExpertSpec, RouterSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +62,19 @@ class Batch:
 
 
 class Draws:
-    """The training stream of one expert: rows, noises and states by position."""
+    """The training stream of one expert or router: rows, noises and states by position."""
 
     def __init__(
         self,
-        spec: ExpertSpec,
+        spec: ExpertSpec | RouterSpec,
         latents: Latents,
         pairings: Sequence[pairing.Pairing] = (),
         components: assignment.Components | None = None,
+        own: np.ndarray | None = None,
     ):
+        """own: the dataset's rows that it is trained on, int64 [n]; None for all."""
         self.latents, self.stream = latents, Stream(latents)
+        self.own, self.count = own, len(latents) if own is None else len(own)
         self.pairing = spec.pairing
         self.basis = None
         if components is not None:
@@ -134,17 +137,20 @@ class Draws:
         return None if values is None else self.stream.there(values)
 
     def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and places in them (int64 [n] each) of images start..stop-1 of the run."""
+        """Slots and places in them (int64 [n] each) of images start..stop-1 of the run.
+
+        Where it is trained on some rows alone, the places are theirs.
+        """
         positions = np.arange(start, stop, dtype=np.int64)
-        slots, numbers = np.divmod(positions, len(self.latents))
+        slots, numbers = np.divmod(positions, self.count)
         places = np.empty_like(positions)
         for slot in np.unique(slots):
             if slot != self._slot:
-                order = philox.permutation(self.rows_key, int(slot), len(self.latents))
+                order = philox.permutation(self.rows_key, int(slot), self.count)
                 self._slot, self._order = int(slot), order
             mine = slots == slot
             places[mine] = self._order[numbers[mine]]
-        return slots, places
+        return slots, places if self.own is None else self.own[places]
 
     def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.

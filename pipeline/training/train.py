@@ -52,6 +52,7 @@ def train(
     parent: Path | None = None,
     held_out: Latents | None = None,
     features: np.ndarray | None = None,
+    own: np.ndarray | None = None,
     root: Path = Path(),
     progress: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
@@ -64,7 +65,8 @@ def train(
     noise. components: those in which the paired noise is kept; None for all. parent: the weights
     that a spec with `parent` or `initial` starts from. held_out: by which a spec with
     `training.stop` may end early. features: of each row, float32 [rows, d], for a term of the loss
-    that aligns with them. root: where files that networks name are.
+    that aligns with them. own: the rows that it is trained on, int64 [n]; None for all. root: where
+    files that networks name are.
     group: the processes that train it together, each with all of these arguments; only that of
     rank 0 writes, says how far it is and can be stopped.
 
@@ -118,7 +120,7 @@ def train(
         optimizer = settings.optimizer.maker(network, trainable, adam, **own)
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
-    draws = Draws(spec, latents, pairings, components)
+    draws = Draws(spec, latents, pairings, components, own)
     parts = {"network": network, "optimizer": optimizer, "ema": ema}
     parts |= {"power": power, "uncertainty": uncertainty, "auxiliary": auxiliary}
     run = _Run(spec, root, folder, parts, device, log)

@@ -60,7 +60,7 @@ def spent(workspace: Workspace, job: Job, images: int | None = None) -> Spent:
     """
     entry = workspace.store.entry(job.name)
     known = entry.circumstances()
-    record = entry.load_json("record.json") if job.kind == "expert" else {"images": 0, "flops": 0.0}
+    record = {"images": 0, "flops": 0.0} if job.kind == "merged" else entry.load_json("record.json")
     seconds, cpu = known.get("seconds"), known.get("cpu_seconds")
     device, seen, flops = known.get("device_seconds"), record["images"], record["flops"]
     if images is not None:
@@ -76,8 +76,13 @@ def spent(workspace: Workspace, job: Job, images: int | None = None) -> Spent:
 
 
 def own(workspace: Workspace, recipe: RecipePlan, milestone: int) -> Spent:
-    """The training of a recipe's experts, all of which can run at the same time."""
+    """The training of a recipe's experts and router, all of which can run at the same time.
+
+    Images are those of the experts alone; the router is the same, and whole, at every milestone.
+    """
     each = [spent(workspace, e.job, e.snapshots[milestone]) for e in recipe.experts]
+    if recipe.router is not None:
+        each.append(replace(spent(workspace, recipe.router.job), images=0, images_critical=0))
     total = functools.reduce(Spent.then, each)
     walls = [one.seconds for one in each]
     longest = None if None in walls else max(walls)
@@ -125,12 +130,18 @@ def costs(
     entries = (workspace.store.entry(expert.job.name) for expert in recipe.experts)
     parameters = [entry.load_json("record.json")["parameters"] for entry in entries]
     networks = parameters[: len(recipe.weights(milestone))]  # merged experts are all alike
+    active, router = max(networks), 0
+    if recipe.router is not None:
+        router = workspace.store.entry(recipe.router.job.name).load_json("record.json")[
+            "parameters"
+        ]
+        active = max(networks) * recipe.recipe.sampling.top + router
     return {
         "images_seen": total.images,
         "images_seen_critical": total.images_critical,
         "experts": len(recipe.experts),
-        "parameters": sum(networks),
-        "parameters_active": max(networks),
+        "parameters": sum(networks) + router,
+        "parameters_active": active,
         "train_flops": total.flops,
     }
 

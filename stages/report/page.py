@@ -24,6 +24,7 @@ from stages.report.figures import NARROW, Drawing
 from stages.report.results import Results
 from stages.report.section import Section
 from stages.report.sections import (
+    clusters,
     consistency,
     cost,
     errors,
@@ -42,7 +43,7 @@ from stages.report.sections import (
 )
 
 SECTIONS = (
-    *(scores, cost, samples, film, latents, states, steps, partitions, pairings),
+    *(scores, cost, samples, film, latents, states, steps, partitions, clusters, pairings),
     *(training, errors, merging, consistency, provenance),
 )
 EMBEDDED_BYTES = 500_000  # a larger picture is embedded reduced

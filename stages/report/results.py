@@ -121,7 +121,8 @@ class Results:
     metrics: of each recipe, with its `milestones` and with `costs.times`; summary: what
     summary.json holds, and what names it: `summary_digest`; by recipe, `before` is what was trained
     first, `analyses` what was measured, `pairings` what the first one did to the noise (None for
-    independent noise) and `words` what params.yaml says; consistency: what that stage found.
+    independent noise), `routers` the records of the routers there are, and `words` what params.yaml
+    says; consistency: what that stage found.
     """
 
     params: Params
@@ -137,6 +138,7 @@ class Results:
     before: dict[str, list[tuple[str, Spent]]]
     analyses: dict[str, list[Job]]
     merges: dict[str, list[Merge]]
+    routers: dict[str, dict[str, Any]]
     origins: dict[tuple[str, int], Origin]
     pairings: dict[str, dict[str, Any] | None]
     words: dict[str, str]
@@ -217,6 +219,7 @@ def read(
         before={n: costs.before(workspace, facts, recipe) for n, recipe in recipes.items()},
         analyses={n: costs.analyses_of(workspace, facts, recipe) for n, recipe in recipes.items()},
         merges={name: _merges(workspace, recipe) for name, recipe in recipes.items()},
+        routers={n: _router(workspace, recipe) for n, recipe in recipes.items() if recipe.router},
         origins=_origins(workspace, facts, recipes),
         pairings={name: _diagnosis(workspace, recipe) for name, recipe in recipes.items()},
         words=_words(text, recipes),
@@ -246,6 +249,12 @@ def _merges(workspace: Workspace, recipe: RecipePlan) -> list[Merge]:
         )
         for milestone, job in recipe.merged.items()
     ]
+
+
+def _router(workspace: Workspace, recipe: RecipePlan) -> dict[str, Any]:
+    """The record of a router, with its last mean `loss`."""
+    entry = workspace.store.entry(recipe.router.job.name)
+    return entry.load_json("record.json") | {"loss": entry.load_json("curve.json")[-1][1]}
 
 
 def _diagnosis(workspace: Workspace, recipe: RecipePlan) -> dict[str, Any] | None:

@@ -125,6 +125,11 @@ def _write_as(
     """The model in the form of another package, from the store's files."""
     from pipeline.sampling.exported import Exported
 
+    if "router" in spec.mixture:
+        raise UserError(
+            f"--format {kind}: recipe {name} has partition: {{kind: data}}, whose router chooses a "
+            "network for each sample; export without --format"
+        )
     mixture = mixture_of(spec.mixture, workspace.store, workspace)
     model = Exported(name, images, mixture, _drawing(spec))
     if kind == "diffusers":
@@ -184,13 +189,18 @@ def _called(member: dict[str, Any], file: str) -> str:
     if "first" not in member:
         return file
     first, last = member["first"] + 1, member["last"] + 1
-    return f"state-{first}.safetensors" if first == last else f"states-{first}-{last}.safetensors"
+    states = f"state-{first}" if first == last else f"states-{first}-{last}"
+    cluster = f"cluster-{member['cluster'] + 1}-" if "cluster" in member else ""
+    return f"{cluster}{states}.safetensors"
 
 
 SAME = """\
 On the same kind of hardware, with the same torch, these are the images that `tspace sample --recipe
 {recipe}` draws with the same seed; only its PNG differs, where small images are enlarged."""
 GUIDED = "\n`guide/` holds the worse model that guidance leads samples away from."
+ROUTED = """
+`router/` tells how probable each cluster of the data is for a noisy image; of their experts the
+most probable answer, {top} for a sample at a time."""
 EARLIER = "`tspace sample` draws from the recipe's last milestone, so not from this model."
 
 
@@ -203,13 +213,14 @@ def _readme(model: dict[str, Any], guided: bool, at_end: bool) -> str:
         for first, last in file.get("states", []):
             ends = [f"{float(log_snr[i - 1]):.4g}" for i in sorted({first, last})]
             rows.setdefault(file["path"], []).append(" to ".join(ends))
+    routed = ROUTED.format(top=mixture["top"]) if "router" in mixture else ""
     return README.format(
         recipe=model["recipe"],
         version=model["tspace"],
         images=model["images"],
         what=_seen(mixture),
         classes=_classes(model["classes"]),
-        guide=GUIDED if guided else "",
+        guide=(GUIDED if guided else "") + routed,
         needs=_needs(mixture),
         same=SAME.format(recipe=model["recipe"]) if at_end else EARLIER,
         table="\n".join(f"| `{path}` | {', '.join(runs)} |" for path, runs in rows.items()),

@@ -246,17 +246,25 @@ class _Forward:
 
 def _forward(recipe: plan.RecipePlan, costs: Costs) -> _Forward:
     asked = [state for state in recipe.sampling_states if state > -math.inf]
-    by_expert = [costs.of(expert.job.spec) for expert in recipe.experts]
-    ends = [float(recipe.trained[expert.last]) for expert in recipe.experts[:-1]]
+    # All clusters have networks of one size, for the same states.
+    experts = [expert for expert in recipe.experts if not expert.cluster]
+    by_expert = [costs.of(expert.job.spec) for expert in experts]
+    ends = [float(recipe.trained[expert.last]) for expert in experts[:-1]]
     owners = [by_expert[sum(state < end for end in ends)] for state in asked]
+    top = recipe.recipe.sampling.top
+    more = [costs.of(recipe.router.job.spec)] if recipe.router else []
     # Training an image costs three evaluations: forward, and twice as much backward.
-    flops = statistics.fmean(cost.flops for cost in owners) / 3
-    times = [cost.seconds for cost in owners]
-    return _Forward(flops, None if None in times else statistics.fmean(times) / 3)
+    flops = top * statistics.fmean(cost.flops for cost in owners) + sum(c.flops for c in more)
+    times = [cost.seconds for cost in (*owners, *more)]
+    if None in times:
+        return _Forward(flops / 3, None)
+    seconds = top * statistics.fmean(cost.seconds for cost in owners)
+    return _Forward(flops / 3, (seconds + sum(cost.seconds for cost in more)) / 3)
 
 
 def _first(recipe: plan.RecipePlan) -> dict[str, Any]:
-    return recipe.experts[0].job.spec.as_json()
+    routed = {"top": recipe.recipe.sampling.top} if recipe.router else {}
+    return recipe.experts[0].job.spec.as_json() | routed
 
 
 def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
@@ -303,7 +311,7 @@ def _evaluations(
 
 
 def _evaluated(networks: Sequence[dict[str, Any]], guided: bool) -> str:
-    keys = NetworkSpec.model_fields
+    keys = (*NetworkSpec.model_fields, "top")  # experts that answer for a sample, where it varies
     return canonical_json([guided, *(spec.get(key) for spec in networks for key in keys)])
 
 

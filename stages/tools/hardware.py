@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.levels.params import FROM_DATA, LogSnrSchedule, UniformPartition
+from pipeline.levels.params import (
+    FROM_DATA,
+    DataPartition,
+    LogSnrSchedule,
+    SinglePartition,
+    UniformPartition,
+)
 from pipeline.levels.partition import MEASURED
 from pipeline.params.recipe import Params, Recipe
 from pipeline.store.identity import canonical_json
@@ -177,8 +183,9 @@ class _Memories:
 def without_measurements(params: Params) -> Params:
     """The same with what is measured on the data replaced by something of the same size.
 
-    Fitted states become as many even ones, intervals found from the data as many equal ones, and
-    budgets by difficulty equal. Each expert's network and the sum of their images stay.
+    Fitted states become as many even ones, intervals found from the data as many equal ones,
+    budgets by difficulty equal, and clusters of the data one network on all of it, without router.
+    Each expert's network and the sum of their images stay.
     """
     recipes = {name: _unmeasured(recipe) for name, recipe in params.recipes.items()}
     return params.model_copy(update={"recipes": recipes})
@@ -191,6 +198,9 @@ def _unmeasured(recipe: Recipe) -> Recipe:
         changed["schedule"] = LogSnrSchedule(kind="log-snr", **kept)
     if isinstance(recipe.partition, MEASURED):
         changed["partition"] = _equal(recipe.partition)
+    elif isinstance(recipe.partition, DataPartition):  # its sizes are not known yet
+        changed["partition"] = SinglePartition()
+        changed["sampling"] = recipe.sampling.without("top")
     own = getattr(recipe.curriculum, "partition", None)
     if isinstance(own, MEASURED):
         curriculum = recipe.curriculum.model_copy(update={"partition": _equal(own)})
@@ -247,10 +257,13 @@ def lines(found: Estimate) -> Iterator[str]:
     )
     yield (
         f"GPU-hours: {total.training_hours:,.1f} of training, {total.sampling_hours:,.1f} of "
-        "sampling; not counted: encoding, measurements, features, pairing, merging and scores"
+        "sampling; not counted: encoding, measurements, features, pairing, routers, merging, scores"
     )
     if any(share.assumed for share in found.recipes):
-        yield "* what it measures on the data is not known yet: as with as many even parts"
+        yield (
+            "* what it measures on the data is not known yet: as with as many even parts; of "
+            "clusters of the data, as with one network"
+        )
     memory = total.memory
     if memory is None:
         return

@@ -133,11 +133,15 @@ def outlook(
         drawing(recipe, guides.get(name), samples, left[name], costs, measured)
         for name, recipe in recipes.items()
     ]
-    paired = {job.name: job for r in recipes.values() for e in r.experts for job in e.pairings}
+    paired = {job.name: job for recipe in recipes.values() for job in recipe.pairings}
+    routers = {r.router.job.name: r.router.job for r in recipes.values() if r.router}
+    untrained = [job for name, job in routers.items() if not done(workspace, "experts", name)]
     shards = plan.latents(params, facts)
     first = {
         "latents_jobs": sum(not done(workspace, "latents", job.name) for job in shards),
         "pairing_jobs": sum(not done(workspace, "pairings", name) for name in paired),
+        "routers": len(untrained),
+        "router_flops": sum(costs.of(job.spec).flops * job.spec.images for job in untrained),
         "sampling_flops": sum(drawn.flops_left for drawn in drawings),
     }
     crowd = crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known])
@@ -521,6 +525,9 @@ def _total_lines(found: Outlook) -> Iterator[str]:
         yield f"first: {item.what}, {item.work}, {left}"
     if totals["pairing_jobs"]:
         yield f"first: {counted(totals['pairing_jobs'], 'pairing job')}"
+    if totals["routers"]:
+        flops = _si(totals["router_flops"], "FLOP")
+        yield f"beside the experts: {counted(totals['routers'], 'router')} of clusters, {flops}"
     if not totals["experts_left"]:
         if not found.waiting:
             unsure = ", unless the images changed" if found.changed else ""

@@ -190,7 +190,7 @@ class Here:
         workspace, alone, last = self._workspace, {recipe.name: recipe}, recipe.milestones[-1]
         scored = evaluate.score_jobs(workspace, workspace.params, facts, alone)
         drawn = sampling.sample_jobs(workspace, workspace.params, facts, alone)[recipe.name, last]
-        jobs = [*scored.values(), *drawn, *(expert.job for expert in recipe.experts)]
+        jobs = [*scored.values(), *drawn, *recipe.trainings]
         if not all(workspace.store.entry(job.name).done for job in jobs):
             raise UserError(
                 f"compare {recipe.name}: not scored yet, or params.yaml or the code changed since; "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.job import BLOCKS
+from pipeline.sampling.clusters import router_spec
 from pipeline.sampling.exported import Drawing
 from pipeline.sampling.mixture import network_spec
 from pipeline.sampling.params import Walk
@@ -115,6 +116,7 @@ def standalone(model: Mapping[str, Any], drawing: Drawing, folder: Path) -> None
     for mixture in mixtures:
         for expert in mixture["experts"]:
             makers |= set(network_spec(mixture | expert).network.makers)
+        makers |= set(router_spec(mixture).network.makers) if "router" in mixture else set()
         makers |= {AUTOENCODER} if mixture["decoder"] else set()
     files = bundle(ENTRY, *sorted(makers), apart=TYPES, instead=INSTEAD)
     (folder / CODE).mkdir()
@@ -127,7 +129,8 @@ def standalone(model: Mapping[str, Any], drawing: Drawing, folder: Path) -> None
 def borders_of(mixture: Mapping[str, Any]) -> list[float]:
     """Log-SNRs between the experts of a mixture, cleanest first: halfway, as `Mixture` has them."""
     states = [float(value) for value in mixture["log_snr"]]
-    return [(states[a["last"]] + states[b["first"]]) / 2 for a, b in pairwise(mixture["experts"])]
+    experts = [e for e in mixture["experts"] if not e.get("cluster")]  # all clusters have the same
+    return [(states[a["last"]] + states[b["first"]]) / 2 for a, b in pairwise(experts)]
 
 
 def _networks(mixture: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,19 +140,21 @@ def _networks(mixture: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
         return files[f"{member['entry']}/{member['file']}"]["path"]
 
     states = [float(value) for value in mixture["log_snr"]]
+
+    def told(part: Mapping[str, Any], spec: NetworkSpec) -> dict[str, Any]:
+        return {
+            "file": placed(part),
+            "made_by": [_short(maker) for maker in spec.network.makers],
+            "network": spec.network.arguments(),
+            "spec": {key: getattr(spec, key) for key in SPEC},
+        }
+
     experts = []
     for expert in mixture["experts"]:
-        spec = network_spec(mixture | expert)
         alone = expert["conditioning"] == "none"
-        experts.append(
-            {
-                "file": placed(expert),
-                "made_by": [_short(maker) for maker in spec.network.makers],
-                "network": spec.network.arguments(),
-                "spec": {key: getattr(spec, key) for key in SPEC},
-                "only": as_states([states[expert["first"]]])[0] if alone else None,
-            }
-        )
+        only = as_states([states[expert["first"]]])[0] if alone else None
+        experts.append(told(expert, network_spec(mixture | expert)) | {"only": only})
+    router = mixture.get("router")
     return {
         **{key: mixture[key] for key in ("prediction", "channels", "resolution", "classes")},
         **{key: mixture[key] for key in ("shift", "scale")},
@@ -158,6 +163,8 @@ def _networks(mixture: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
         "decoder": mixture["decoder"] and str(Path(placed(mixture["decoder"])).parent),
         "files": {known["path"]: known["sha256"] for known in files.values()},
         "experts": experts,
+        "router": router and told(router, router_spec(mixture)),
+        "top": mixture.get("top"),
     }
 
 

@@ -94,12 +94,12 @@ def needed_jobs(workspace: Workspace) -> list[Needed]:
         recipes = plan.experts(params, facts)
     except UserError as e:  # its states are fitted to something that is not measured yet
         return [*found, Needed("experts", [], str(e))]
-    experts = [expert for recipe in recipes.values() for expert in recipe.experts]
-    paired = [job for expert in experts for job in expert.pairings]
+    paired = [job for recipe in recipes.values() for job in recipe.pairings]
     if paired:
         found.append(_needed("pairings", paired))
+    trained = [job for recipe in recipes.values() for job in recipe.trainings]
     merges = [job for recipe in recipes.values() for job in recipe.merged.values()]
-    found.append(_needed("experts", [*(expert.job for expert in experts), *merges]))
+    found.append(_needed("experts", [*trained, *merges]))
     if not all(merged(workspace, name, recipe) for name, recipe in recipes.items()):
         later = "planned once `merge` has run"
         return [*found, Needed("samples", [], later), Needed("scores", [], later)]
@@ -127,6 +127,7 @@ def merged(workspace: Workspace, name: str, recipe: plan.RecipePlan) -> bool:
     return there.keys() == set(recipe.milestones) and all(
         [weights.job.name for weights in recipe.weights(images)]
         == [member["entry"] for member in mixture["experts"]]
+        and (recipe.router and recipe.router.job.name) == mixture.get("router", {}).get("entry")
         for images, mixture in there.items()
     )
 

@@ -188,13 +188,15 @@ def _apart(results: Results) -> str:
 def _what_costs_hold(results: Results) -> dict[str, str]:
     """What the costs of some recipes hold besides their own experts."""
     started: dict[str, list[str]] = {}
-    piloted, searched = [], []
+    piloted, searched, routed = [], [], []
     for unit in results.units:
         line = costs.ancestors(results.plan(unit))
         if line:
             started.setdefault(" and ".join(p.name for p in reversed(line)), []).append(unit.name)
         if any(label == "pilot" for label, _ in results.before[unit.members[0]]):
             piloted.append(unit.name)
+        if results.plan(unit).router:
+            routed.append(unit.name)
         merges = results.merges[unit.members[0]]
         if merges and merges[-1].report.get("evaluations"):
             searched.append(f"{unit.name} {merges[-1].report['evaluations']}")
@@ -202,6 +204,7 @@ def _what_costs_hold(results: Results) -> dict[str, str]:
         "started": "; ".join(f"{', '.join(own)} from {parent}" for parent, own in started.items()),
         "piloted": ", ".join(piloted),
         "searched": ", ".join(searched),
+        "routed": ", ".join(routed),
     }
 
 

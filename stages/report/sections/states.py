@@ -38,7 +38,8 @@ def _strip(unit: Unit, results: Results) -> Strip:
     """Bands meet half way between the states of two experts."""
     plan = results.plan(unit)
     states = [float(v) for v in plan.trained]
-    owned = [(expert.first, expert.last) for expert in plan.experts]
+    # All clusters of the data are cut alike.
+    owned = [(expert.first, expert.last) for expert in plan.experts if not expert.cluster]
     middles = [
         (states[last] + states[first]) / 2 for (_, last), (first, _) in itertools.pairwise(owned)
     ]
@@ -47,7 +48,7 @@ def _strip(unit: Unit, results: Results) -> Strip:
     return Strip(
         unit.name,
         results.styles[unit.name],
-        f"{told}, {counted(len(owned), 'expert')}",
+        f"{told}, {counted(len(plan.experts), 'expert')}",
         [(noisy, clean) for clean, noisy in itertools.pairwise(edges)],
         [] if plan.continuous else [states[first : last + 1] for first, last in owned],
         [v for v in plan.sampling_states if math.isfinite(v)],

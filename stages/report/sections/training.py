@@ -110,12 +110,13 @@ def _curve(label: str, seeds: tuple[Trained, ...], colour: str) -> Line:
 
 
 def states_of(expert: Expert, recipe: RecipePlan) -> str:
-    """Which states an expert owns, numbered from 1, the cleanest."""
+    """Which states an expert owns, numbered from 1, the cleanest, and of which cluster it is."""
+    cluster = "" if expert.cluster is None else f"cluster {expert.cluster + 1}, "
     if recipe.continuous:
-        return "all"
+        return f"{cluster}all"
     if expert.first == expert.last:
-        return f"state {expert.first + 1}"
-    return f"states {expert.first + 1}–{expert.last + 1}"
+        return f"{cluster}state {expert.first + 1}"
+    return f"{cluster}states {expert.first + 1}–{expert.last + 1}"
 
 
 def _jobs(name: str, results: Results) -> Table:
