@@ -38,7 +38,7 @@ LATENT = {"encoder": "autoencoder", "channels": 2, "downsample": 4}
 DATASETS: dict[str, dict[str, Any]] = {
     "fashion": {"data": {"source": "fashion-mnist", "resolution": 32}, "latent": LATENT},
     "patches": {
-        "data": {"source": "patches", "resolution": 32},
+        "data": {"source": "patches", "side": 64, "resolution": 32, "duplicates": "drop"},
         "latent": LATENT | {"channels": 4},
     },
     "synthetic": {"data": {"source": "synthetic"}, "latent": LATENT | {"downsample": 2}},
@@ -173,7 +173,7 @@ TRICKS: dict[str, Trick] = {
         "16 states, an expert for each",
     ),
     "clusters": Trick(
-        {"partition": {"kind": "data", "clusters": 4}},
+        {"partition": {"kind": "data", "clusters": 4, "router": {"images": IMAGES // 4}}},
         "decentralized diffusion, McAllister et al. 2025",
         "a better FID at equal FLOPs",
         "four experts over clusters of the data",
