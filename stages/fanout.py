@@ -70,7 +70,7 @@ def fan_out(
     done = len(jobs) - len(missing)
     print(f"{stage}: {counted(len(jobs), 'job')}, {done} of them in the store", flush=True)
     if missing:
-        _run(workspace, stage, missing, entries)
+        (workspace.run or _run)(workspace, stage, missing, entries)
     if list(jobs) != [job.name for job in {job.name: job for job in plan()}.values()]:
         raise UserError(
             f"{stage}: params.yaml or the code changed while its jobs ran; run again "

@@ -12,6 +12,7 @@ import sys
 import traceback
 
 from pipeline.errors import Transient, UserError, system_message
+from pipeline.plan import Job
 from pipeline.specs import spec_of
 from pipeline.store.circumstances import measured
 from pipeline.store.entry import Entry, Store
@@ -61,6 +62,21 @@ def run_job(workspace: Workspace, store: Store, name: str) -> bool:
             text = system_message(e, entry.path) or f"{type(e).__name__}: {e}"
             _fail(entry, reporter, text, traceback.format_exc(), False)
     return False
+
+
+def run_here(
+    workspace: Workspace, stage: str, missing: list[Job], entries: dict[str, Entry]
+) -> None:
+    """The jobs of a stage in this process, one after the other: to start one each takes seconds.
+
+    UserError for the first that fails.
+    """
+    left = {job.name: job for job in missing}
+    while left:
+        for job in [job for job in left.values() if not any(need in left for need in job.needs)]:
+            if not run_job(workspace, workspace.store, left.pop(job.name).name):
+                why = (entries[job.name].path / "error.txt").read_text()
+                raise UserError(f"{stage}: {job.label}: {why.strip()}")
 
 
 def _fail(entry: Entry, reporter: Reporter, error: str, log: str, final: bool) -> None:

@@ -20,9 +20,13 @@ from pipeline.store.files import sealed
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout of the project with its artefacts and its store."""
+    """A checkout of the project with its artefacts and its store.
+
+    run: what does the missing jobs of a stage in place of Snakemake, see `job.run_here`.
+    """
 
     root: Path
+    run: Callable[..., None] | None = None
 
     @classmethod
     def here(cls) -> Workspace:

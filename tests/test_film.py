@@ -20,11 +20,11 @@ from pipeline.training.run import Interrupted
 from stages import film, pictures
 from stages.analyse import analyse
 from stages.inputs import latents_of
+from stages.job import run_here
 from stages.report.now import report_now
 from stages.workspace import Workspace
 from tests.pages import Page, check_self_contained
 from tests.test_inspection import experts_of, make, small_workspace
-from tests.workflow import run_here
 
 PARAMS = """\
 seed: 0

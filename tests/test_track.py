@@ -23,6 +23,7 @@ from stages import cli, film
 from stages.analyse import analyse
 from stages.curves import losses
 from stages.inputs import latents_of, training_progress
+from stages.job import run_here
 from stages.merge import merge
 from stages.reporter import Reporter
 from stages.tools import trackers
@@ -30,7 +31,7 @@ from stages.tools.track import Follower, flat, track
 from stages.train import train as train_all
 from stages.workspace import Workspace
 from tests.test_inspection import experts_of, make, small_workspace
-from tests.workflow import run_here, run_stages
+from tests.workflow import run_stages
 
 PARAMS = """\
 seed: 0

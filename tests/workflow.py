@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.errors import UserError
-from pipeline.store.entry import Entry
 from stages import fanout
 from stages.cli import stage_named
-from stages.job import run_job
+from stages.job import run_here
 from stages.report.write import report
 from stages.workspace import Workspace
 
@@ -133,17 +131,6 @@ def jobs_run(output: str) -> dict[str, int]:
 def stages_run(output: str) -> list[str]:
     """Stages that `dvc repro` ran, from what it printed; `source` is one at every time."""
     return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
-
-
-def run_here(workspace: Workspace, stage: str, missing: list, entries: dict[str, Entry]) -> None:
-    """The jobs of a stage in this process: starting one for each would take minutes."""
-    left = {job.name: job for job in missing}
-    while left:
-        ready = [job for job in left.values() if not any(need in left for need in job.needs)]
-        for job in ready:
-            if not run_job(workspace, workspace.store, left.pop(job.name).name):
-                why = (entries[job.name].path / "error.txt").read_text()
-                raise UserError(f"{stage}: {job.label}: {why.strip()}")
 
 
 def run_stages(workspace: Workspace) -> None:

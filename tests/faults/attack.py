@@ -48,8 +48,8 @@ from stages import (
 )
 from stages import job as jobs
 from stages.cli import stage_named
+from stages.job import run_here
 from stages.workspace import Workspace
-from tests.workflow import run_here
 
 if __name__ == "__main__":  # and not in the process of whoever imports the rest of this
     os.environ["TSPACE_CHECKPOINT_SECONDS"] = "0"  # after every batch; read when torch is imported

@@ -13,10 +13,10 @@ from pipeline.errors import UserError
 from pipeline.store import files
 from stages import facts, fanout, merge, sample
 from stages.cli import stage_named
-from stages.job import RUNNERS, run_job
+from stages.job import RUNNERS, run_here, run_job
 from stages.workspace import Workspace
 from tests.faults.attack import contents, flip, named, restore, unmade, whole
-from tests.workflow import ROOT, environment, run_here
+from tests.workflow import ROOT, environment
 
 
 @pytest.fixture(scope="module")
