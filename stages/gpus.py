@@ -28,10 +28,20 @@ def listed() -> list[str]:
     """The GPUs that jobs may take: those that CUDA_VISIBLE_DEVICES lists, else this machine's."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+    return _asked("index")
+
+
+def kinds() -> list[str]:
+    """What the GPUs of this machine are; none where jobs may take none."""
+    return _asked("name") if listed() else []
+
+
+def _asked(field: str) -> list[str]:
+    """Of each GPU of this machine."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.split()
+        return [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return []
 
 
