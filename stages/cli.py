@@ -202,7 +202,16 @@ def report(if_needed: bool, now: bool) -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the GPU's published peak that is reached.  [default: 0.2, an assumption]",
 )
-@click.option("--price", type=click.FloatRange(min=0), help="Dollars for an hour of the GPU.")
+@click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    help="Dollars for an hour of the GPU, or without --gpu of this machine.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="First measure how fast this machine is at what was not done here before: about a minute.",
+)
 @click.option("--rows", type=click.IntRange(min=1), help="Of images that are not there yet.")
 @click.option("--classes", type=click.IntRange(min=0), help="Of images that are not there yet.")
 def plan(
@@ -212,10 +221,11 @@ def plan(
     gpu: str | None,
     utilization: float | None,
     price: float | None,
+    measure: bool,
     rows: int | None,
     classes: int | None,
 ) -> None:
-    """Show which experts a run would train, why, and at what cost."""
+    """Show which experts a run would train, why, and what all stages will cost."""
     from stages.tools.declared import Declared
     from stages.tools.hardware import UTILIZATION, Hardware, gpu_named
     from stages.tools.plan import show_plan
@@ -224,10 +234,11 @@ def plan(
     on = None
     if gpu is not None:
         on = Hardware(gpu_named(gpu), UTILIZATION if utilization is None else utilization, price)
-    elif utilization is not None or price is not None:
-        raise UserError("plan: --utilization and --price are of a GPU; name it by --gpu")
+        price = None
+    elif utilization is not None:
+        raise UserError("plan: --utilization is of a GPU; name it by --gpu")
     said = None if rows is None and classes is None else Declared(rows, classes)
-    show_plan(Workspace.here(), recipe, everything, as_json, on, said)
+    show_plan(Workspace.here(), recipe, everything, as_json, on, said, measure, price)
 
 
 @main.command()
@@ -465,6 +476,19 @@ def job(root: Path, store_root: Path, names: tuple[str, ...]) -> None:
         finished = [run_job(workspace, store, name) for name in names]
     if not all(finished):
         sys.exit(1)
+
+
+@main.command(hidden=True)
+@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("known", type=click.Path(path_type=Path))
+@click.argument("part", type=int)
+@click.argument("count", type=int)
+@click.argument("out", type=click.Path(path_type=Path))
+def rehearse(root: Path, known: Path, part: int, count: int, out: Path) -> None:
+    """Measure a part of a plan's work (called by `tspace plan --measure`)."""
+    from stages.tools.calibration import rehearse as measure
+
+    measure(root, known, part, count, out)
 
 
 if __name__ == "__main__":

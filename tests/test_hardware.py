@@ -308,7 +308,7 @@ def test_the_command_tells_what_it_assumes(workspace, monkeypatch):
     ("options", "message"),
     [
         (["--gpu", "H101"], r"--gpu: 'H101' is not known; one of: A10, A100, H100, .*, RTX 4090$"),
-        (["--price", "2"], "plan: --utilization and --price are of a GPU; name it by --gpu"),
+        (["--utilization", "0.2"], "plan: --utilization is of a GPU; name it by --gpu"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(workspace, monkeypatch, options, message):

@@ -330,11 +330,11 @@ def test_evaluations_are_those_that_a_sampler_asks_for(kind, states):
     settings = block(Annotated[Sampling, Field(discriminator="kind")], {"kind": kind})
     sampler(settings)(denoise, torch.zeros(1, 1, 2, 2), states, noise=lambda _: torch.zeros(1))
     of_networks = [state for state in asked if state > -np.inf]
-    assert forecast._evaluations(states, settings) == (len(of_networks), 0)
+    assert forecast.evaluations_of(states, settings) == (len(of_networks), 0)
     guided = settings.model_copy(update={"guidance": 2.0})
-    assert forecast._evaluations(states, guided) == (len(of_networks),) * 2
+    assert forecast.evaluations_of(states, guided) == (len(of_networks),) * 2
     within = [state for state in of_networks if -1 <= state < 5]
-    assert forecast._evaluations(states, guided, [-1.0, 5.0]) == (len(of_networks), len(within))
+    assert forecast.evaluations_of(states, guided, [-1.0, 5.0]) == (len(of_networks), len(within))
 
 
 def test_sampling_is_part_of_the_cost(restored):
@@ -382,14 +382,18 @@ def test_inputs_take_what_such_inputs_took(tmp_path):
     entry = workspace.store.plan("features", features(100, "a").spec.as_json())
     write_sealed(entry.path / "circumstances.json", {"seconds": 7.0})
     asked = features(100, "b")
-    assert forecast.seconds_of(workspace, asked) is None
+
+    def told(job):
+        return forecast.History(workspace).of(job.kind, job.spec)
+
+    assert told(asked) is None
     entry.finish()
-    assert forecast.seconds_of(workspace, asked) == 7.0
-    assert forecast.seconds_of(workspace, features(200, "a")) is None
+    assert told(asked) == 7.0
+    assert told(features(200, "a")) is None
     entry = workspace.store.plan("latents", latents(100).spec.as_json())
     write_sealed(entry.path / "circumstances.json", {"seconds": 5.0})
     entry.finish()
-    assert forecast.seconds_of(workspace, latents(40)) == 2.0
+    assert told(latents(40)) == 2.0
 
 
 def test_jobs_of_a_group_count_once_and_one_after_the_other(restored):

@@ -8,8 +8,8 @@ import graphlib
 import math
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline import plan
 from pipeline.errors import UserError
 from pipeline.sampling.params import Sampling, Walk
-from pipeline.specs import ExpertSpec, NetworkSpec
+from pipeline.specs import ExpertSpec, NetworkSpec, Spec
 from pipeline.store.circumstances import processor
 from pipeline.store.entry import Entry
 from pipeline.store.identity import canonical_json
@@ -26,6 +26,54 @@ from stages.workspace import Workspace
 
 RECENT = 9  # finished experts whose speeds are looked at
 SAMPLING = TypeAdapter(Annotated[Sampling, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds of a kind of work: some for each job, and some for each image, row or evaluation."""
+
+    fixed: float
+    each: float
+
+    def seconds(self, amount: float) -> float:
+        return self.fixed + self.each * amount
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a machine beforehand.
+
+    rates: by kind of work (`work.Work`). flops: of training an image, by kind. overheads: seconds,
+    see `rehearsal`.
+    """
+
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)
+    overheads: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> dict[str, float]:
+        """Seconds of an evaluation, as `evaluation_seconds` has them."""
+        start = f"{DRAWING} "
+        return {
+            kind.removeprefix(start): rate.each
+            for kind, rate in self.rates.items()
+            if kind.startswith(start)
+        }
+
+    @property
+    def seconds_a_flop(self) -> float | None:
+        """Of training, in the middle of what was measured."""
+        rates = [self.rates[kind].each / flops for kind, flops in self.flops.items()]
+        return statistics.median(rates) if rates else None
+
+
+TRAINING, DRAWING = "training", "evaluations"  # what these kinds of work begin with
+
+
+def training_of(spec: dict[str, Any]) -> str:
+    """The kind of work of training an expert, from its spec as it is written."""
+    return f"{TRAINING} {_network(spec)} {canonical_json(_speed(spec))}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +148,8 @@ class Cost:
 class Costs:
     """Costs by network: measured where an expert has it, else counted, once a network.
 
-    finished, begun: experts as `finished_experts` and `begun_experts` find them. root: where files
-    that networks name are.
+    finished, begun: experts as `finished_experts` and `begun_experts` find them; where none has the
+    network, what was measured beforehand. root: where files that networks name are.
     """
 
     def __init__(
@@ -109,8 +157,9 @@ class Costs:
         finished: Sequence[Finished],
         begun: Sequence[Finished] = (),
         root: Path = Path(),
+        beforehand: Measured | None = None,
     ):
-        self._root = root
+        self._root, self._beforehand = root, beforehand or Measured()
         self._finished: dict[str, list[Finished]] = {}
         self._timed: dict[str, list[Finished]] = {}
         for expert in sorted(finished, key=lambda e: -e.when):
@@ -142,7 +191,9 @@ class Costs:
             # The middle of some: the first one on a machine also waits for the disk.
             seconds = statistics.median(e.seconds for e in same[:RECENT])
             return Cost(flops, parameters, seconds)
-        rate = self._seconds_a_flop
+        if known := self._beforehand.rates.get(training_of(spec.as_json())):
+            return Cost(flops, parameters, known.each)
+        rate = self._seconds_a_flop or self._beforehand.seconds_a_flop
         return Cost(flops, parameters, rate and rate * flops, estimated=rate is not None)
 
     @functools.cached_property
@@ -214,7 +265,7 @@ def drawing(
     measured: seconds an evaluation, see `evaluation_seconds`.
     """
     sampling = recipe.recipe.sampling
-    own, guiding = _evaluations(recipe.sampling_states, sampling, sampling.guidance_interval)
+    own, guiding = evaluations_of(recipe.sampling_states, sampling, sampling.guidance_interval)
     drawn, other = _forward(recipe, costs), _forward(guide or recipe, costs)
     work, flops, seconds = 0, 0.0, 0.0
     for milestone, count in left.items():
@@ -222,8 +273,7 @@ def drawing(
         away = guiding if guided else 0
         work += count * (own + away)
         flops += count * (own * drawn.flops + away * other.flops)
-        by = [_first(guide)] if guide and guided else []
-        each = measured.get(_evaluated([_first(recipe), *by], guided))
+        each = measured.get(drawing_key(recipe, guide, guided))
         time = each and each * (own + away)
         if time is None and None not in (drawn.seconds, other.seconds):
             time = own * drawn.seconds + away * other.seconds
@@ -267,6 +317,12 @@ def _first(recipe: plan.RecipePlan) -> dict[str, Any]:
     return recipe.experts[0].job.spec.as_json() | routed
 
 
+def drawing_key(recipe: plan.RecipePlan, guide: plan.RecipePlan | None, guided: bool) -> str:
+    """What the samples of a recipe are asked of, as `evaluation_seconds` has it."""
+    by = [_first(guide)] if guide and guided else []
+    return _evaluated([_first(recipe), *by], guided)
+
+
 def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
     """Seconds of one evaluation for one sample, by network, in the latest finished samplings."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -276,7 +332,7 @@ def evaluation_seconds(workspace: Workspace) -> dict[str, float]:
         except ValidationError:
             continue  # of another version
         states, led = [float(state) for state in spec["states"]], spec.get("led", {})
-        evaluations = sum(_evaluations(states, sampling, led.get("interval")))
+        evaluations = sum(evaluations_of(states, sampling, led.get("interval")))
         mixtures = [spec["mixture"], *([led["guide"]] if "guide" in led else [])]
         networks = [{**mixture, **mixture["experts"][0]} for mixture in mixtures]
         key = _evaluated(networks, sampling.guidance != 1)
@@ -300,7 +356,7 @@ def _middle(times: Sequence[tuple[float, float]]) -> float:
     return statistics.median(each for _, each in sorted(times)[-RECENT:])
 
 
-def _evaluations(
+def evaluations_of(
     states: Sequence[float], sampling: Walk, interval: Sequence[float] | None = None
 ) -> tuple[int, int]:
     """How often a sample asks its model, and how often what guidance leads away from."""
@@ -315,20 +371,33 @@ def _evaluated(networks: Sequence[dict[str, Any]], guided: bool) -> str:
     return canonical_json([guided, *(spec.get(key) for spec in networks for key in keys)])
 
 
-def seconds_of(workspace: Workspace, *jobs: plan.Job) -> float | None:
-    """Seconds of jobs of the inputs, alike but for their rows, as the latest such ones took."""
-    wanted = [job.spec.as_json() for job in jobs]
-    times = [
-        (when, seconds / _rows(spec))
-        for when, seconds, spec in _timed(workspace, jobs[0].kind)
-        if spec.get("settings") == wanted[0].get("settings")
-    ]
-    return _middle(times) * sum(map(_rows, wanted)) if times else None
+class History:
+    """What finished jobs of the store took, those of each kind read once."""
+
+    def __init__(self, workspace: Workspace):
+        self._workspace = workspace
+        self._known: dict[str, list[tuple[float, float, dict[str, Any]]]] = {}
+
+    def of(self, kind: str, spec: Spec | None = None) -> float | None:
+        """Seconds of a job as the latest took that are alike but for their rows; None of none.
+
+        spec: None for a kind whose jobs have no settings of their own.
+        """
+        if kind not in self._known:
+            self._known[kind] = list(_timed(self._workspace, kind))
+        wanted = {} if spec is None else spec.as_json()
+        times = [
+            (when, seconds / _rows(made))
+            for when, seconds, made in self._known[kind]
+            if made.get("settings") == wanted.get("settings")
+        ]
+        return _middle(times) * _rows(wanted) if times else None
 
 
 def _rows(spec: dict[str, Any]) -> int:
-    """Rows of a shard; 1 of a job whose settings say how much it does."""
-    return spec["last"] - spec["first"] if "last" in spec else 1
+    """Rows of a shard, or passes over them; 1 of a job whose settings say how much it does."""
+    first, last = spec.get("slots") or (spec.get("first", 0), spec.get("last", 1))
+    return last - first
 
 
 def critical_seconds(

@@ -1,4 +1,4 @@
-"""`tspace plan`: what a run would do, why, and what it costs. It only reads."""
+"""`tspace plan`: what a run would do, why, and what it costs. It reads, and may measure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stages.fanout import crowded, profile_settings
 from stages.numbers import counted, duration, si
 from stages.report.costs import interval_costs
 from stages.source import MOVED, changes, raw_path, recipe_files, require_images
-from stages.tools import hardware
+from stages.tools import calibration, hardware
+from stages.tools.clock import StageTime
 from stages.tools.declared import Declared, declared
 from stages.tools.forecast import (
     Costs,
@@ -28,10 +29,10 @@ from stages.tools.forecast import (
     drawing,
     evaluation_seconds,
     finished_experts,
-    seconds_of,
 )
 from stages.tools.reasons import Reasons
 from stages.tools.status import Found, done, look, merged
+from stages.tools.timetable import Timetable
 from stages.workspace import Workspace
 
 WEIGHT_BYTES = 4  # of a parameter in a snapshot
@@ -75,10 +76,12 @@ class Input:
 class Outlook:
     """What a run would do.
 
-    waiting: recipes whose experts are not known yet, and why. unknown: what is not known before the
-    dataset is prepared (again), in words; empty once it is. changed: how the dataset differs from
-    params.yaml and the raw images, or may. warnings: of what it will find too late. on_gpu: what it
-    takes on a GPU that was asked for.
+    waiting: recipes whose experts are not known yet, and why. stages: what is left of each stage of
+    dvc.yaml, the recipes that wait by others of their size; empty where one recipe was asked for.
+    workers: cores that jobs share; None on a cluster. measured: whether this machine was.
+    unknown: what is not known before the dataset is prepared (again), in words; empty once it is.
+    changed: how the dataset differs from params.yaml and the raw images, or may. warnings: of what
+    it will find too late. on_gpu: what it takes on a GPU that was asked for.
     """
 
     experts: list[Row]
@@ -86,6 +89,9 @@ class Outlook:
     drawings: list[Drawing]
     inputs: list[Input]
     totals: dict[str, Any]
+    stages: list[StageTime] = field(default_factory=list)
+    workers: int | None = 0
+    measured: bool = False
     unknown: str = ""
     changed: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -109,8 +115,9 @@ def outlook(
     changed = changes(workspace) or ""
     facts, unknown, exact = _facts(workspace, changed, said)
     recipes, guides, waiting = _recipes(params, facts, [only] if only else list(params.recipes))
-    finished = finished_experts(workspace)
-    costs, reasons = Costs(finished, begun_experts(workspace), workspace.root), Reasons(finished)
+    finished, beforehand = finished_experts(workspace), calibration.kept(workspace)
+    costs = Costs(finished, begun_experts(workspace), workspace.root, beforehand)
+    reasons = Reasons(finished)
     rows, jobs, known = [], {}, {}
     for recipe in recipes.values():
         for expert in recipe.experts:
@@ -128,7 +135,7 @@ def outlook(
             name: _undrawn(workspace, facts, recipe, guides.get(name))
             for name, recipe in recipes.items()
         }
-    measured = evaluation_seconds(workspace)
+    measured = beforehand.evaluations | evaluation_seconds(workspace)
     drawings = [
         drawing(recipe, guides.get(name), samples, left[name], costs, measured)
         for name, recipe in recipes.items()
@@ -147,6 +154,7 @@ def outlook(
     crowd = crowded(profile_settings(workspace), [job for n, job in jobs.items() if n in known])
     doubted = doubts(params, facts.rows, facts.class_counts) if exact else []
     on_gpu = None
+    more, more_drawings = _unmeasured(params, facts, list(waiting), costs, measured)
     if gpu is not None:
         flops_left = {row.name: row.flops_left for row in rows}
         work = [
@@ -154,21 +162,40 @@ def outlook(
             for name, recipe in recipes.items()
             for expert in recipe.experts
         ]
-        more, more_drawings = _unmeasured(params, facts, list(waiting), costs)
+        work += [
+            hardware.Work(name, job.name, job.spec, costs.of(job.spec).flops * expert.images)
+            for name, recipe in more.items()
+            for expert in recipe.experts
+            for job in [expert.job]
+        ]
         on_gpu = hardware.estimated(
             gpu,
-            work + more,
+            work,
             drawings + more_drawings,
             set(waiting),
             _row_bytes(params, facts),
             workspace.root,
         )
+    timetable = Timetable(
+        workspace,
+        params,
+        facts,
+        recipes | more,
+        drawings + more_drawings,
+        {row.name: row.images_left for row in rows},
+        costs,
+        beforehand,
+        prepared=not unknown,
+    )
     return Outlook(
         rows,
         waiting,
         drawings,
-        _inputs(workspace, facts),
+        _inputs(workspace, facts, timetable),
         _totals(rows, jobs) | first,
+        [] if only else timetable.rows(),
+        timetable.workers if timetable.local else None,
+        bool(beforehand.overheads),
         unknown,
         changed,
         [*([crowd] if crowd else []), *doubted],
@@ -177,24 +204,27 @@ def outlook(
 
 
 def _unmeasured(
-    params: Params, facts: plan.DatasetFacts, waiting: Sequence[str], costs: Costs
-) -> tuple[list[hardware.Work], list[Drawing]]:
-    """What recipes that wait for measurements will take, by others of their size."""
+    params: Params,
+    facts: plan.DatasetFacts,
+    waiting: Sequence[str],
+    costs: Costs,
+    measured: dict[str, float],
+) -> tuple[dict[str, plan.RecipePlan], list[Drawing]]:
+    """Recipes that wait for measurements as others of their size, and their samples."""
     recipes, guides, _ = _recipes(hardware.without_measurements(params), facts, waiting)
     samples = params.evaluate.samples
-    work = [
-        hardware.Work(name, job.name, job.spec, costs.of(job.spec).flops * expert.images)
-        for name, recipe in recipes.items()
-        for expert in recipe.experts
-        for job in [expert.job]
-    ]
     drawings = [
         drawing(
-            recipe, guides.get(name), samples, dict.fromkeys(recipe.milestones, samples), costs, {}
+            recipe,
+            guides.get(name),
+            samples,
+            dict.fromkeys(recipe.milestones, samples),
+            costs,
+            measured,
         )
         for name, recipe in recipes.items()
     ]
-    return work, drawings
+    return recipes, drawings
 
 
 def _row_bytes(params: Params, facts: plan.DatasetFacts) -> int:
@@ -305,7 +335,7 @@ def _undrawn(
     return left
 
 
-def _inputs(workspace: Workspace, facts: plan.DatasetFacts) -> list[Input]:
+def _inputs(workspace: Workspace, facts: plan.DatasetFacts, timetable: Timetable) -> list[Input]:
     """Jobs that are still to encode images, and to make features of the real ones."""
     params, found = workspace.params, []
     codec, shards = plan.encoder(params, facts), plan.latents(params, facts)
@@ -319,7 +349,8 @@ def _inputs(workspace: Workspace, facts: plan.DatasetFacts) -> list[Input]:
         left = [job for job in jobs or () if not done(workspace, stage, job.name)]
         if left:
             what = left[0].label if left[0].kind != "latents" else "latents"
-            found.append(Input(what, about(left[0]), seconds_of(workspace, *left)))
+            times = [timetable.job(job) for job in left]
+            found.append(Input(what, about(left[0]), None if None in times else sum(times)))
     return found
 
 
@@ -401,9 +432,22 @@ def show_plan(
     as_json: bool,
     gpu: hardware.Hardware | None = None,
     said: Declared | None = None,
+    measure: bool = False,
+    price: float | None = None,
 ) -> None:
-    """Print what a run would do, a line an expert (alike ones together unless `everything`)."""
+    """Print what a run would do, a line an expert (alike ones together unless `everything`).
+
+    measure: first, what is not known of this machine. price: dollars for an hour of it.
+    """
+    failed = []
+    if measure:
+        facts, unknown, _ = _facts(workspace, changes(workspace) or "", said)
+        failed = calibration.measure(workspace, facts, prepared=not unknown)
     found = outlook(workspace, only, gpu, said)
+    if price is not None:
+        seconds = sum(row.clock for row in found.stages)
+        found.totals["dollars"] = price * seconds / 3600
+    found.warnings.extend(f"not measured: {what}" for what in failed)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return
@@ -424,6 +468,11 @@ def show_plan(
         print()
     for line in _total_lines(found):
         print(line)
+    if found.stages:
+        print()
+        _print_table(_stage_lines(found, price), right=(1, 2, 3, 4))
+        print()
+        print(*_about_stages(found), sep="\n")
     if found.on_gpu is not None:
         print()
         lines = hardware.table(found.on_gpu)
@@ -446,6 +495,38 @@ def _drawn(drawing: Drawing) -> list[str]:
         f"{drawing.evaluations} a sample"
         + (f", {drawing.guiding} of them for guidance" if drawing.guiding else ""),
     ]
+
+
+def _stage_lines(found: Outlook, price: float | None) -> list[list[str]]:
+    """A row a stage of dvc.yaml with its time and price, and one for all of them."""
+
+    def line(name: str, jobs: int, work: float, clock: float, unknown: int) -> list[str]:
+        least = ">= " if unknown else ""
+        cost = [] if price is None else [f"{least}{price * clock / 3600:,.2f}" if clock else ""]
+        times = [least + duration(s) if s else "?" if unknown else "" for s in (work, clock)]
+        return [name, f"{jobs:,}" if jobs else "", *times, *cost]
+
+    head = ["stage", "jobs", "work", "by the clock", *([] if price is None else ["$"])]
+    keys = ("jobs", "work", "clock", "unknown")
+    rows = [line(row.stage, *(getattr(row, key) for key in keys)) for row in found.stages]
+    total = [sum(getattr(row, key) for row in found.stages) for key in keys]
+    return [head, *rows, line("all", *total)]
+
+
+def _about_stages(found: Outlook) -> Iterator[str]:
+    """What the times of stages rest on."""
+    at_once = "as many jobs at once as the profile lets run here"
+    if found.workers is None:
+        at_once = "a worker for each job"
+    yield f"work: seconds of processes, one after the other; by the clock: with {at_once}"
+    if not found.measured:
+        yield (
+            "without what starting stages and processes takes, which was not measured here; "
+            "`tspace plan --measure` does, in about a minute, with all that nothing like it ran of"
+        )
+    unknown = [row.stage for row in found.stages if row.unknown]
+    if unknown:
+        yield f">= without jobs of which no time is known: {', '.join(unknown)}"
 
 
 def print_intervals(workspace: Workspace, only: str | None) -> None:
@@ -540,13 +621,16 @@ def _total_lines(found: Outlook) -> Iterator[str]:
     )
     unknown, estimated = totals["seconds_unknown_for"], totals["seconds_estimated_for"]
     if unknown == totals["experts_left"]:
-        yield "time: unknown, nothing was trained here yet that it could be told from"
+        yield (
+            "time: unknown, nothing was trained here yet that it could be told from; "
+            "`tspace plan --measure` takes about a minute and tells it"
+        )
         return
     least = "at least " if unknown else ""
     yield (
         f"time: {least}{duration(totals['seconds'])} of training one after the other, "
         f"{least}{duration(totals['seconds_critical'])} on workers enough (the longest chain), at "
-        "the speed of experts trained before"
+        "the speed that was measured here"
     )
     if estimated:
         yield f"of {counted(estimated, 'expert')} by the FLOP/s of other networks on this machine"
