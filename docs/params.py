@@ -98,6 +98,7 @@ running it on tensors without values. On CPUs that count is what a real pass kee
 it follows the rule of CUDA's autocast, that norms are float32, and no GPU has confirmed it.
 `--rows` and `--classes` say of the images what params.yaml leaves open, while they are not there.
 Recipes that measure something on the data are counted with as many even states and intervals.
+[watching.md](watching.md#what-it-will-take) says how to learn what all stages take on this machine.
 
 **Reconstructions.** The constants of `clts`, `mdlrc` and `easy-to-hard` are not public in full, nor
 are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
