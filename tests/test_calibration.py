@@ -11,13 +11,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from pipeline import plan
 from pipeline.store.files import sealed, write_sealed
 from stages import cli
 from stages.tools import calibration, forecast
 from stages.tools import plan as planning
 from stages.tools.clock import Process, makespan
 from stages.tools.forecast import Measured, Rate, training_of
-from stages.tools.rehearsal import fitted
+from stages.tools.rehearsal import Rehearsal, fitted
 from stages.tools.timetable import STAGES
 from stages.workspace import Workspace
 from tests.test_inspection import PARAMS, experts_of, make, small_workspace
@@ -175,8 +176,6 @@ def test_times_by_hand(workspace):
     workspace = Workspace(workspace.root)
     assert planning.outlook(workspace).workers == 1
     facts, _, _ = planning._facts(workspace, "", None)
-    from stages.tools.rehearsal import Rehearsal
-
     kinds = kinds_of(Rehearsal(workspace, workspace.store, facts))
     known(workspace, {kind: Rate(0.0, 1.0) for kind in kinds})
     rows = {row.stage: row for row in planning.outlook(workspace).stages}
@@ -198,12 +197,25 @@ def test_times_by_hand(workspace):
     assert not any(row.unknown for row in rows.values())
 
 
+def test_errors_on_held_out_images_are_counted(workspace):
+    facts, _, _ = planning._facts(workspace, "", None)
+    recipes = plan.experts(workspace.params, facts)
+    key = forecast.drawing_key(recipes["one"], None, False)
+    known(workspace, {f"{forecast.DRAWING} {key}": Rate(9.0, 0.5)})
+    before = {row.stage: row for row in planning.outlook(workspace).stages}["evaluate"]
+    path = workspace.root / "params.yaml"
+    path.write_text(PARAMS.replace("limit: 80", "limit: 120, holdout: 10"))
+    after = {row.stage: row for row in planning.outlook(Workspace(workspace.root)).stages}
+    assert after["evaluate"].jobs == before.jobs + 2
+    start = OVERHEADS["process"] + OVERHEADS["torch"]
+    # Of `one` 4 levels; of `apart` nothing is known, nor of scores.
+    assert after["evaluate"].work == start + 0.5 * 4 * 10
+    assert after["evaluate"].unknown == before.unknown + 1
+
+
 def kinds_of(rehearsal) -> set[str]:
     """All kinds of work that a rehearsal knows of."""
-    found = {"latents", "extract", "prepare"}
     works = rehearsal.works
-    from pipeline import plan
-
     jobs = [*plan.latents(rehearsal.params, rehearsal.facts)]
     jobs += [plan.features(rehearsal.params, rehearsal.facts)]
     jobs += [plan.spectrum(rehearsal.params, rehearsal.facts)]
@@ -243,8 +255,6 @@ def test_a_network_that_was_not_measured_is_told_by_its_flops(workspace):
 
 
 def planned(workspace):
-    from pipeline import plan
-
     facts, _, _ = planning._facts(workspace, "", None)
     recipes = plan.experts(workspace.params, facts)
     return {name: recipe.experts[0].job.spec for name, recipe in recipes.items()}

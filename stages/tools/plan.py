@@ -183,6 +183,7 @@ def outlook(
         recipes | more,
         drawings + more_drawings,
         {row.name: row.images_left for row in rows},
+        measured,
         costs,
         beforehand,
         prepared=not unknown,

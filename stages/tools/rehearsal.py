@@ -123,11 +123,14 @@ class Rehearsal:
     def _short(self, spec: ExpertSpec, images: int) -> ExpertSpec:
         """An expert's spec with its own network and batch, alone and for so many images."""
         training = spec.training.without("parent", "initial", "stop")
+        if getattr(training.auxiliary, "kind", "") == "repa":  # little work, but it needs features
+            training = training.without("auxiliary")
         flops, _ = counted_cost(spec, self.workspace.root)
         if (batch := self._at_once(flops, training.batch)) < training.batch:
             training = training.without("shards").model_copy(update={"batch": batch})
         alone: dict[str, Any] = {"pairings": [], "pairing": Independent(), "parent": None}
         alone |= {"initial": None, "train": "all", "decouple": None, "held_out": []}
+        alone["features"] = None
         alone |= {"latents": self._latents, "training": training}
         return spec.model_copy(update=alone | {"images": images, "snapshots": [images]})
 

@@ -11,12 +11,13 @@ from typing import Any
 from pipeline import plan
 from pipeline.devices import cores
 from pipeline.params.recipe import Params
+from pipeline.plan.outputs import ERROR_LEVELS
 from stages import evaluate, gpus
 from stages.consistency import consistency_jobs
 from stages.fanout import cores_of, profile_settings
 from stages.sample import reconstruction_jobs
 from stages.tools.clock import Process, StageTime, makespan
-from stages.tools.forecast import Costs, Drawing, History, Measured
+from stages.tools.forecast import Costs, Drawing, History, Measured, drawing_key
 from stages.tools.status import done, merged
 from stages.tools.work import Works
 from stages.workspace import Workspace
@@ -37,8 +38,8 @@ class Timetable:
     """What is left of a run of `dvc repro`.
 
     recipes: planned, all of params.yaml. drawings: their samples. images_left: of experts that are
-    begun, by name. prepared: whether the dataset is, without which no job has its name, and so none
-    is known to be finished.
+    begun, by name. evaluations: seconds of each, see `evaluation_seconds`. prepared: whether the
+    dataset is, without which no job has its name, and so none is known to be finished.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Timetable:
         recipes: Mapping[str, plan.RecipePlan],
         drawings: Iterable[Drawing],
         images_left: Mapping[str, int],
+        evaluations: Mapping[str, float],
         costs: Costs,
         beforehand: Measured,
         prepared: bool,
@@ -56,7 +58,7 @@ class Timetable:
         self.workspace, self.params, self.facts = workspace, params, facts
         self.recipes, self.prepared, self.images_left = recipes, prepared, images_left
         self.drawings = {drawing.recipe: drawing for drawing in drawings}
-        self.costs, self.rates = costs, beforehand.rates
+        self.costs, self.rates, self.evaluations = costs, beforehand.rates, evaluations
         self.over = dict.fromkeys(OVERHEADS, 0.0) | dict(beforehand.overheads)
         self.works, self.history = Works(params, facts), History(workspace)
         settings = profile_settings(workspace)
@@ -154,8 +156,8 @@ class Timetable:
         return [*found, *(self._processes("sample", [decoded]) if decoded else [])]
 
     def _evaluate(self) -> list[Process]:
-        """Those of a recipe's milestones share a process."""
-        found = []
+        """The scores of a recipe's milestones share a process, and its errors have one."""
+        found = self._errors() if self.facts.held_out else []
         each = self.history.of("scores")
         if each is None:
             each = self._measured(self.works.scored(self.params.evaluate.samples))
@@ -173,6 +175,25 @@ class Timetable:
             if not done(self.workspace, "scores", job.name):
                 own = None if each is None else self._started(each)
                 found.append(Process(job.name, "scores", 1, own))
+        return found
+
+    def _errors(self) -> list[Process]:
+        """Those on held-out images, at the end of each recipe."""
+        found = []
+        for name, recipe in self.recipes.items():
+            if self.prepared and merged(self.workspace, name, recipe):
+                [job] = evaluate.error_jobs(
+                    self.workspace, self.params, self.facts, {name: recipe}
+                ).values()
+                if done(self.workspace, "scores", job.name):
+                    continue
+            levels = ERROR_LEVELS if recipe.continuous else min(ERROR_LEVELS, len(recipe.trained))
+            seconds = self.history.of("errors")
+            if seconds is None:
+                each = self.evaluations.get(drawing_key(recipe, None, False))
+                seconds = each and each * levels * self.facts.held_out
+            own = None if seconds is None else self._started(seconds)
+            found.append(Process(f"{name} errors", "errors", 1, own))
         return found
 
     def _consistency(self) -> list[Process]:
