@@ -26,6 +26,7 @@ from tests.workflow import ROOT
 
 OVERHEADS = {"dvc": 1.0, "stage": 0.5, "prepare": 2.0, "jobs": 3.0, "process": 0.25, "torch": 0.75}
 OVERHEADS |= {"report": 4.0}
+GUIDED = "    sampling: {steps: 2, guidance: 2, guide: {milestone: 48}}"
 OTHER = "multipliers: [1], blocks: 2}"  # another network than that of PARAMS
 
 
@@ -213,6 +214,31 @@ def test_errors_on_held_out_images_are_counted(workspace):
     assert after["evaluate"].unknown == before.unknown + 1
 
 
+def test_each_kind_of_work_is_measured_once_and_none_is_left_out(workspace):
+    text = PARAMS.replace(
+        "    training: {learning_rate: 0.002}", "    network: {channels: 16}\n" + GUIDED
+    )
+    (workspace.root / "params.yaml").write_text(
+        f"{text}  like-one: {{schedule: {{kind: edm}}, sampling: {{steps: 4}}}}\n"
+    )
+    workspace = Workspace(workspace.root)
+    facts, _, _ = planning._facts(workspace, "", None)
+    rehearsal = Rehearsal(workspace, workspace.store, facts)
+    found = [what for what, _ in rehearsal.parts(frozenset())]
+    assert sorted(found) == [
+        *("features and scores", "latents"),
+        *(
+            "samples of apart",
+            "samples of like-one",
+            "samples of one",
+            "samples of one",
+            "spectrum",
+        ),
+        *("training of apart", "training of like-one", "training of one"),
+    ]
+    assert rehearsal.parts(frozenset(kinds_of(rehearsal))) == []
+
+
 def kinds_of(rehearsal) -> set[str]:
     """All kinds of work that a rehearsal knows of."""
     works = rehearsal.works
@@ -223,7 +249,9 @@ def kinds_of(rehearsal) -> set[str]:
     found |= {work.kind for work in [*works.prepared(), *works.scored(1)]}
     for recipe in rehearsal.recipes.values():
         found |= {training_of(expert.job.spec.as_json()) for expert in recipe.experts}
-        found.add(f"{forecast.DRAWING} {forecast.drawing_key(recipe, None, False)}")
+        for guided in (False, True):
+            key = forecast.drawing_key(recipe, recipe if guided else None, guided)
+            found.add(f"{forecast.DRAWING} {key}")
     return found
 
 

@@ -94,10 +94,9 @@ class Rehearsal:
                 measure = functools.partial(self._draw, kind, recipe, guided)
                 found.setdefault(kind, (f"samples of {name}", measure))
         job = plan.features(self.params, self.facts)
-        kinds = [work.kind for work in (*self.works.of(job), *self.works.scored(1))]
-        score = functools.partial(self._score, job)
-        for kind in kinds:
-            found[kind] = ("features and scores", score)
+        score = ("features and scores", functools.partial(self._score, job))
+        for work in (*self.works.of(job), *self.works.scored(1)):
+            found[work.kind] = score
         codec, spectrum = self._codec, plan.spectrum(self.params, self.facts)
         if codec is not None and (works := self.works.of(codec)):
             found[works[0].kind] = (codec.label, functools.partial(self._encode, works[0].kind))
@@ -105,8 +104,7 @@ class Rehearsal:
         found[work.kind] = (spectrum.label, functools.partial(self._analyse, work.kind))
         [work] = self.works.of(plan.latents(self.params, self.facts)[0])
         found[work.kind] = ("latents", lambda: self._latents)
-        left = {what: measure for kind, (what, measure) in found.items() if kind not in known}
-        return list(left.items())
+        return list(dict.fromkeys(part for kind, part in found.items() if kind not in known))
 
     # --- one kind of work each
 
@@ -186,9 +184,9 @@ class Rehearsal:
 
     def _weights(self, spec: ExpertSpec) -> dict[str, str]:
         """Those of a batch's training, of an expert like this one."""
-        short = self._short(spec, 1).model_copy(update={"code": CODE, "log_snr": spec.log_snr})
         kind = training_of(spec.as_json())
         if kind not in self._trained:
+            short = self._short(spec, 1).model_copy(update={"code": CODE})
             self._run("expert", short)
             self._trained[kind] = self._entry("expert", short).name
         return self._file(self._trained[kind], "weights-1.safetensors")
