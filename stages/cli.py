@@ -237,6 +237,8 @@ def plan(
         price = None
     elif utilization is not None:
         raise UserError("plan: --utilization is of a GPU; name it by --gpu")
+    elif price is not None and recipe is not None:
+        raise UserError("plan: --price without --gpu is of all stages; leave out --recipe")
     said = None if rows is None and classes is None else Declared(rows, classes)
     show_plan(Workspace.here(), recipe, everything, as_json, on, said, measure, price)
 

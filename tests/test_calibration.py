@@ -268,6 +268,15 @@ def test_what_ran_here_counts_more_than_what_was_measured(trained, tmp_path):
     assert after["one"].seconds_left == before["one"]
     assert after["apart state 1"].seconds_left == 24 * 1000.0
     assert not after["apart state 1"].estimated
+    # The same network in other batches ran here, and these were measured.
+    (root / "params.yaml").write_text(PARAMS.replace("batch: 16", "batch: 8"))
+    workspace = Workspace(root)
+    told = {row.label: row.seconds_left for row in planning.outlook(workspace).experts}
+    assert told["one"] == before["one"]
+    [other] = experts_of(workspace, "one")
+    known(workspace, {training_of(other.spec.as_json()): Rate(0.0, 1000.0)})
+    [row] = planning.outlook(workspace, "one").experts
+    assert row.seconds_left == 96 * 1000.0
 
 
 def test_a_network_that_was_not_measured_is_told_by_its_flops(workspace):

@@ -309,6 +309,10 @@ def test_the_command_tells_what_it_assumes(workspace, monkeypatch):
     [
         (["--gpu", "H101"], r"--gpu: 'H101' is not known; one of: A10, A100, H100, .*, RTX 4090$"),
         (["--utilization", "0.2"], "plan: --utilization is of a GPU; name it by --gpu"),
+        (
+            ["--price", "2", "--recipe", "one"],
+            "plan: --price without --gpu is of all stages; leave",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(workspace, monkeypatch, options, message):

@@ -43,8 +43,8 @@ class Rate:
 class Measured:
     """What was measured of a machine beforehand.
 
-    rates: by kind of work (`work.Work`). flops: of training an image, by kind. overheads: seconds,
-    see `rehearsal`.
+    rates: by kind of work (`work.Work`). flops: of training an image, by kind. overheads: seconds
+    around the work, by name (`calibration`).
     """
 
     rates: Mapping[str, Rate] = field(default_factory=dict)
@@ -148,8 +148,9 @@ class Cost:
 class Costs:
     """Costs by network: measured where an expert has it, else counted, once a network.
 
-    finished, begun: experts as `finished_experts` and `begun_experts` find them; where none has the
-    network, what was measured beforehand. root: where files that networks name are.
+    finished, begun: experts as `finished_experts` and `begun_experts` find them. beforehand: what
+    was measured, for networks that none of them has with this batch, precision and threads. root:
+    where files that networks name are.
     """
 
     def __init__(
@@ -185,14 +186,16 @@ class Costs:
             flops, parameters = record["flops"] / record["images"], record["parameters"]
         else:
             flops, parameters = counted_cost(spec, self._root)
-        if timed := self._timed.get(network):
-            # The same batch, threads and precision tell more than just the same network.
-            same = [e for e in timed if _speed(e.spec) == speed] or timed
-            # The middle of some: the first one on a machine also waits for the disk.
-            seconds = statistics.median(e.seconds for e in same[:RECENT])
-            return Cost(flops, parameters, seconds)
-        if known := self._beforehand.rates.get(training_of(spec.as_json())):
+        timed = self._timed.get(network, [])
+        # The same batch, threads and precision tell more than just the same network.
+        same = [e for e in timed if _speed(e.spec) == speed]
+        known = self._beforehand.rates.get(training_of(spec.as_json()))
+        if known is not None and not same:
             return Cost(flops, parameters, known.each)
+        if timed:
+            # The middle of some: the first one on a machine also waits for the disk.
+            seconds = statistics.median(e.seconds for e in (same or timed)[:RECENT])
+            return Cost(flops, parameters, seconds)
         rate = self._seconds_a_flop or self._beforehand.seconds_a_flop
         return Cost(flops, parameters, rate and rate * flops, estimated=rate is not None)
 
