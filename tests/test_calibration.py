@@ -328,6 +328,8 @@ def test_the_command_says_how_to_measure_and_the_price(workspace, monkeypatch):
 
 @pytest.mark.slow
 def test_a_real_measurement_knows_every_stage_and_is_not_made_twice(workspace, monkeypatch):
+    paired = "  paired: {schedule: {kind: log-snr, states: 4}, pairing: {method: semidiscrete}}\n"
+    (workspace.root / "params.yaml").write_text(PARAMS + paired)
     status, said = run(workspace, monkeypatch, "--measure", "--json")
     assert status == 0, said
     found = json.loads(said[said.index("{") :])
@@ -342,7 +344,7 @@ def test_a_real_measurement_knows_every_stage_and_is_not_made_twice(workspace, m
     status, said = run(workspace, monkeypatch, "--measure")
     assert "measured before: nothing is new" in said and calibration.kept(workspace) == before
     text = PARAMS.replace("    training: {learning_rate: 0.002}", "    network: {channels: 16}")
-    (workspace.root / "params.yaml").write_text(text)
+    (workspace.root / "params.yaml").write_text(text + paired)
     status, said = run(workspace, monkeypatch, "--measure")
     assert "about a minute: training of one, samples of one\n" in said
     after = calibration.kept(workspace)

@@ -6,6 +6,7 @@ no use to anybody.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -15,10 +16,10 @@ import numpy as np
 
 from pipeline import plan
 from pipeline.errors import UserError
-from pipeline.noise.params import Independent
+from pipeline.noise.params import Independent, Semidiscrete
 from pipeline.params.recipe import Params
 from pipeline.sampling.mixture import describe, member
-from pipeline.specs import ExpertSpec, PairingSpec, ScoresSpec, Spec, as_states
+from pipeline.specs import ExpertSpec, ScoresSpec, Spec, as_states
 from pipeline.store.entry import Entry, Store
 from stages.inputs import dataset_of, device
 from stages.job import run_job
@@ -87,7 +88,7 @@ class Rehearsal:
                 found.setdefault(kind, (f"training of {name}", measure))
                 for job in expert.pairings:
                     [work] = self.works.of(job)
-                    measure = functools.partial(self._pair, work.kind, job.spec)
+                    measure = functools.partial(self._pair, job)
                     found.setdefault(work.kind, (f"pairing of {name}", measure))
             for guided in {recipe.guided(milestone) for milestone in recipe.milestones}:
                 kind = f"{DRAWING} {drawing_key(recipe, self._guide(recipe), guided)}"
@@ -246,13 +247,18 @@ class Rehearsal:
         own = self.works.scored(count)[1]
         self.rates[own.kind] = Rate(0.0, max(seconds, 0.0) / (count * rows))
 
-    def _pair(self, kind: str, spec: PairingSpec) -> None:
+    def _pair(self, job: plan.Job) -> None:
         def run(passes: int) -> float:
-            less = {"slots": [0, passes], "latents": self._latents}
-            return self._run("pairing", spec.model_copy(update=less))
+            less = {"slots": [0, passes], "latents": self._latents, "potential": None}
+            return self._run("pairing", job.spec.model_copy(update=less))
 
+        one = dataclasses.replace(job, spec=job.spec.model_copy(update={"slots": [0, 1]}))
+        [work] = self.works.of(one)
+        if isinstance(job.spec.settings, Semidiscrete):  # what it learns first is most of it
+            self.rates[work.kind] = Rate(0.0, run(1) / work.amount)
+            return
         rate = fitted(run, 1, PASSES)
-        self.rates[kind] = Rate(rate.fixed, rate.each / self._rows)
+        self.rates[work.kind] = Rate(rate.fixed, rate.each / work.amount)
 
     def _encode(self, kind: str) -> None:
         spec = self._codec.spec

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pipeline import plan
+from pipeline.noise.params import Semidiscrete
 from pipeline.params.recipe import Params
-from pipeline.specs import ExpertSpec
+from pipeline.specs import ExpertSpec, PairingSpec
 from pipeline.store.identity import canonical_json
 from stages.tools.forecast import training_of
 
@@ -38,7 +39,7 @@ class Works:
 
     def prepared(self) -> list[Work]:
         """Of the stage `prepare`."""
-        keys = {"source", "resolution", "channels", "crop", "duplicates"}
+        keys = {"source", "side", "resolution", "channels", "crop", "duplicates"}
         how = self.params.data.model_dump(include=keys)
         return [_work("prepare", self.facts.rows + self.facts.held_out, how, self._image)]
 
@@ -70,12 +71,18 @@ class Works:
     def _extracted(self, images: int) -> Work:
         return _work("extract", images, self._extractor, self._image)
 
-    def _of_pairing(self, spec: Any) -> list[Work]:
+    def _of_pairing(self, spec: PairingSpec) -> list[Work]:
         settings = spec.settings.model_dump()
+        passes = spec.slots[1] - spec.slots[0]
+        if isinstance(spec.settings, Semidiscrete):  # each noise is compared with all rows
+            learnt = spec.settings.noises if spec.potential is None else 0
+            amount = (passes + learnt) * self._rows**2
+            del settings["noises"]
+        else:
+            amount = passes * self._rows
         if "block" in settings:
             settings["block"] = min(settings["block"], self._rows)
-        passes = spec.slots[1] - spec.slots[0]
-        return [_work("pairing", passes * self._rows, settings, bool(spec.classes), self._latent)]
+        return [_work("pairing", amount, settings, bool(spec.classes), self._latent)]
 
     def _of_expert(self, spec: ExpertSpec) -> list[Work]:
         return [Work(training_of(spec.as_json()), spec.images)]
