@@ -125,11 +125,12 @@ class Timetable:
         return self._processes("features", [plan.features(self.params, self.facts)])
 
     def _pair(self) -> list[Process]:
-        experts = (expert for recipe in self.recipes.values() for expert in recipe.experts)
-        return self._processes("pair", [job for expert in experts for job in expert.pairings])
+        recipes = self.recipes.values()
+        return self._processes("pair", [job for recipe in recipes for job in recipe.pairings])
 
     def _train(self) -> list[Process]:
         jobs = [expert.job for recipe in self.recipes.values() for expert in recipe.experts]
+        jobs += [recipe.router.job for recipe in self.recipes.values() if recipe.router]
         jobs += [job for recipe in self.recipes.values() for job in recipe.merged.values()]
         return self._processes("train", jobs)
 
@@ -246,7 +247,7 @@ class Timetable:
 
     def job(self, job: plan.Job) -> float | None:
         """What is left of a job, without the start of its process; None if unknown."""
-        if job.kind == "expert":
+        if job.kind in ("expert", "router"):
             each = self.costs.of(job.spec).seconds
             left = self.images_left.get(job.name, job.spec.images)
             return each and each * left
