@@ -28,8 +28,6 @@ from disentangled import EACH, few
 from experiment import Experiment, curve, ratio_with_spread, speedup, summarise
 from headline import STAGES, over, trained
 
-from stages.tools import sweep
-
 IMAGES = 12_000
 MILESTONES = [3_000, 6_000]
 ROWS = 20_000  # of each dataset
@@ -52,6 +50,7 @@ FLOW = {
     "prediction": "flow",
     "sampling": {"kind": "euler", "steps": 16},
 }
+STARTS = {**BASELINES, "flow": FLOW}
 OTHER_RATES = (0.001, 0.002, 0.005, 0.01, 0.02)  # of an optimizer whose steps are others
 
 SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
@@ -209,35 +208,41 @@ def params(dataset: str, recipes: dict[str, Any], photographs: str | None, image
 
 
 def tune(workers: int) -> dict[str, Any]:
-    """For each baseline what its search found, and every option's FID.
+    """For each baseline what its search found, and every option's FID: one step after the other.
 
-    Muon's learning rate is searched on what was found, in the same way.
+    Learning rates of tricks with other steps are searched last, on what was found.
     """
-    found: dict[str, Any] = {}
+    found = {name: {"recipe": start, "rows": []} for name, start in STARTS.items()}
     recipes: dict[str, Any] = {}
 
-    def score(tried: Mapping[str, dict[str, Any]], images: int) -> dict[str, float]:
-        recipes.update({key: own | {"seeds": [0]} for key, own in tried.items()})
-        wanted = params(TUNED_ON, recipes, None, images)
+    def search(step: str, options: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+        """Take the best of each one's options, all of them trained together."""
+        names = {
+            name: {f"{name}-{step}-{key}".replace(".", "_"): blocks for key, blocks in own.items()}
+            for name, own in options.items()
+        }
+        for name, own in names.items():
+            for key, blocks in own.items():
+                recipes[key] = over(found[name]["recipe"], blocks) | {"seeds": [0]}
+        wanted = params(TUNED_ON, recipes, None, IMAGES // 4)
         runs = experiment.run("verdicts-tuning", wanted, workers=workers).recipes
-        return {key: runs[f"{key}-seed0"]["fid"] for key in tried}
+        for name, own in names.items():
+            fids = {key: runs[f"{key}-seed0"]["fid"] for key in own}
+            best = over(found[name]["recipe"], own[min(fids, key=fids.__getitem__)])
+            rows = [{"step": step, "option": key, "fid": fid} for key, fid in fids.items()]
+            found[name] = {"recipe": best, "rows": [*found[name]["rows"], *rows]}
 
-    for name, start in {**BASELINES, "flow": FLOW}.items():
-        steps = [
-            (step, {f"{name}-{step}-{option}": own for option, own in options.items()})
-            for step, options in SEARCH
-        ]
-        best, rows = sweep.search(steps, [IMAGES // 4], 1.0, score, start)
-        found[name] = {"recipe": best, "rows": rows}
-        for trick in (key for key, each in TRICKS.items() if each.tuned and name in BASELINES):
-            rates = {
-                f"{name}-{trick}-{rate}".replace(".", "_"): over(
-                    TRICKS[trick].recipe, trained(learning_rate=rate)
-                )
-                for rate in OTHER_RATES
+    for step, options in SEARCH:
+        search(step, dict.fromkeys(STARTS, options))
+    apart = {}
+    for name, trick in ((name, trick) for name in BASELINES for trick in TRICKS):
+        if TRICKS[trick].tuned:
+            start = over(found[name]["recipe"], TRICKS[trick].recipe)
+            found[f"{name}-{trick}"] = {"recipe": start, "rows": []}
+            apart[f"{name}-{trick}"] = {
+                str(rate): trained(learning_rate=rate) for rate in OTHER_RATES
             }
-            own, rows = sweep.search([(trick, rates)], [IMAGES // 4], 1.0, score, best)
-            found[f"{name}-{trick}"] = {"recipe": own, "rows": rows}
+    search("rate", apart)
     return found
 
 
