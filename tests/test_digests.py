@@ -186,6 +186,13 @@ TABLE = {
         replace("pipeline/evaluation/frechet.py", "rtol=1e-3", "rtol=1e-4"),
         set(),
     ),
+    "edit a law that only some images have": (
+        edits(
+            replace("pipeline/data/sources/synthetic.py", '{"square": 5,', '{"square": 4,'),
+            replace("pipeline/evaluation/law.py", "DRAWS = 1_000", "DRAWS = 2_000"),
+        ),
+        set(),
+    ),
     "add a network": (
         edits(
             add("pipeline/networks/wide.py", "from pipeline.networks.unet import unet as wide\n"),

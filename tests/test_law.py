@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chisquare
 
+from pipeline import plan
 from pipeline.data.dataset import open_dataset, prepare
 from pipeline.data.sources import synthetic
 from pipeline.data.sources.open import open_source
@@ -111,6 +112,15 @@ def test_what_would_break_the_law_is_refused(keys, said):
         resolve({"data": data, "recipes": {"one": {}}})
 
 
+def test_mirrored_images_are_refused():
+    """A shape would stand on the right as often as on the left."""
+    latent = {"encoder": "pixels", "flips": True}
+    data = {"source": "synthetic", "limit": 100}
+    with pytest.raises(UserError, match=r"latent\.flips: mirrored images are not of the law"):
+        resolve({"data": data, "latent": latent, "recipes": {"one": {}}})
+    resolve({"data": {}, "latent": latent, "recipes": {"one": {}}})
+
+
 def test_it_has_a_place_of_its_own(tmp_path):
     with pytest.raises(UserError, match=r"data\.path: synthetic images are drawn here"):
         open_source("synthetic", tmp_path, limit=10)
@@ -204,6 +214,7 @@ def test_scores_of_synthetic_images_have_the_law_and_those_of_others_do_not(tmp_
     expected = compared(rows(100, "test"), None, 0)
     assert {key: found[key] for key in expected} == expected
     assert expected.keys() <= set(PASSED_ON) and found["samples"] == 100
+    assert scored.spec.code == plan.code_of("scores", scored.spec.law) != plan.code_of("scores")
     other = small_workspace(tmp_path / "other", PARAMS.replace("synthetic", "digits"))
     _, plain = planned(other, np.zeros((100, 1, 8, 8), np.uint8))
     assert "law" not in plain.spec.as_json()

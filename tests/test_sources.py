@@ -1452,6 +1452,12 @@ def patches_of_damaged_photographs(folder):
     return patches_of(folder, cut=cut, drawing=b"<svg></svg>") | {"limit": 4}
 
 
+@bad("has a name that is not UTF-8; rename it")
+def patches_of_a_name_that_is_not_utf8(folder):
+    put(Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")), encoded(pixels(40, 40, 3)))
+    return patches_of(folder) | {"limit": 2}
+
+
 @bad("has no images; put some there")
 def patches_of_nothing(folder):
     put(folder / "notes.txt", b"none yet")

@@ -69,6 +69,8 @@ def strange_sections(top: Params) -> typing.Iterator[str]:
     """Impossible combinations outside of the recipes."""
     data, features = top.data, top.features
     yield from strange_data(data)
+    if data.source == "synthetic" and top.latent.flips:
+        yield "latent.flips: mirrored images are not of the law of `synthetic`; set it to false"
     if isinstance(features, Classifier):
         for key in ("channels", "dimension"):
             if getattr(features, key) % 8:

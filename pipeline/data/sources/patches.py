@@ -48,7 +48,7 @@ def _count(path: Path, name: str, side: int) -> int:
     try:
         with open(path, "rb") as stream:
             return len(corners(*upright_size(stream), name, side))
-    except (OSError, Unusable):
+    except (OSError, Unusable, UnicodeEncodeError):  # the last: of a name that is not UTF-8
         return 0
 
 

@@ -31,16 +31,15 @@ COLOUR_OF = ((40, 25, 15, 10, 6, 4), (6, 4, 40, 25, 15, 10), (15, 10, 6, 4, 40, 
 BOX, CORNERS = 8, (1, 3, 5, 7)
 ROWS, COLUMNS = (1, 2, 3, 4), (4, 3, 2, 1)
 SIZES = {4: 2, 6: 5, 8: 3}  # side of the shape, pixels
-FACTORS = ("shape", "colour", "row", "column", "size")
 
 CHUNK = 4096
 _KEY = philox.derive_key("synthetic")
 
 
 def shares() -> np.ndarray:
-    """Chance of each combination, in millionths: int64 [3, 6, 4, 4, 3], in the order of `FACTORS`.
+    """Chance of each combination, in millionths: int64 [3, 6, 4, 4, 3].
 
-    P(shape) P(colour | shape) P(row) P(column) P(size).
+    By shape, colour, row, column and size: P(shape) P(colour | shape) P(row) P(column) P(size).
     """
     parts = (list(SHAPES.values()), ROWS, COLUMNS, list(SIZES.values()))
     shape, row, column, size = (np.array(part, np.int64) for part in parts)
