@@ -404,7 +404,7 @@ def test_a_mixture_of_clusters_is_no_parent():
 
 PARAMS = """\
 seed: 0
-data: {source: digits, limit: 300}
+data: {source: digits, limit: 300, holdout: 20}
 latent: {encoder: pixels}
 features: {extractor: classifier, images: 400, dimension: 8, channels: 8}
 evaluate:
@@ -457,6 +457,7 @@ def test_every_recipe_is_scored_and_costs_its_router(finished):
         records = [entry.load_json("record.json") for entry in entries]
         assert found["train_flops"] == pytest.approx(sum(r["flops"] for r in records))
         assert found["images_seen"] == 320  # of the experts
+        assert np.isfinite(found["held_out"]["error"]).all()
         assert found["parameters"] == sum(r["parameters"] for r in records)
         top = recipe.recipe.sampling.top
         active = top * records[0]["parameters"] + records[-1]["parameters"]

@@ -582,7 +582,7 @@ def test_a_block_that_leaves_its_form_out_has_the_default_form():
         resolve(with_change("recipes.one.partition", {"intervals": 3}))
     assert str(caught.value) == (
         "params.yaml: recipes.one.partition.intervals: no such key of kind: single; it belongs to "
-        "uniform, snr, optimal-denoiser, gradient, loss"
+        "uniform, snr, equal-mass, optimal-denoiser, gradient, loss, data"
     )
 
 

@@ -409,9 +409,7 @@ def _meant(place: _Place, root: type[Block], top: type[Block]) -> str:
         return f" of {tag}: {_tags([block], tag)[0]}; it belongs to {', '.join(_tags(others, tag))}"
     if close:
         return f"; {nearest(given, whole, 0.6)}"
-    known = {path.rpartition(".")[2]: path for path in reversed(list(_paths(root)))}
-    above = {path.rpartition(".")[2]: path for path in reversed(list(_paths(top)))}
-    found = alias or known.get(word) or above.get(word)
+    found = alias or _place_of(word, root) or _place_of(word, top)
     if not found:
         return f"; {nearest(given, whole, 0.6)}"
     first = found.partition(".")[0]
@@ -422,6 +420,12 @@ def _meant(place: _Place, root: type[Block], top: type[Block]) -> str:
     if block is top:
         return f"; did you mean `{found}`, in `defaults` or in a recipe?{note}"
     return f"; did you mean `{found}`{'' if block is root else ' of the recipe'}?{note}"
+
+
+def _place_of(key: str, block: type[Block]) -> str | None:
+    """The path of a key in a block: the first of those that are least deep."""
+    paths = [path for path in _paths(block) if path.rpartition(".")[2] == key]
+    return min(paths, key=lambda path: path.count("."), default=None)
 
 
 def _paths(block: type[Block], prefix: str = "") -> Iterator[str]:
