@@ -1,6 +1,7 @@
 """Semidiscrete pairing: the potential against closed forms and assignments, and what noises get."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -79,19 +80,29 @@ def test_the_potential_bounds_every_assignment_and_reaches_a_lower_cost():
     assert np.mean(own) > np.mean(best) + 2 * np.std(np.subtract(own, best)) / math.sqrt(12)
 
 
-def test_a_gaussian_is_found_before_the_first_step():
-    """For rows N(m, S) the cells of the first guess are nearly even where rows are dense."""
-    deviations = np.array([1.34, 0.45])
-    x = np.random.default_rng(0).standard_normal((3000, 2)) * deviations + [0.4, -0.3]
-    x = x.astype(np.float32)
-    with semidiscrete.ThreadPoolExecutor(1) as pool:
-        rows = semidiscrete._Rows(source(x), np.arange(3000), KEY, 0, None, 1 << 30, pool)
-        guess, spread = rows.first_guess()
-    assert spread == pytest.approx(math.sqrt(2 / (2 * math.log(3000))), rel=0.05)
-    eps = philox.normal(99, 0, np.arange(30_000), (2,))
-    found = [x[taken_by(x, g, eps)].std(axis=0) for g in (0, guess)]
-    np.testing.assert_allclose(found[1], deviations, rtol=0.25)
-    assert found[0][0] > 2 * deviations[0]
+def test_the_first_guess_is_near_for_gaussian_rows():
+    x = make_rows(1500, 64) + np.float32(0.2)
+    with ThreadPoolExecutor(1) as pool:
+        rows = semidiscrete._Rows(source(x), np.arange(1500), KEY, 0, None, 1 << 30, pool)
+        guess, scales = rows.first_guess()
+    length = np.sqrt(((x - x.mean(0)) ** 2).sum(1))
+    np.testing.assert_allclose(scales, length / math.sqrt(2 * math.log(1500)), rtol=1e-2)
+    eps = philox.normal(99, 0, np.arange(20_000), (64,))
+    near, none = (semidiscrete.unevenness(taken_by(x, g, eps), 1500) for g in (guess, 0))
+    assert near < 0.1 and none > 2
+
+
+@pytest.mark.parametrize("dim", [8, 256])
+def test_rows_of_many_lengths_are_all_taken(dim):
+    """Images of strong and of weak contrast: none of them is taken less than others."""
+    x = make_rows(1500, dim)
+    x *= np.exp(0.45 * np.random.default_rng(1).standard_normal((1500, 1)) - 0.2)
+    g = learn(x)
+    square = (x**2).sum(axis=1)
+    taken = np.concatenate([choose(x, g, slot) for slot in range(6)])
+    error = float(square.std() / math.sqrt(len(taken)) / square.mean())
+    ratio = float(square[taken].mean() / square.mean())
+    assert ratio == pytest.approx(1, abs=0.05 + 2 * error)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -44,8 +44,8 @@ _PROGRESS_SECONDS = 1.0
 # A batch is this part of the rows, and at most so many noises: few rows are then taken twice
 # between two steps. It holds each noise's negative as well, which costs no further product.
 _BATCH_SHARE, _BATCH = 32, 1024
-# The first step in units of the scale (`_Rows.first_guess`), times the square root of the noises
-# for each row. Steps fall to 0 linearly; potentials from this part of them on are averaged.
+# The first step in units of a row's scale (`_Rows.first_guess`), times the square root of the
+# noises for each row. Steps fall to 0 linearly; potentials from this part of them on are averaged.
 _STEP, _AVERAGED = 2.0, 0.25
 # Rows and noises that are multiplied at once: the scores stay in a processor's cache.
 _ROWS_AT_ONCE, _NOISES_AT_ONCE = 2048, 512
@@ -109,25 +109,34 @@ class _Rows:
                 best[sign, better], found[sign, better] = value[better], part.start + top[better]
         return found
 
-    def first_guess(self) -> tuple[np.ndarray, float]:
-        """A potential to start from, float64 [count], and the scale of what follows.
+    def first_guess(self) -> tuple[np.ndarray, np.ndarray]:
+        """A potential to start from, and the scale of each row's, float64 [count] both.
 
-        For rows N(m, S) the potential is -(x - m) S^(-1/2) (x - m) / 2. But n rows are too few to
-        tell components of small deviation apart. If all were such, the largest of the n products
-        of a noise would follow Gumbel's law of scale |x - m| / sqrt(2 ln n): so no deviation is
-        taken to be smaller than that.
+        The products of a row with noises have the standard deviation |x - m|, so that the largest
+        of n such rows follows Gumbel's law of scale |x - m| / sqrt(2 ln n): that much potential
+        makes a row e times as frequent.
+
+        For rows N(m, S) the potential is -q / 2, q = (x - m) S^(-1/2) (x - m). But n rows do not
+        tell smaller deviations than that scale apart, so none is taken to be smaller; and in many
+        dimensions, where q differs by the rows' contrast, the potential falls as a row's length
+        does. -sqrt(q mean(q)) does, and where all q are alike it is as steep as -q / 2.
         """
-        total = sum(self.part(p).sum(0, dtype=np.float64) for p in self.parts())
-        mean = total / self.count
-        square = sum(((self.part(p) - mean) ** 2).sum(0) for p in self.parts()) / self.count
-        variance = square / self.at.row_scale**2
-        scale = math.sqrt(variance.sum() / (2 * math.log(max(self.count, 2))))
-        weight = 1 / np.sqrt(variance + scale**2) if scale else variance
-        guess = np.empty(self.count)
-        for part in self.parts():
-            apart = (self.part(part) - mean) / self.at.row_scale
-            guess[part] = -(apart**2 * weight).sum(axis=1) / 2
-        return guess, scale
+        parts, total = self.parts(), np.zeros(self.at.dim)
+        for part in parts:
+            total += self.part(part).sum(0, dtype=np.float64)
+        mean, square = total / self.count, np.zeros(self.at.dim)
+        for part in parts:
+            square += ((self.part(part) - mean) ** 2).sum(0)
+        variance = square / self.count / self.at.row_scale**2
+        gumbel = 1 / math.sqrt(2 * math.log(max(self.count, 2)))
+        deviation = np.sqrt(variance + variance.sum() * gumbel**2)
+        if not variance.any():
+            return np.zeros(self.count), np.zeros(self.count)
+        weighted, length = np.empty(self.count), np.empty(self.count)
+        for part in parts:
+            apart = ((self.part(part) - mean) / self.at.row_scale) ** 2
+            weighted[part], length[part] = (apart / deviation).sum(1), np.sqrt(apart.sum(1))
+        return -np.sqrt(weighted * weighted.mean()), length * gumbel
 
 
 def learn(
@@ -176,8 +185,8 @@ def learn(
             batch = max(1, min(n // _BATCH_SHARE, _BATCH) // 2)
             steps = -(-noises * n // (2 * batch))
             drawn_by = philox.derive_key(key, "potential", number)
-            guess, scale = at.first_guess()
-            largest = _STEP * scale / math.sqrt(noises)
+            guess, scales = at.first_guess()
+            largest = _STEP * scales / math.sqrt(noises)
             first, potential, total = 0, guess, np.zeros(n)
             if number == before["number"]:
                 first, potential, total = (before[k] for k in ("step", "potential", "total"))
@@ -186,8 +195,8 @@ def learn(
                 drawn = np.array_split(at.at.directions(drawn_by, step, batch), workers)
                 taken = pool.map(partial(at.taken, potential=potential, mirrored=True), drawn)
                 times = sum(np.bincount(own.ravel(), minlength=n) for own in taken)
-                # Only differences count, so the 1 / N of the gradient can be left out.
-                potential = potential - largest * (1 - step / steps) * times
+                excess = times - 2 * batch / n
+                potential = potential - (1 - step / steps) * largest * excess
                 if step >= _AVERAGED * steps:
                     total = total + potential
                 now = time.monotonic()
