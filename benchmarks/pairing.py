@@ -384,7 +384,7 @@ def main() -> None:
 
     step, parameters = measure_step(SMALL, 32)
     large_step, large_parameters = measure_step(cifar_network(), 4)
-    dataset, taken = found_slots[1], found_slots[4]
+    dataset, taken = found_slots[1], found_slots[3]
     per_image = 1e6 * dataset["seconds"] / dataset["n"]
     at = {row["method"]: row for row in table if row["n"] == 1024}
     headline = {

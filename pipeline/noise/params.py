@@ -73,7 +73,7 @@ class Semidiscrete(Form):
     with more.
 
     Time grows with them and with the square of the number of images (of a class). From some 10,000
-    images on, set `components`, such as 96: noises are then compared in these alone.
+    images on, set `components`, such as 64: noises are then compared in these alone.
     """
     within_class: bool = True
     components: Width | None = None

@@ -11,7 +11,7 @@ the dual of the transport of N(0, I) to the rows at the cost -<x, eps> (Mousavi-
 the mean of <x, eps> over any assignment of N noises to the rows.
 
 `learn` finds g once, by averaged stochastic gradient descent. Products are exact, as in
-`assignment`, so the answer does not depend on the number of threads.
+`assignment`, so what noises take does not depend on the order of sums.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _BATCH_SHARE, _BATCH = 32, 1024
 # The first step in units of a row's scale (`_Rows.first_guess`), times the square root of the
 # noises for each row. Steps fall to 0 linearly; potentials from this part of them on are averaged.
 _STEP, _AVERAGED = 2.0, 0.25
+_AXES = 64  # principal ones, by which the first guess is made
 # Rows and noises that are multiplied at once: the scores stay in a processor's cache.
 _ROWS_AT_ONCE, _NOISES_AT_ONCE = 2048, 512
 
@@ -109,8 +110,11 @@ class _Rows:
                 best[sign, better], found[sign, better] = value[better], part.start + top[better]
         return found
 
-    def first_guess(self) -> tuple[np.ndarray, np.ndarray]:
+    def first_guess(self, axes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """A potential to start from, and the scale of each row's, float64 [count] both.
+
+        axes: orthonormal, float32 [k, dim], along which rows vary most; None where the coordinates
+            are such.
 
         The products of a row with noises have the standard deviation |x - m|, so that the largest
         of n such rows follows Gumbel's law of scale |x - m| / sqrt(2 ln n): that much potential
@@ -124,18 +128,28 @@ class _Rows:
         parts, total = self.parts(), np.zeros(self.at.dim)
         for part in parts:
             total += self.part(part).sum(0, dtype=np.float64)
-        mean, square = total / self.count, np.zeros(self.at.dim)
-        for part in parts:
-            square += ((self.part(part) - mean) ** 2).sum(0)
-        variance = square / self.count / self.at.row_scale**2
-        gumbel = 1 / math.sqrt(2 * math.log(max(self.count, 2)))
-        deviation = np.sqrt(variance + variance.sum() * gumbel**2)
+        mean = total / self.count
+        kept = 0 if axes is None else len(axes)
+        # Along each axis, and in all other directions together.
+        widths = np.r_[np.ones(kept), max(self.at.dim - kept, 1)] if kept else np.ones(self.at.dim)
+
+        def squares(part: slice) -> np.ndarray:
+            apart = (self.part(part) - mean) / self.at.row_scale
+            if axes is None:
+                return apart**2
+            along = (apart @ axes.T) ** 2
+            others = np.maximum((apart**2).sum(1) - along.sum(1), 0)
+            return np.column_stack([along, others])
+
+        variance = sum(squares(part).sum(0) for part in parts) / (self.count * widths)
         if not variance.any():
             return np.zeros(self.count), np.zeros(self.count)
+        gumbel = 1 / math.sqrt(2 * math.log(max(self.count, 2)))
+        deviation = np.sqrt(variance + (variance @ widths) * gumbel**2)
         weighted, length = np.empty(self.count), np.empty(self.count)
         for part in parts:
-            apart = ((self.part(part) - mean) / self.at.row_scale) ** 2
-            weighted[part], length[part] = (apart / deviation).sum(1), np.sqrt(apart.sum(1))
+            own = squares(part)
+            weighted[part], length[part] = (own / deviation).sum(1), np.sqrt(own.sum(1))
         return -np.sqrt(weighted * weighted.mean()), length * gumbel
 
 
@@ -174,6 +188,11 @@ def learn(
             before = dict(opened)
         found = before["found"]
         break
+    axes = None
+    if components is None:
+        axes = principal_components(
+            rows, count, min(_AXES, count, rows(np.arange(1)).size), key=key
+        ).basis
     done = 0
     with ThreadPoolExecutor(workers) as pool:
         for number, members in enumerate(classes):
@@ -185,7 +204,7 @@ def learn(
             batch = max(1, min(n // _BATCH_SHARE, _BATCH) // 2)
             steps = -(-noises * n // (2 * batch))
             drawn_by = philox.derive_key(key, "potential", number)
-            guess, scales = at.first_guess()
+            guess, scales = at.first_guess(axes)
             largest = _STEP * scales / math.sqrt(noises)
             first, potential, total = 0, guess, np.zeros(n)
             if number == before["number"]:
