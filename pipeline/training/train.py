@@ -109,15 +109,15 @@ def train(
     trainable += uncertainty.parameters() if uncertainty else ()
     auxiliary = None
     if settings.auxiliary is not None:
-        own = settings.auxiliary.arguments()
-        auxiliary = settings.auxiliary.maker(spec, network, device, features, **own)
+        keys = settings.auxiliary.arguments()
+        auxiliary = settings.auxiliary.maker(spec, network, device, features, **keys)
         trainable += auxiliary.parameters()
     adam = {key: getattr(settings, key) for key in ("learning_rate", "betas", "weight_decay")}
     if settings.optimizer.kind == "adam":
         optimizer = Adam(trainable, **adam)
     else:
-        own = settings.optimizer.arguments()
-        optimizer = settings.optimizer.maker(network, trainable, adam, **own)
+        keys = settings.optimizer.arguments()
+        optimizer = settings.optimizer.maker(network, trainable, adam, **keys)
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     draws = Draws(spec, latents, pairings, components, own)
@@ -143,8 +143,8 @@ def train(
         """The batch from image `start` on: each of its parts, where that starts, and its share."""
         size = min(batch, budget - start)
         drawn = draws.draw(start, start + size)
-        own = ranges(size, shards, group)
-        shares = ((draws.read(drawn.part(a, b)), start + a, (b - a) / size) for a, b in own)
+        parts = ranges(size, shards, group)
+        shares = ((draws.read(drawn.part(a, b)), start + a, (b - a) / size) for a, b in parts)
         return start, list(shares)
 
     def backward(drawn: Drawn, start: int, share: float) -> torch.Tensor:
