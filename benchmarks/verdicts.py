@@ -3,7 +3,8 @@
 `python benchmarks/verdicts.py` tunes the baselines on Fashion-MNIST (batch, learning rate, decay,
 average: one seed, a quarter of the images, SEARCH), then trains them and every trick on each
 dataset with three seeds, and writes benchmarks/results/verdicts.json. The other datasets were not
-seen by any search. `--only DATASET ...` does some of them, and keeps what is known of the rest.
+seen by any search. `--only DATASET ...` does some of them, `--baselines NAME ...` some of the
+baselines, and both keep what is known of the rest.
 `--photographs DIR`: a folder of large ones, of which `patches` are cut. Run it again to go on
 where it was interrupted.
 
@@ -14,9 +15,10 @@ Seconds are of the training and of all that it alone needs: pairing, analyses, f
 
 import argparse
 import copy
+import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ import experiment
 import fashion
 import yaml
 from common import RESULTS, machine, write_results
-from disentangled import EACH, few
+from disentangled import few
 from experiment import Experiment, curve, ratio_with_spread, speedup, summarise
 from headline import STAGES, over, trained
 
@@ -165,12 +167,6 @@ TRICKS: dict[str, Trick] = {
         "4 to 6 times faster",
         "16 states, an expert for every four",
     ),
-    "experts": Trick(
-        few() | {"partition": EACH},
-        "T-space, Gupta et al. 2024",
-        "4 to 6 times faster",
-        "16 states, an expert for each",
-    ),
     "clusters": Trick(
         {"partition": {"kind": "data", "clusters": 4, "router": {"images": IMAGES // 4}}},
         "decentralized diffusion, McAllister et al. 2025",
@@ -207,12 +203,12 @@ def params(dataset: str, recipes: dict[str, Any], photographs: str | None, image
     return found
 
 
-def tune(workers: int) -> dict[str, Any]:
+def tune(workers: int, baselines: Collection[str]) -> dict[str, Any]:
     """For each baseline what its search found, and every option's FID: one step after the other.
 
     Learning rates of tricks with other steps are searched last, on what was found.
     """
-    found = {name: {"recipe": start, "rows": []} for name, start in STARTS.items()}
+    found = {name: {"recipe": STARTS[name], "rows": []} for name in baselines}
     recipes: dict[str, Any] = {}
 
     def search(step: str, options: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
@@ -233,26 +229,32 @@ def tune(workers: int) -> dict[str, Any]:
             found[name] = {"recipe": best, "rows": [*found[name]["rows"], *rows]}
 
     for step, options in SEARCH:
-        search(step, dict.fromkeys(STARTS, options))
+        search(step, dict.fromkeys(baselines, options))
     apart = {}
-    for name, trick in ((name, trick) for name in BASELINES for trick in TRICKS):
-        if TRICKS[trick].tuned:
+    for name, trick in itertools.product(baselines, TRICKS):
+        if TRICKS[trick].tuned and name in BASELINES:
             start = over(found[name]["recipe"], TRICKS[trick].recipe)
             found[f"{name}-{trick}"] = {"recipe": start, "rows": []}
             apart[f"{name}-{trick}"] = {
                 str(rate): trained(learning_rate=rate) for rate in OTHER_RATES
             }
-    search("rate", apart)
+    if apart:
+        search("rate", apart)
     return found
 
 
 def arms(dataset: str, tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every recipe of a dataset, by name."""
     labelled = dataset != "patches"
-    found: dict[str, dict[str, Any]] = {"flow": tuning["flow"]["recipe"]}
-    for base, plain in BASELINES.items():
+    found: dict[str, dict[str, Any]] = {}
+    for base, plain in STARTS.items():
+        if base not in tuning:
+            continue
         tuned = tuning[base]["recipe"]
-        found |= {f"{base}-plain": plain, base: tuned}
+        found[base] = tuned
+        if base not in BASELINES:
+            continue
+        found[f"{base}-plain"] = plain
         if labelled:
             found[f"{base}-labelled"] = over(tuned, {"network": {"class_conditional": True}})
         for name, trick in TRICKS.items():
@@ -260,10 +262,10 @@ def arms(dataset: str, tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 found[f"{base}-{name}"] = tuning[f"{base}-{name}"]["recipe"]
             elif labelled or not trick.labelled:
                 found[f"{base}-{name}"] = recipe(tuned, trick)
-    best = over(
-        over(tuning["edm"]["recipe"], TRICKS["assignment"].recipe), TRICKS["uncertainty"].recipe
-    )
-    return found | {"best": best}
+    if "edm" in tuning:
+        paired = over(tuning["edm"]["recipe"], TRICKS["assignment"].recipe)
+        found["best"] = over(paired, TRICKS["uncertainty"].recipe)
+    return found
 
 
 def helper_seconds(done: Experiment) -> dict[str, dict[int, float]]:
@@ -382,15 +384,16 @@ def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--baselines", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--photographs")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)
     path = RESULTS / "verdicts.json"
     described = machine()
-    tuning = tune(options.workers)
+    tuning = tune(options.workers, options.baselines)
     known = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in known if row["dataset"] not in options.only]
+    rows: list[dict[str, Any]] = []
     for dataset in options.only:
         wanted = params(dataset, arms(dataset, tuning), options.photographs, IMAGES)
         done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
@@ -398,6 +401,8 @@ def main() -> None:
         against_plain(own, done)
         experiment.show(own)
         rows += own
+    new = {(row["dataset"], row["recipe"]) for row in rows}
+    rows += [row for row in known if (row["dataset"], row["recipe"]) not in new]
     described |= {"tuning": tuning, "images": IMAGES, "rows_of_each": ROWS}
     rows.sort(key=lambda row: list(DATASETS).index(row["dataset"]))
     write_results("verdicts", rows, headline_of(rows), described)

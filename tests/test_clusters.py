@@ -274,6 +274,30 @@ def test_an_expert_of_a_cluster_that_was_killed_ends_with_the_same_bytes(tmp_pat
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"optimizer": {"kind": "muon"}},
+        {"auxiliary": {"kind": "dispersive"}},
+        {"auxiliary": {"kind": "repa"}, "shards": 2},
+    ],
+)
+def test_what_is_in_other_rows_means_nothing_to_an_expert(tmp_path, training):
+    rows, which = blobs(90, 4)
+    own, found = np.flatnonzero(which == 1), []
+    network = {"kind": "unet", "channels": 8, "multipliers": [1, 1], "blocks": 1}
+    spec = expert_spec(resolution=2, cluster=1, network=network, training=training)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        latents = latents_of(tmp_path / name, rows)
+        features = np.arange(len(rows), dtype=np.float32)[:, None] % 7 + [[0, 1, 2]]
+        train(spec, latents, tmp_path / name, own=own, features=features.astype(np.float32))
+        found.append((tmp_path / name / "weights-212.safetensors").read_bytes())
+        rows = np.where((which == 1)[:, None, None, None], rows, 9 - rows)
+    assert found[0] == found[1]
+
+
 # --- plans
 
 FACTS = plan.DatasetFacts(
