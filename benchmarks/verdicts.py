@@ -4,7 +4,7 @@
 average: one seed, a quarter of the images, SEARCH), then trains them and every trick on each
 dataset with three seeds, and writes benchmarks/results/verdicts.json. The other datasets were not
 seen by any search. `--only DATASET ...` does some of them, `--baselines NAME ...` some of the
-baselines, and both keep what is known of the rest.
+baselines, `--tricks NAME ...` some of the tricks; all keep what is known of the rest.
 `--photographs DIR`: a folder of large ones, of which `patches` are cut. Run it again to go on
 where it was interrupted.
 
@@ -243,8 +243,10 @@ def tune(workers: int, baselines: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def arms(dataset: str, tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every recipe of a dataset, by name."""
+def arms(
+    dataset: str, tuning: Mapping[str, Any], tricks: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """The recipes of a dataset, by name."""
     labelled = dataset != "patches"
     found: dict[str, dict[str, Any]] = {}
     for base, plain in STARTS.items():
@@ -257,7 +259,7 @@ def arms(dataset: str, tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found[f"{base}-plain"] = plain
         if labelled:
             found[f"{base}-labelled"] = over(tuned, {"network": {"class_conditional": True}})
-        for name, trick in TRICKS.items():
+        for name, trick in ((name, TRICKS[name]) for name in tricks):
             if trick.tuned:
                 found[f"{base}-{name}"] = tuning[f"{base}-{name}"]["recipe"]
             elif labelled or not trick.labelled:
@@ -385,6 +387,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--baselines", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--tricks", nargs="+", choices=TRICKS, default=list(TRICKS))
     parser.add_argument("--photographs")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -395,7 +398,7 @@ def main() -> None:
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     rows: list[dict[str, Any]] = []
     for dataset in options.only:
-        wanted = params(dataset, arms(dataset, tuning), options.photographs, IMAGES)
+        wanted = params(dataset, arms(dataset, tuning, options.tricks), options.photographs, IMAGES)
         done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
         own = measured(dataset, done)
         against_plain(own, done)
