@@ -171,7 +171,16 @@ TRICKS: dict[str, Trick] = {
         {"partition": {"kind": "data", "clusters": 4, "router": {"images": IMAGES // 4}}},
         "decentralized diffusion, McAllister et al. 2025",
         "a better FID at equal FLOPs",
-        "four experts over clusters of the data",
+        "four experts over clusters of the data; the most probable one answers",
+    ),
+    "clusters-mixed": Trick(
+        {
+            "partition": {"kind": "data", "clusters": 4, "router": {"images": IMAGES // 4}},
+            "sampling": {"kind": "ddim", "steps": 16, "top": 4},
+        },
+        "decentralized diffusion, McAllister et al. 2025",
+        "a better FID at equal FLOPs",
+        "the same experts; all answer, by the router's probabilities",
     ),
 }
 # The states of few-level recipes are their own: no law of the baseline's schedule belongs to them.
