@@ -53,7 +53,7 @@ FLOW = {
     "sampling": {"kind": "euler", "steps": 16},
 }
 STARTS = {**BASELINES, "flow": FLOW}
-OTHER_RATES = (0.001, 0.002, 0.005, 0.01, 0.02)  # of an optimizer whose steps are others
+OTHER_RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of an optimizer whose steps are others
 
 SEARCH: list[tuple[str, dict[str, dict[str, Any]]]] = [
     (
