@@ -369,15 +369,16 @@ def word(gain: Mapping[str, Any]) -> str:
 def verdict(words: list[str]) -> str:
     """Of one trick over all baselines and datasets."""
     gains, loses = words.count("gains"), words.count("loses")
-    if gains == len(words):
-        return "pays everywhere here"
-    if loses == len(words):
-        return "loses everywhere here"
     if gains and loses:
-        return "pays and loses"
-    if gains:
-        return f"pays in {gains} of {len(words)}"
-    return f"loses in {loses} of {len(words)}" if loses else "no clear difference"
+        return "gains and loses"
+    if gains or loses:
+        what = "gains" if gains else "loses"
+        return (
+            what
+            if max(gains, loses) == len(words)
+            else f"{what} in {gains or loses} of {len(words)}"
+        )
+    return "no clear difference"
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -438,7 +439,7 @@ def short_table(found: Mapping[str, Any]) -> list[str]:
     """A row for each trick: its claim, its gain in images at every place, the verdict."""
     at = {(row["dataset"], row["recipe"]): row for row in found["rows"]}
     datasets = [name for name in DATASETS if any(row["dataset"] == name for row in found["rows"])]
-    places = [(dataset, base) for dataset in datasets for base in BASELINES]
+    places = [place for place in itertools.product(datasets, BASELINES) if place in at]
     heads = [f"{dataset}, {base}" for dataset, base in places]
     lines = [
         "| trick | claimed | " + " | ".join(heads) + " | here |",
