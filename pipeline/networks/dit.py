@@ -163,7 +163,7 @@ class Blocks(nn.Module):
         width, heads = settings.width, settings.heads
         hidden = int(settings.mlp_ratio * width * (2 / 3 if settings.swiglu else 1))
         self.rotary, self.patch, self.channels = settings.rotary, settings.patch, width // heads
-        self.routing: params.TokenRouting | None = None
+        self.routing = None
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden, settings.qk_norm, settings.swiglu) for _ in range(depth)
         )

@@ -82,6 +82,11 @@ recipes:
     partition: {kind: optimal-denoiser, method: matrix, draws: 50, nodes: 6, eta: 0.05}
     training: {images: 32, milestones: []}
     sampling: {steps: 2}
+  clustered:
+    schedule: {kind: log-snr, states: 4}
+    partition: {kind: data, clusters: 2, router: {channels: 8, images: 32, batch: 16}}
+    training: {images: 32, milestones: []}
+    sampling: {steps: 2}
 """
 STAGES = (
     *(prepare.prepare, encode.encode, analyse.analyse, features.features, pair.pair, train.train),
