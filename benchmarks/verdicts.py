@@ -24,7 +24,6 @@ from typing import Any
 
 import experiment
 import fashion
-import yaml
 from common import RESULTS, machine, write_results
 from disentangled import few
 from experiment import Experiment, curve, ratio_with_spread, speedup, summarise
@@ -432,62 +431,6 @@ def against_plain(rows: list[dict[str, Any]], done: Experiment) -> None:
                     for seed, run in runs[row["recipe"]].items()
                 ]
             )
-
-
-# --- what docs/verdicts.md shows ------------------------------------------------------------------
-def short_table(found: Mapping[str, Any]) -> list[str]:
-    """A row for each trick: its claim, its gain in images at every place, the verdict."""
-    at = {(row["dataset"], row["recipe"]): row for row in found["rows"]}
-    datasets = [name for name in DATASETS if any(row["dataset"] == name for row in found["rows"])]
-    places = [place for place in itertools.product(datasets, BASELINES) if place in at]
-    heads = [f"{dataset}, {base}" for dataset, base in places]
-    lines = [
-        "| trick | claimed | " + " | ".join(heads) + " | here |",
-        "|---|---|" + "---:|" * len(heads) + "---|",
-    ]
-    for name, trick in TRICKS.items():
-        rows = [at.get((dataset, f"{base}-{name}")) for dataset, base in places]
-        if not any(rows):
-            continue
-        said = trick.claim or "a control of ours"
-        cells = [spread(row and row["images"]) for row in rows]
-        words = [word(row["images"]) for row in rows if row]
-        about = f"[{name}](#{name})"
-        lines.append(f"| {about} | {said} | " + " | ".join(cells) + f" | {verdict(words)} |")
-    return lines
-
-
-def dataset_table(found: Mapping[str, Any], dataset: str) -> list[str]:
-    """A row for each recipe: its FID, and its gains over its control."""
-    lines = [
-        "| recipe | control | FID | images | FLOPs | seconds |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in found["rows"]:
-        if row["dataset"] == dataset:
-            beside = "" if row["control"] == row["recipe"] else row["control"]
-            cells = [spread(row.get(key)) for key in ("fid", *COSTS)]
-            lines.append(f"| {row['recipe']} | {beside} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def notes() -> list[str]:
-    """A paragraph on each trick: whose it is, what it is here, and the blocks that switch it on."""
-    lines = []
-    for name, trick in TRICKS.items():
-        blocks = yaml.safe_dump(trick.recipe, default_flow_style=True, width=1_000).strip()
-        about = f"{trick.paper}; {trick.note}." if trick.note else f"{trick.paper}."
-        lines += [f"### {name}", f"{about[0].upper()}{about[1:]} `{blocks[1:-1]}`", ""]
-    return lines[:-1]
-
-
-def spread(gain: Mapping[str, Any] | None) -> str:
-    """Mean, and lowest to highest of the seeds."""
-    if gain is None:
-        return ""
-    if gain["mean"] is None:
-        return f"not reached ({gain['n']} of {gain['of']})"
-    return f"{gain['mean']:.3g} ({gain['min']:.3g} to {gain['max']:.3g})"
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ Recipes that measure something on the data are counted with as many even states 
 **Reconstructions.** The constants of `clts`, `mdlrc` and `easy-to-hard` are not public in full, nor
 are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
 built from abstracts, reviews and code that others published, and every constant is a key. The
+terms of `training.auxiliary` and `network.routing` are written from their papers' formulas, and
+not compared with released code. The
 losses, states, densities, pairings and samplers of the other methods are their paper's or its
 code's, but for what is said at their keys: rows choose noise without their mean
 (`pairing.center`), assignment keeps to classes (`pairing.within_class`), and pixels have another

@@ -6,11 +6,13 @@ benchmarks.md from benchmarks/results/*.json. Without results/, only the latter.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
@@ -123,11 +125,61 @@ def main() -> None:
 def show_verdicts(found: dict) -> None:
     """The tables of docs/verdicts.md."""
     page = ROOT / "docs" / "verdicts.md"
-    replace(page, "verdicts", verdicts.short_table(found))
+    replace(page, "verdicts", verdicts_table(found))
     for dataset in dict.fromkeys(row["dataset"] for row in found["rows"]):
         made = f"\n`{found['command']}`, {found['date']}, commit {found['commit']}."
-        replace(page, dataset, [*verdicts.dataset_table(found, dataset), made])
-    replace(page, "notes", verdicts.notes())
+        replace(page, dataset, [*dataset_table(found, dataset), made])
+    replace(page, "notes", trick_notes())
+
+
+def verdicts_table(found: dict) -> list[str]:
+    """A row for each trick: its claim, its gain in images at every place, the verdict."""
+    at = {(row["dataset"], row["recipe"]): row for row in found["rows"]}
+    datasets = [
+        name for name in verdicts.DATASETS if any(row["dataset"] == name for row in found["rows"])
+    ]
+    places = [place for place in itertools.product(datasets, verdicts.BASELINES) if place in at]
+    heads = [f"{dataset}, {base}" for dataset, base in places]
+    lines = [
+        "| trick | claimed | " + " | ".join(heads) + " | here |",
+        "|---|---|" + "---:|" * len(heads) + "---|",
+    ]
+    for name, trick in verdicts.TRICKS.items():
+        rows = [at.get((dataset, f"{base}-{name}")) for dataset, base in places]
+        if not any(rows):
+            continue
+        said = trick.claim or "a control of ours"
+        cells = [spread(row and row["images"]) for row in rows]
+        words = [verdicts.word(row["images"]) for row in rows if row]
+        about = f"[{name}](#{name})"
+        lines.append(
+            f"| {about} | {said} | " + " | ".join(cells) + f" | {verdicts.verdict(words)} |"
+        )
+    return lines
+
+
+def dataset_table(found: dict, dataset: str) -> list[str]:
+    """A row for each recipe: its FID, and its gains over its control."""
+    lines = [
+        "| recipe | control | FID | images | FLOPs | seconds |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        if row["dataset"] == dataset:
+            beside = "" if row["control"] == row["recipe"] else row["control"]
+            cells = [spread(row.get(key)) for key in ("fid", *verdicts.COSTS)]
+            lines.append(f"| {row['recipe']} | {beside} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def trick_notes() -> list[str]:
+    """A paragraph on each trick: whose it is, what it is here, and the blocks that switch it on."""
+    lines = []
+    for name, trick in verdicts.TRICKS.items():
+        blocks = yaml.safe_dump(trick.recipe, default_flow_style=True, width=1_000).strip()
+        about = f"{trick.paper}; {trick.note}." if trick.note else f"{trick.paper}."
+        lines += [f"### {name}", f"{about[0].upper()}{about[1:]} `{blocks[1:-1]}`", ""]
+    return lines[:-1]
 
 
 def replace(path: Path, block: str, lines: list[str]) -> None:

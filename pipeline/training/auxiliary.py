@@ -30,13 +30,12 @@ SHOWN = 12  # names of layers in a message
 
 
 class Auxiliary(nn.Module):
-    """A term of the loss; what it learns itself (its parameters) is dropped after training."""
+    """A term of the loss: forward(output, batch, weighted), of an answer [N, C, H, W] to a batch.
+
+    What it learns itself (its parameters) is dropped after training.
+    """
 
     flops = 0.0  # forward, an image
-
-    def forward(self, output: Tensor, batch: Batch, weighted: Weighted) -> Tensor:
-        """The term, for the network's answer [N, C, H, W] to a batch."""
-        raise NotImplementedError
 
 
 class Contrastive(Auxiliary):
