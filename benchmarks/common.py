@@ -134,7 +134,9 @@ def as_lines(result: Mapping[str, Any]) -> str:
 
 
 def commit() -> str:
-    """Of this checkout; with `+` if its code differs from it."""
+    """Of this checkout, with `+` if its code differs from it; of a copy without git: unknown."""
+    if not (Path(__file__).parent.parent / ".git").exists():
+        return "unknown"
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent.parent

@@ -24,21 +24,18 @@ from pipeline.levels.pilot import error_curve
 from pipeline.networks.build import network_of
 from pipeline.networks.classifier import Classifier
 from pipeline.noise import pairing, philox
-from pipeline.sampling.mixture import Mixture, describe, draw, member
+from pipeline.sampling.mixture import draw
 from pipeline.training import train
 from pipeline.training.autoencoder import train_autoencoder
 from pipeline.training.classifier import train_classifier
 from pipeline.training.run import Interrupted, ahead
 from tests import pretended
-from tests.specs import SMALL, expert_spec
+from tests.cases import CASES, ROWS, SIZE, STATES, WEIGHTINGS, mixture_on
+from tests.specs import expert_spec
 from tests.test_diffusers import DIT, UNET
-from tests.test_dit import TINY
 from tests.test_own_networks import own
-from tests.test_shards import MULTI, MULTI_DIT
-from tests.test_training import SHARES, sampling
+from tests.test_training import sampling
 
-ROWS, SIZE = 50, 8
-STATES = [4.0, 0.0, -4.0]
 # Waits of a training step that closes no point of the curve and keeps no snapshot. Networks with
 # several decoders ask whether one without a sample in one shard had one in another, and the
 # generator looks at the slots of a batch of two passes over the dataset.
@@ -87,37 +84,6 @@ def steps(spec, latents, folder, watch, **inputs) -> list[list[str]]:
     found = [watch.waits[a:b] for a, b in itertools.pairwise(marks)]
     assert len(found) >= 2 and all(sum("run.py" in w for w in waits) == 1 for waits in found)
     return [[wait for wait in waits if "run.py" not in wait] for waits in found]
-
-
-CASES = {
-    "states": {},
-    "one state": {"log_snr": [0.5]},
-    "one state, untold": {"log_snr": [0.5], "conditioning": "none"},
-    "shares": {"curriculum": SHARES},
-    "speed": {"curriculum": {"form": {"kind": "speed"}}},
-    "classes": {"classes": 3},
-    "refreshed": {"pairing": {"method": "knn-l2", "candidates": 4, "refresh": 0.1}},
-    "two decoders": MULTI,
-    "shards": {"training": {"shards": 2, "clip": 1.0}},
-    "decoders in shards": {**MULTI, "training": {"shards": 4}},
-    "contrastive": {"classes": 3, "training": {"auxiliary": {"kind": "contrastive"}}},
-    "dispersive": {"training": {"auxiliary": {"kind": "dispersive"}}},
-    "aligned": {"training": {"auxiliary": {"kind": "repa"}}},
-    "aligned transformer": {"network": TINY, "training": {"auxiliary": {"kind": "repa"}}},
-    "dropout": {"network": SMALL | {"dropout": 0.1}},
-    "averages": {"training": {"power_ema": [0.1]}},
-    "transformer": {"network": TINY, "classes": 3},
-    "transformer with all options": {
-        "network": TINY | {"qk_norm": True, "swiglu": True, "rotary": True, "told": "timestep"}
-    },
-    "transformer in shards": {"network": TINY, "training": {"shards": 2, "clip": 1.0}},
-    "transformer with tokens that skip": {
-        "network": TINY | {"depth": 3, "routing": {"start": 1, "end": 1}, "rotary": True}
-    },
-    "transformer with two decoders": MULTI_DIT,
-    "its decoders in shards": {**MULTI_DIT, "training": {"shards": 4}},
-}
-WEIGHTINGS = ["uniform", "v", "flow", "min-snr", "p2", "uncertainty"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -270,13 +236,6 @@ def trained(shard, tmp_path):
     spec = expert_spec(images=64, snapshots=[64], classes=3)
     train.train(spec, Latents([shard]), tmp_path)
     return spec, tmp_path / "weights-64.safetensors"
-
-
-def mixture_on(device, spec, weights, states=STATES) -> Mixture:
-    source = {"entry": "", "file": weights.name, "sha256": "0"}
-    last = len(states) - 1
-    described = describe(spec, states, [member(source, spec, 0, last)], [127.5], 73.9)
-    return Mixture(described, lambda _: weights, device)
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddim", "heun", "dpmpp-2m"])

@@ -69,6 +69,11 @@ class Conditional(Form):
         """Whether torch draws numbers in its forward pass while it trains."""
         return False
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it computes the same whatever the values, and takes nothing from the host."""
+        return False
+
     def contradictions(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
         """Impossible combinations as (key, what and the way out). widths: of single experts."""
         yield from ()
@@ -100,6 +105,10 @@ class UNet(Conditional):
     @property
     def random(self) -> bool:
         return self.dropout > 0
+
+    @property
+    def fixed(self) -> bool:
+        return not self.decoder_key
 
     def contradictions(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
         widest = max([self.channels, *widths]) * max(self.multipliers)
@@ -204,6 +213,10 @@ class DiT(Conditional):
     @property
     def random(self) -> bool:
         return self.routing is not None
+
+    @property
+    def fixed(self) -> bool:
+        return not self.decoder_key and self.told == "log_snr"
 
     def contradictions(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
         if self.routing is not None and self.routing.start + self.routing.end >= self.depth:

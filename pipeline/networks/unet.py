@@ -240,12 +240,12 @@ class Decoder(nn.Module):
     def forward(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
         """What `Encoder.forward` returns -> [N, channels_out, H, W]."""
         films = iter(self.film(embedding))
-        remaining = reversed(skips)
+        remaining = list(skips)
         for level, blocks in enumerate(self.levels):
             if level:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             for block in blocks:
-                h = block(torch.cat([h, next(remaining)], 1), *next(films))
+                h = block(torch.cat([h, remaining.pop()], 1), *next(films))
             if self.projections:
                 h = self.projections[level](h)
         return self.output(F.silu(self.norm(h)))

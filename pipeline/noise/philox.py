@@ -28,9 +28,10 @@ elements 2b and 2b+1 from block b, 52 bits each.
 Logarithm and sine are computed here from operations that IEEE 754 rounds correctly (+, -, *, /,
 square root) and integer operations, in float64 and each as a kernel of its own, then rounded once
 to float32. Library functions differ in the last bit between numpy, torch and CUDA; these cannot,
-as long as no compiler fuses them.
+as long as no compiler fuses them. On a GPU with Triton all of `normal` is one kernel (`fused`).
 """
 
+import functools
 import hashlib
 import math
 import operator
@@ -38,15 +39,22 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.noise.constants import (
+    LOG_TERMS,
+    MINUS_LOG2,
+    MULTIPLIERS,
+    ROUNDS,
+    SIN_TERMS,
+    SQRT_HALF_BITS,
+    WEYL,
+)
+
 VERSION = 1
 """Raised whenever any number made here changes; stored in every artefact that relies on it."""
 
 RNG = f"philox4x32-10/box-muller/{VERSION}"
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
 _NORMAL, _UNIFORM, _PERMUTATION = (use << 28 for use in range(3))
 _MAX_BLOCKS = 1 << 28
 
@@ -58,11 +66,7 @@ _CHUNK_DEVICE = 1 << 22
 # Integers below 2^52 become float64 exactly by filling the fraction of 2^52.
 _TWO52_BITS = 0x4330000000000000
 _TWO52 = 2.0**52
-_SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 _SIGN_BIT = -(1 << 63)
-_MINUS_LOG2 = -0.6931471805599453
-_LOG_TERMS = tuple(-2.0 / (2 * j + 1) for j in range(8))
-_SIN_TERMS = tuple((-1.0) ** j / math.factorial(2 * j + 1) for j in range(7))
 
 
 def derive_key(*parts: int | str) -> int:
@@ -131,14 +135,14 @@ def philox(key: tuple[int, int], counter: tuple[Any, Any, Any, Any]) -> tuple[An
     counter: four int64 arrays or tensors with values in [0, 2^32) whose shapes broadcast (the
     second and fourth may be plain integers); key: two integers in [0, 2^32).
     """
-    (m0, m1), (k0, k1) = _MULTIPLIERS, key
+    (m0, m1), (k0, k1) = MULTIPLIERS, key
     c0, c1, c2, c3 = counter
     # Values stay below 2^32 where they are multiplied; elsewhere the high half may hold anything
     # (int64 products wrap around), and is cut off with the next mask or at the end.
-    for i in range(_ROUNDS):
+    for i in range(ROUNDS):
         p0, p1 = c0 * m0, c2 * m1
-        c0 = _mix(p1, c1, (k0 + i * _WEYL[0]) & _MASK)
-        c2 = _mix(p0, c3, (k1 + i * _WEYL[1]) & _MASK)
+        c0 = _mix(p1, c1, (k0 + i * WEYL[0]) & _MASK)
+        c2 = _mix(p0, c3, (k1 + i * WEYL[1]) & _MASK)
         c1, c3 = p1, p0
     return c0, c1 & _MASK, c2, c3 & _MASK
 
@@ -174,9 +178,23 @@ def _dispatch(use, per_block, dtype, transform, key, slot, ids, shape, device):
     if ids.device.type == "cpu":
         slot = slot.numpy() if isinstance(slot, torch.Tensor) else slot
         out = torch.from_numpy(_generate(*arguments, slot, ids.numpy(), shape))
+    elif use == _NORMAL and ids.device.type == "cuda" and (fused := _fused()):
+        out = torch.empty((len(ids), math.prod(shape)), dtype=torch.float32, device=ids.device)
+        fused.normal(out, arguments[-1], slot, ids)
+        out = out.reshape(len(ids), *shape)
     else:
         out = _generate(*arguments, slot, ids, shape)
     return out if device is None else out.to(device)
+
+
+@functools.cache
+def _fused() -> Any:
+    """The module of that name; None where there is no Triton."""
+    try:
+        from pipeline.noise import fused
+    except ImportError:
+        return None
+    return fused
 
 
 def _generate(use, per_block, dtype, transform, key_words, slot, ids, shape):
@@ -236,7 +254,7 @@ def _box_muller(words, out) -> None:
         angle += 0.5
         angle *= math.pi / 2**31
         square = angle * angle
-        sine = _polynomial(_SIN_TERMS, square)
+        sine = _polynomial(SIN_TERMS, square)
         sine *= angle
         cosine = sqrt(1.0 - sine * sine)
         for j, value in enumerate((cosine - sine, cosine + sine)):
@@ -253,19 +271,19 @@ def _minus_log(v, floats, integers):
     v -= _TWO52 - 0.5
     bits = v.view(integers)
     # v + 1/2 = 2^e * m with m in [sqrt(1/2), sqrt(2)); `bits` becomes m / 2^64.
-    exponent = bits + ((64 << 52) - _SQRT_HALF_BITS)
+    exponent = bits + ((64 << 52) - SQRT_HALF_BITS)
     exponent >>= 52
     bits -= exponent << 52
     exponent |= _TWO52_BITS
     exponent = exponent.view(floats)
     exponent -= _TWO52 + 64 + 32
-    exponent *= _MINUS_LOG2
+    exponent *= MINUS_LOG2
     # ln m = 2 artanh((m - 1) / (m + 1)).
     ratio = v - 2.0**-64
     v += 2.0**-64
     ratio /= v
     square = ratio * ratio
-    result = _polynomial(_LOG_TERMS, square)
+    result = _polynomial(LOG_TERMS, square)
     result *= ratio
     result += exponent
     return result

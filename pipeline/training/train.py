@@ -26,12 +26,13 @@ from pipeline.noise import assignment, pairing, philox
 from pipeline.store.files import kept_at, replacing, write_text
 from pipeline.store.identity import file_digest
 from pipeline.training.compiled import compiled
-from pipeline.training.draws import Drawn, Draws, flops_per_image
+from pipeline.training.draws import Batch, Drawn, Draws, flops_per_image
 from pipeline.training.ema import EMA, PowerEMA
 from pipeline.training.group import Group, ShardSum, ranges
 from pipeline.training.loss import Uncertainty
 from pipeline.training.objective import Objective
 from pipeline.training.optim import Adam, apply, rate_and_momentum
+from pipeline.training.recorded import can_be_recorded, recorded
 from pipeline.training.run import CHECKPOINT, CURVE_POINTS, Progress, Run, ahead, keep_freed_memory
 from pipeline.training.stopping import HeldOutLoss, gains_no_more
 
@@ -130,12 +131,7 @@ def train(
     if bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log("this processor has no bfloat16 units: training.precision: float32 is much faster here")
     budget, batch, shards = spec.images, settings.batch, settings.shards
-    forward = network
-    if settings.compile and budget - run.images >= batch:
-        like = draws.batch(draws.draw(0, batch).part(0, batch // shards), layout).inputs
-        with explained(memory_settings(spec)):
-            forward = compiled(network, like, budget - run.images, autocast=bfloat16, log=log)
-    objective = Objective(spec, forward, guide, uncertainty, device, auxiliary)
+    objective = Objective(spec, network, guide, uncertainty, device, auxiliary)
     sums = ShardSum(trainable, shards, group) if shards > 1 else None
     loss_of = HeldOutLoss(spec, held_out, network) if settings.stop else None
 
@@ -147,13 +143,27 @@ def train(
         shares = ((draws.read(drawn.part(a, b)), start + a, (b - a) / size) for a, b in parts)
         return start, list(shares)
 
-    def backward(drawn: Drawn, start: int, share: float) -> torch.Tensor:
-        """Loss of a batch, or of a share of it from image `start` on; leaves its gradients."""
-        if spec.network.random:  # torch draws the masks itself: by position, too
-            torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
-        loss = share * objective(draws.batch(drawn, layout))
+    def passes(batch: Batch, share: float) -> torch.Tensor:
+        """Loss of a batch, or of a share of it; leaves its gradients."""
+        loss = share * objective(batch)
         loss.backward()
         return loss.detach()
+
+    record = can_be_recorded(spec, device)
+    if (settings.compile or record) and budget - run.images >= batch:
+        with explained(memory_settings(spec)):
+            like = draws.batch(draws.draw(0, batch).part(0, batch // shards), layout)
+            if settings.compile:
+                left = budget - run.images
+                objective.forward = compiled(network, like.inputs, left, autocast=bfloat16, log=log)
+            if record:
+                passes = recorded(passes, like, 1 / shards, trainable)
+
+    def backward(drawn: Drawn, start: int, share: float) -> torch.Tensor:
+        """As `passes`, of images that were drawn, from image `start` on."""
+        if spec.network.random:  # torch draws the masks itself: by position, too
+            torch.manual_seed(philox.derive_key(spec.stream_key, "dropout", start))
+        return passes(draws.batch(drawn, layout), share)
 
     warmup = min(settings.warmup, budget // 10)
     step = max(batch, budget // CURVE_POINTS)

@@ -9,15 +9,27 @@ from safetensors.torch import load_file
 
 from pipeline.data.latents import Latents, write_shard
 from pipeline.noise import pairing, philox
-from pipeline.training import train
+from pipeline.training import recorded, train
 from pipeline.training.run import Interrupted
-from tests.specs import expert_spec
-from tests.test_device import CASES, ROWS, SIZE, STATES, WEIGHTINGS, mixture_on, sampling
+from tests.cases import CASES, ROWS, SIZE, STATES, WEIGHTINGS, mixture_on
+from tests.specs import SMALL, expert_spec
+from tests.test_dit import TINY
+from tests.test_training import sampling
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch finds no GPU on this machine"
 )
 GPU = torch.device("cuda")
+FEATURES = np.random.Generator(np.random.PCG64(1)).normal(size=(ROWS, 5)).astype("f4")
+ATTENTION = SMALL | {"attention": [SIZE], "channels": 64}
+MORE = {
+    "bfloat16": {"training": {"precision": "bfloat16"}},
+    "tf32": {"training": {"precision": "tf32"}},
+    "attention": {"network": ATTENTION},
+    "attention in bfloat16": {"network": ATTENTION, "training": {"precision": "bfloat16"}},
+    "transformer in bfloat16": {"network": TINY, "training": {"precision": "bfloat16"}},
+    "compiled": {"training": {"precision": "bfloat16", "compile": True}},
+}
 
 
 @pytest.fixture
@@ -30,7 +42,8 @@ def latents(tmp_path):
 
 def trained(folder, latents, **changes) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
-    train.train(expert_spec(**changes, images=212, snapshots=[212]), latents, folder)
+    spec = expert_spec(**changes, images=212, snapshots=[212])
+    train.train(spec, latents, folder, features=FEATURES)
     return load_file(folder / "weights-212.safetensors")
 
 
@@ -38,30 +51,47 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (4, 32, 32)])
-def test_noise_is_that_of_the_cpu_to_the_bit(shape):
-    ids = torch.arange(300)
-    there = philox.normal(5, 2, ids.to(GPU), shape).cpu()
-    assert torch.equal(there, philox.normal(5, 2, ids, shape))
-    slot = ids // 7
+def test_noise_is_that_of_the_cpu_to_the_bit(shape, fused, monkeypatch):
+    if fused:
+        pytest.importorskip("triton")
+    else:
+        monkeypatch.setattr(philox, "_fused", lambda: None)
+    ids = torch.cat([torch.arange(300), torch.tensor([2**31, 2**32 + 7, 2**62, -1])])
+    for key, slot in ((5, 2), (2**64 - 1, 2**32 - 1)):
+        there = philox.normal(key, slot, ids.to(GPU), shape).cpu()
+        assert torch.equal(there, philox.normal(key, slot, ids, shape))
+    ids = ids[:300]
+    options = {"refresh": 0.2, "basis": None, "scale": 1.0}
     found = [
-        pairing.paired_noise(3, slot.to(d), ids.to(d), 3 * ids.to(d), shape, refresh=0.2).cpu()
+        pairing.paired_noise(3, *(x.to(d) for x in (ids // 7, ids, 3 * ids)), shape, **options)
         for d in (torch.device("cpu"), GPU)
     ]
-    assert torch.equal(*found)
+    assert torch.equal(found[0], found[1].cpu())
 
 
-@pytest.mark.parametrize("case", [*CASES, "bfloat16", "tf32"])
+@pytest.mark.parametrize("case", [*CASES, *MORE])
 def test_two_runs_and_one_that_was_interrupted_have_the_same_bits(latents, tmp_path, case):
-    changes = CASES.get(case, {"training": {"precision": case}})
+    changes = (CASES | MORE)[case]
     whole = trained(tmp_path / "whole", latents, **changes)
     assert same(whole, trained(tmp_path / "again", latents, **changes))
     (tmp_path / "parts").mkdir()
     calls = iter([False] * 8 + [True, True])
     spec = expert_spec(**changes, images=212, snapshots=[212])
     with pytest.raises(Interrupted):
-        train.train(spec, latents, tmp_path / "parts", stop=lambda: next(calls))
+        train.train(spec, latents, tmp_path / "parts", features=FEATURES, stop=lambda: next(calls))
     assert same(whole, trained(tmp_path / "parts", latents, **changes))
+
+
+@pytest.mark.parametrize("case", [*CASES, *MORE])
+def test_a_recorded_step_has_the_bits_of_one_that_is_not(latents, tmp_path, monkeypatch, case):
+    changes = (CASES | MORE)[case]
+    if not recorded.can_be_recorded(expert_spec(**changes), GPU):
+        pytest.skip("it looks at values, or takes some from the host")
+    found = trained(tmp_path / "recorded", latents, **changes)
+    monkeypatch.setattr(recorded, "ENABLED", False)
+    assert same(found, trained(tmp_path / "launched", latents, **changes))
 
 
 @pytest.mark.parametrize("kind", WEIGHTINGS)
