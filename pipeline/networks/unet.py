@@ -51,6 +51,19 @@ def film_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift[:, :, None, None], y, scale[:, :, None, None])
 
 
+def repeated(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with each pixel twice in both directions, [N, C, 2 H, 2 W].
+
+    torch's compiler makes torch's own resampling an index, whose gradient is slow where it is to
+    repeat its bits; it is given a view of memory in which channels come last.
+    """
+    if not torch.compiler.is_compiling():
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    n, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+    return pixels.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
 def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, zero: bool = False) -> nn.Conv2d:
     conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
     conv.zero_init = zero
@@ -243,7 +256,7 @@ class Decoder(nn.Module):
         remaining = list(skips)
         for level, blocks in enumerate(self.levels):
             if level:
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = repeated(h)
             for block in blocks:
                 h = block(torch.cat([h, remaining.pop()], 1), *next(films))
             if self.projections:

@@ -102,7 +102,8 @@ def train(
         network.encoder.requires_grad_(False)
     # On a GPU convolutions are fastest channels-last; on a CPU the norms are much slower so.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    network.to(memory_format=layout).train()
+    # A compiled network gives its gradients in the default layout, and so it is given its weights.
+    network.to(memory_format=torch.contiguous_format if settings.compile else layout).train()
     uncertainty = None
     if settings.weighting.kind == "uncertainty":
         uncertainty = Uncertainty().to(device)
