@@ -13,10 +13,10 @@ to decode and augment images is not in their time. A peer whose Python is not gi
 
 On a GPU networks are larger, and every contender trains under bfloat16 autocast, and through
 torch.compile, too. Peers get their rows from the GPU's own memory. Ours keeps to kernels that
-repeat their bits; `any kernels` is `training.deterministic: false`. `diffusers, made fast` does what
-its example does not: channels-last, CUDA graphs by torch.compile's `reduce-overhead`, fused AdamW,
-averages by foreach, a loss that is never read. `busy` is the share of the time in which some kernel
-ran, by NVML, over the counted steps.
+repeat their bits; `any kernels` is `training.deterministic: false`. `diffusers, made fast` does
+what its example does not: channels-last, CUDA graphs by torch.compile's `reduce-overhead`, fused
+AdamW, averages by foreach, a loss that is never read. `busy` is the share of the time in which some
+kernel ran, by NVML, over the counted steps.
 
 Every run is a process of its own with one thread a core; the first steps are not counted. Images/s
 is the median of the rounds, memory the largest ru_maxrss, interpreter and libraries included.
