@@ -17,6 +17,7 @@ from pipeline.networks.unet import (
     ResidualBlock,
     film_norm,
     norm_groups,
+    repeated,
 )
 from tests.specs import SMALL, build_network, network_spec
 
@@ -51,6 +52,16 @@ def inputs(n=6, seed=0, size=8):
 
 
 # The pieces
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pixels_are_repeated_alike_where_it_is_compiled(layout):
+    x = torch.randn(2, 6, 4, 5).to(memory_format=layout).requires_grad_()
+    plain, compiled = repeated(x), torch.compile(repeated, backend="aot_eager", dynamic=False)(x)
+    assert torch.equal(plain, compiled)
+    given = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(found, x, given)[0] for found in (plain, compiled)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("width", [1, 6, 8, 16, 20, 96, 128, 320, 384])

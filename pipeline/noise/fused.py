@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 COUNTERS = 256  # of one program, each makes four numbers
+OPTIONS = {"enable_fp_fusion": False}
 
 _M0, _M1 = (tl.constexpr(m) for m in constants.MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in constants.WEYL)
@@ -56,7 +57,7 @@ def normal(
         size,
         one_slot=one,
         counters=COUNTERS,
-        enable_fp_fusion=False,
+        **OPTIONS,
     )
 
 

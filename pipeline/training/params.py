@@ -191,14 +191,14 @@ class Training(Block):
     """Equal parts of a batch, whose gradients are summed in a fixed order: so any number of
     processes gives the same bits ([slurm.md](slurm.md)), and a batch may be larger than memory."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of products: `bfloat16` is autocast, `tf32` is float32 with TF32 where a GPU has it (not
-    tried on one yet)."""
+    """Of products: `bfloat16` is autocast, `tf32` is float32 with TF32 where a GPU has it."""
     deterministic: bool = neutral(True)
-    """On a GPU: kernels that give the same bits every time; false takes faster ones. Not tried on
-    one yet."""
+    """On a GPU: kernels that give the same bits every time; false takes faster ones, which gains
+    [a few percent](benchmarks.md#speed-on-a-gpu)."""
     compile: bool = False
     """Train through torch.compile; the job's log says how long compiling took and after how many
-    images it has paid. Part of the result's identity, as it rounds otherwise."""
+    images it has paid. On a GPU a [large network](benchmarks.md#speed-on-a-gpu) needs it. Part of
+    the result's identity, as it rounds otherwise."""
     experts_per_job: Positive = 1
     """Small experts trained by one process, one after the other; no part of the identity."""
     threads: Threads = 1
