@@ -80,7 +80,7 @@ def test_integer_products_are_exact():
     x[0] *= 100
     x[1] = 1e6
     for components in (None, assignment.principal_components(source(x), 64, 20, key=1)):
-        at = assignment._Coordinates(source(x), np.arange(64), KEY, 0, components, 0, None)
+        at = assignment.Coordinates(source(x), np.arange(64), KEY, 0, components, 0, None)
         rows, drawn = at.rows(np.arange(64)), at.noises(np.arange(64))
         product = rows @ drawn.T
         assert np.abs(rows).astype(np.int64).max() < 2**15

@@ -15,7 +15,7 @@ from pipeline.noise import philox
 RowSource = Callable[[np.ndarray], np.ndarray]
 
 # Noise is rounded to multiples of 1/32 and cut at 127/32, rows as finely as exactness allows.
-_NOISE_SCALE = 32
+NOISE_SCALE = 32
 _EXACT = 1 << 24
 _INT8, _INT16 = 127, 32767
 _BASIS_SCALE = 1 << 14
@@ -88,7 +88,7 @@ def principal_components(
 # --- integer coordinates ----------------------------------------------------------------------
 
 
-class _Coordinates:
+class Coordinates:
     """Rows and noises as integers, of all dimensions or of the given components.
 
     Inner products of a row with a noise are exact in float32. Everything is kept if it fits
@@ -140,7 +140,7 @@ class _Coordinates:
     def directions(self, key: int, slot: int, number: int) -> np.ndarray:
         """float32 [number, dim]: random integer vectors, rounded like noises."""
         drawn = philox.normal(key, slot, np.arange(number), (self.dim,))
-        return _whole(drawn, _NOISE_SCALE, _INT8, self.noise_limit)
+        return _whole(drawn, NOISE_SCALE, _INT8, self.noise_limit)
 
     def _make_rows(self, index):
         values = np.asarray(self._rows(self._members[index]), dtype=np.float32)
@@ -155,7 +155,7 @@ class _Coordinates:
         if self._basis is not None:
             coarse = np.rint(drawn * np.float32(_PROJECTION_SCALE)).astype(np.float64)
             drawn = coarse @ self._basis / float(_PROJECTION_SCALE * _BASIS_SCALE)
-        return _whole(drawn, _NOISE_SCALE, _INT8, self.noise_limit).astype(np.int8)
+        return _whole(drawn, NOISE_SCALE, _INT8, self.noise_limit).astype(np.int8)
 
 
 def _limits(dim: int, source_dim: int) -> tuple[float, float, float]:
@@ -165,7 +165,7 @@ def _limits(dim: int, source_dim: int) -> tuple[float, float, float]:
     limit with probability below 1e-8, and is then shortened; rows of up to 4 times the average
     norm, that of `source_dim` values of unit variance, keep theirs.
     """
-    noise_limit = _NOISE_SCALE * (math.sqrt(dim) + 6)
+    noise_limit = NOISE_SCALE * (math.sqrt(dim) + 6)
     row_limit = min(_EXACT / noise_limit, _INT16)
     scale = 2.0 ** math.floor(math.log2(row_limit / (4 * math.sqrt(source_dim))))
     return scale, row_limit, noise_limit
@@ -230,14 +230,14 @@ def pair_slot(
             paired = np.arange(count)
         elif method == "assignment":
             paired = np.arange(count)
-            classes = [np.arange(count)] if labels is None else _classes(labels, count)
+            classes = [np.arange(count)] if labels is None else classes_of(labels, count)
             for number, members in enumerate(classes):
-                at = _Coordinates(rows, members, key, slot, components, memory, pool)
+                at = Coordinates(rows, members, key, slot, components, memory, pool)
                 shuffle = philox.derive_key(key, "blocks", slot, number)
                 order = _assign(at, len(members), shuffle, block, sweeps, cost_bits, pool)
                 paired[members] = members[order]
         else:
-            at = _Coordinates(rows, np.arange(count), key, slot, components, 0, pool)
+            at = Coordinates(rows, np.arange(count), key, slot, components, 0, pool)
             paired = _choose(at, count, candidates, method == "knn-l2", pool)
     largest = candidates if method.startswith("knn") else count
     return paired.astype(np.min_scalar_type(max(0, largest - 1)))
@@ -254,7 +254,11 @@ def noise_ids(method: str, paired: np.ndarray | None, rows: Any, candidates: int
     return rows * candidates + found if method.startswith("knn") else found
 
 
-def _classes(labels, count):
+def classes_of(labels: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows of each class that occurs, int64 each, in order.
+
+    labels: integers [count]; ValueError for another shape.
+    """
     labels = np.asarray(labels)
     if labels.shape != (count,):
         raise ValueError(f"{labels.shape} labels for {count} rows")
@@ -294,7 +298,7 @@ def integer_cost(x: np.ndarray, eps: np.ndarray) -> np.ndarray:
     x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
     scale, row_limit, noise_limit = _limits(x.shape[1], x.shape[1])
     negated = _whole(x, -scale, _INT16, row_limit)
-    return _products(negated, _whole(eps, _NOISE_SCALE, _INT8, noise_limit))
+    return _products(negated, _whole(eps, NOISE_SCALE, _INT8, noise_limit))
 
 
 def _products(rows: np.ndarray, noises: np.ndarray) -> np.ndarray:
@@ -358,7 +362,7 @@ def _choose(at, count, candidates, by_distance, pool):
         score = np.matmul(drawn, at.rows(rows)[:, :, None])[:, :, 0].astype(np.float64)
         if by_distance:
             squares = np.einsum("nkd,nkd->nk", drawn, drawn, dtype=np.float64)
-            score -= squares * (at.row_scale / (2 * _NOISE_SCALE))
+            score -= squares * (at.row_scale / (2 * NOISE_SCALE))
         chosen[rows] = score.argmax(axis=1)
 
     list(pool.map(choose, range(0, count, step)))

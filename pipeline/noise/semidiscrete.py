@@ -28,11 +28,11 @@ import numpy as np
 
 from pipeline.noise import diagnostics, pairing, philox
 from pipeline.noise.assignment import (
-    _NOISE_SCALE,
+    NOISE_SCALE,
     Components,
+    Coordinates,
     RowSource,
-    _classes,
-    _Coordinates,
+    classes_of,
     principal_components,
 )
 from pipeline.rows import spread
@@ -66,8 +66,8 @@ class _Rows:
         pool: ThreadPoolExecutor,
     ):
         # As private as it is: a name of its own would make all pairings by `assignment` again.
-        self.at = _Coordinates(rows, members, key, slot, components, 0, pool)
-        self.count, self.unit = len(members), self.at.row_scale * _NOISE_SCALE
+        self.at = Coordinates(rows, members, key, slot, components, 0, pool)
+        self.count, self.unit = len(members), self.at.row_scale * NOISE_SCALE
         self._kept = None
         if self.count * self.at.dim * 4 <= memory:
             whole = np.empty((self.count, self.at.dim), np.float32)
@@ -181,7 +181,7 @@ def learn(
     progress: is told of noises, done and in all.
     """
     found = np.zeros(count, np.float32)
-    classes = [np.arange(count)] if labels is None else _classes(labels, count)
+    classes = [np.arange(count)] if labels is None else classes_of(labels, count)
     before: dict[str, np.ndarray] = {"number": np.int64(-1), "found": found}
     for _, path in kept(state, STATE, log) if state is not None else ():
         with np.load(path, allow_pickle=False) as opened:
@@ -258,7 +258,7 @@ def choose(
     The other arguments are those of `learn`.
     """
     found = np.empty(count, np.int64)
-    classes = [np.arange(count)] if labels is None else _classes(labels, count)
+    classes = [np.arange(count)] if labels is None else classes_of(labels, count)
     with ThreadPoolExecutor(workers) as pool:
         for members in classes:
             at = _Rows(rows, members, key, slot, components, memory, pool)

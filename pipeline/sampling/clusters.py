@@ -14,11 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.networks.build import network_of
 from pipeline.sampling import mixture
 from pipeline.sampling.routing import mixed
@@ -73,11 +70,7 @@ class Clustered(mixture.Mixture):
         """What answers with logits of the clusters. UserError for a damaged file."""
         network = network_of(router_spec(self.description))
         path = self._weights(self.description["router"])
-        try:
-            network.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError, OSError) as e:
-            raise UserError(f"{path}: not the weights of this router ({e})") from e
-        return network.to(self.device).eval()
+        return mixture.with_weights(network, path, "router").to(self.device)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, log_snr: float, labels: Tensor | None = None) -> Tensor:

@@ -88,6 +88,15 @@ def _without_entry(part: dict[str, Any] | None) -> dict[str, Any] | None:
     return part and {key: value for key, value in part.items() if key != "entry"}
 
 
+def with_weights(network: nn.Module, path: Path, whose: str) -> nn.Module:
+    """A network with the weights of a file, to be asked. UserError for a file that has none."""
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as e:
+        raise UserError(f"{path}: not the weights of this {whose} ({e})") from e
+    return network.eval()
+
+
 class Mixture:
     """A mixture ready to denoise.
 
@@ -139,13 +148,9 @@ class Mixture:
         expert = self.description["experts"][index]
         given = self.description | expert
         network = network_of(network_spec(given), root=self.root)
-        path = self._weights(expert)
-        try:
-            network.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError, OSError) as e:
-            raise UserError(f"{path}: not the weights of this expert ({e})") from e
+        network = with_weights(network, self._weights(expert), "expert")
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        network.to(self.device, memory_format=layout).eval()
+        network.to(self.device, memory_format=layout)
         self._loaded[index] = network
         if len(self._loaded) > LOADED_EXPERTS:
             self._loaded.popitem(last=False)
@@ -188,27 +193,26 @@ class Mixture:
         `sampling.guided`.
         """
         if not self.description["classes"]:
-            return self._in_batches(lambda x, log_snr, rows: self.denoise(x, log_snr), batch)
+            return self._told(None, batch)
         if labels is None:
             raise ValueError("a class-conditional mixture needs labels")
-        unconditional = torch.full_like(labels, self.description["classes"])
+        own = self._told(labels, batch)
+        if guidance == 1:
+            return own
+        plain = self._told(torch.full_like(labels, self.description["classes"]), batch)
+        return samplers.guided(lambda x, log_snr: (own(x, log_snr), plain(x, log_snr)), guidance)
 
-        def answer(x: Tensor, log_snr: float, rows: slice) -> Tensor:
-            def both(x: Tensor, log_snr: float) -> tuple[Tensor, Tensor | None]:
-                own = self.denoise(x, log_snr, labels[rows])
-                # At guidance 1 the unconditional answer is not used: half the work.
-                plain = self.denoise(x, log_snr, unconditional[rows]) if guidance != 1 else None
-                return own, plain
+    def _told(self, labels: Tensor | None, batch: int) -> process.Denoiser:
+        """A denoiser that is told these classes, or none, `batch` samples at a time."""
 
-            return samplers.guided(both, guidance)(x, log_snr)
-
-        return self._in_batches(answer, batch)
-
-    @staticmethod
-    def _in_batches(answer: Callable[[Tensor, float, slice], Tensor], batch: int):
         def whole(x: Tensor, log_snr: float) -> Tensor:
-            parts = [slice(start, start + batch) for start in range(0, len(x), batch)]
-            return torch.cat([answer(x[rows], log_snr, rows) for rows in parts])
+            parts = (slice(start, start + batch) for start in range(0, len(x), batch))
+            return torch.cat(
+                [
+                    self.denoise(x[rows], log_snr, None if labels is None else labels[rows])
+                    for rows in parts
+                ]
+            )
 
         return whole
 
