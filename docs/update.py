@@ -120,6 +120,8 @@ def main() -> None:
         show_verdicts(results["verdicts"])
     if "disentangled" in results:
         draw_wall_clock(results["disentangled"])
+    if {"verdicts", "disentangled-long"} <= results.keys():
+        draw_frontier(results["disentangled-long"], results["verdicts"])
     if (ROOT / "results" / "summary.json").exists():
         show_results()
 
@@ -224,6 +226,79 @@ def spread(value: object) -> str:
         return f"not reached ({value['n']} of {value['of']})"
     low, high = number(value["min"]), number(value["max"])
     return number(value["mean"]) if low == high else f"{number(value['mean'])} ({low} to {high})"
+
+
+LONG_RUNS = {
+    "shared-16": "one network",
+    "shared-small": "one smaller network",
+    "data-parallel": "its batch on 16 workers",
+    "experts-quarter": "an expert a state",
+    "experts-small": "a smaller expert a state",
+    "intervals": "an expert for four states",
+    "intervals-small": "a smaller expert for four states",
+}
+SHORT_RUNS = {
+    "intervals": "an expert for four states",
+    "clusters": "for each of four clusters, one answers",
+    "clusters-mixed": "for each of four clusters, all answer",
+    "clusters-intervals": "for two clusters times two intervals",
+}
+
+
+def draw_frontier(long: dict, short: dict) -> None:
+    """Images in a row against compute to equal FID, for every kind of expert.
+
+    Circles are of the long runs at evenly spread states, triangles of the short ones beside EDM.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    points = [
+        (label, "o", row["s_compute"], row["s_iterations"])
+        for arm, label in LONG_RUNS.items()
+        for row in long["rows"]
+        if row.get("arm") == arm
+    ]
+    points += [
+        (label, "^", row["flops"], row["images"])
+        for name, label in SHORT_RUNS.items()
+        for row in short["rows"]
+        if (row["dataset"], row["recipe"]) == ("fashion", f"edm-{name}")
+    ]
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.6), dpi=110)
+    for number, (label, marker, compute, images) in enumerate(points):
+        bars = (
+            [[own["mean"] - own["min"]], [own["max"] - own["mean"]]] for own in (compute, images)
+        )
+        wide, high = bars
+        axes.errorbar(
+            compute["mean"],
+            images["mean"],
+            high,
+            wide,
+            fmt=marker,
+            color=pyplot.get_cmap("tab20")(number),
+            label=label,
+            capsize=2,
+        )
+    axes.axhline(1, color="0.8", zorder=0)
+    axes.axvline(1, color="0.8", zorder=0)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="times less compute to equal FID, log",
+        ylabel="times fewer images in a row, log",
+    )
+    for axis, ticks in ((axes.xaxis, (0.2, 0.5, 1, 2)), (axes.yaxis, (0.5, 1, 2, 5))):
+        axis.set_major_locator(ticker.FixedLocator(ticks))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_formatter(ticker.NullFormatter())
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "frontier.png", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 WORKERS = {"shared-16": (1,), "experts": (1, 8, 16), "data-parallel": (16,)}
