@@ -89,6 +89,9 @@ SENTENCES = {
     "{images_speedup_vs_edm_tuned_fashion} times fewer images, "
     "{seconds_speedup_vs_edm_tuned_fashion} times fewer seconds; as published, "
     "{seconds_speedup_vs_edm_fashion} times fewer seconds",
+    "judges": "features of one dataset and of photographs order recipes with a rank correlation of "
+    "{rank_correlation}; of {pairs} pairs both tell {pairs_alike} apart alike and {pairs_against} "
+    "against each other",
     "throughput": "training at {speedup_vs_best_peer} times the better peer's GFLOP/s, "
     "{ceiling_fraction} of the fastest convolution's",
     "throughput-gpu": "on an H200 {speedup_vs_diffusers_bfloat16_compiled_36M} times diffusers' "
