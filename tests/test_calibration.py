@@ -15,7 +15,7 @@ from pipeline import plan
 from pipeline.store.files import sealed, write_sealed
 from stages import cli
 from stages.tools import calibration, forecast
-from stages.tools import plan as planning
+from stages.tools import outlook as planning
 from stages.tools.clock import Process, makespan
 from stages.tools.forecast import Measured, Rate, training_of
 from stages.tools.rehearsal import Rehearsal, fitted
@@ -176,7 +176,7 @@ def test_times_by_hand(workspace):
     (workspace.root / "profiles" / "default" / "config.yaml").write_text("cores: 1\n")
     workspace = Workspace(workspace.root)
     assert planning.outlook(workspace).workers == 1
-    facts, _, _ = planning._facts(workspace, "", None)
+    facts, _, _ = planning.facts_to_plan(workspace, "", None)
     kinds = kinds_of(Rehearsal(workspace, workspace.store, facts))
     known(workspace, {kind: Rate(0.0, 1.0) for kind in kinds})
     rows = {row.stage: row for row in planning.outlook(workspace).stages}
@@ -199,7 +199,7 @@ def test_times_by_hand(workspace):
 
 
 def test_errors_on_held_out_images_are_counted(workspace):
-    facts, _, _ = planning._facts(workspace, "", None)
+    facts, _, _ = planning.facts_to_plan(workspace, "", None)
     recipes = plan.experts(workspace.params, facts)
     key = forecast.drawing_key(recipes["one"], None, False)
     known(workspace, {f"{forecast.DRAWING} {key}": Rate(9.0, 0.5)})
@@ -222,7 +222,7 @@ def test_each_kind_of_work_is_measured_once_and_none_is_left_out(workspace):
         f"{text}  like-one: {{schedule: {{kind: edm}}, sampling: {{steps: 4}}}}\n"
     )
     workspace = Workspace(workspace.root)
-    facts, _, _ = planning._facts(workspace, "", None)
+    facts, _, _ = planning.facts_to_plan(workspace, "", None)
     rehearsal = Rehearsal(workspace, workspace.store, facts)
     found = [what for what, _ in rehearsal.parts(frozenset())]
     assert sorted(found) == [
@@ -292,7 +292,7 @@ def test_a_network_that_was_not_measured_is_told_by_its_flops(workspace):
 
 
 def planned(workspace):
-    facts, _, _ = planning._facts(workspace, "", None)
+    facts, _, _ = planning.facts_to_plan(workspace, "", None)
     recipes = plan.experts(workspace.params, facts)
     return {name: recipe.experts[0].job.spec for name, recipe in recipes.items()}
 

@@ -29,7 +29,7 @@ from stages.facts import facts_of
 from stages.pictures import LABEL_PIXELS
 from stages.tools.draw import _in_file_name, draw_from
 from stages.tools.export import _copy_files, export_recipe
-from stages.tools.plan import outlook
+from stages.tools.outlook import outlook
 from stages.workspace import Workspace
 from tests.test_inspection import edited, make, small_workspace
 

@@ -18,7 +18,7 @@ from pipeline.networks.build import count_parameters, network_of
 from pipeline.training import train
 from stages import cli, prepare
 from stages.tools import hardware, memory
-from stages.tools import plan as planning
+from stages.tools import outlook as planning
 from stages.tools.declared import Declared
 from stages.tools.hardware import Hardware, gpu_named
 from stages.workspace import Workspace

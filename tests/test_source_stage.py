@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from stages import prepare
 from stages import source as module
 from stages.source import changes, raw_path, source
-from stages.tools.plan import outlook
+from stages.tools.outlook import outlook
 from stages.tools.status import needed_jobs
 from stages.train import train
 from stages.workspace import Workspace

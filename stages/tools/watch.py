@@ -24,7 +24,7 @@ from pipeline.devices import cores
 from pipeline.errors import UserError
 from pipeline.store.entry import Entry
 from stages.numbers import MISSING, counted, duration, si
-from stages.tools import plan as planning
+from stages.tools import outlook as planning
 from stages.tools.status import (
     Found,
     Needed,
