@@ -138,6 +138,12 @@ TRICKS: dict[str, Trick] = {
         "a reconstruction",
     ),
     "speed": Trick({"curriculum": {"kind": "speed"}}, "SpeeD, Wang et al. 2025", "3 times faster"),
+    "adaptive": Trick(
+        {"curriculum": {"kind": "adaptive"}},
+        "Kim et al. 2025",
+        "accelerates training, and better at convergence",
+        "a reconstruction",
+    ),
     "muon": Trick(
         trained(optimizer={"kind": "muon"}),
         "Muon, Jordan et al. 2024",

@@ -102,8 +102,8 @@ H200](benchmarks.md#speed-on-a-gpu) torch reserved a fifth more, and a compiled 
 Recipes that measure something on the data are counted with as many even states and intervals.
 [watching.md](watching.md#what-it-will-take) says how to learn what all stages take on this machine.
 
-**Reconstructions.** The constants of `clts`, `mdlrc` and `easy-to-hard` are not public in full, nor
-are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
+**Reconstructions.** The constants of `clts`, `mdlrc`, `easy-to-hard` and `adaptive` are not public
+in full, nor are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
 built from abstracts, reviews and code that others published, and every constant is a key. The
 terms of `training.auxiliary` and `network.routing` are written from their papers' formulas, and
 not compared with released code. The

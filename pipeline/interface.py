@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.levels import curriculum as curricula
 from pipeline.levels import schedule as schedules
-from pipeline.levels.params import FROM_DATA, IntervalDensity, state_count
+from pipeline.levels.params import FROM_DATA, Adaptive, IntervalDensity, state_count
 from pipeline.levels.spectrum import means, spectrum
 from pipeline.networks.embedding import timestep
 from pipeline.noise import pairing, semidiscrete
@@ -61,11 +61,13 @@ def curriculum(
     log_snr: the states, cleanest first, or with `continuous` the two ends of a range. Its
     `draw(u, progress)` turns uniform numbers [B] and the share of the training that has passed into
     indices and log-SNRs. UserError for settings that params.yaml would refuse, and `per-interval`,
-    which needs a partition.
+    which needs a partition, or `adaptive`, which is learnt in training.
     """
     block = _block("curriculum", {"kind": kind} | settings)
     if isinstance(block, IntervalDensity):
         raise UserError(f"curriculum.kind: {kind} needs the partition of a recipe")
+    if isinstance(block, Adaptive):
+        raise UserError(f"curriculum.kind: {kind} is learnt in the pipeline's training only")
     return curricula.build(block, np.asarray(log_snr), continuous)
 
 

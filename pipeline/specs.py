@@ -19,7 +19,7 @@ from pipeline.block import Block, Form, LogSnr, PositiveFloat, neutral
 from pipeline.data.params import Autoencoder, Diffusers
 from pipeline.errors import UserError
 from pipeline.evaluation.params import Features
-from pipeline.levels.params import Curriculum, OptimalDenoiserPartition
+from pipeline.levels.params import Adaptive, Curriculum, OptimalDenoiserPartition
 from pipeline.merging.params import Merge
 from pipeline.networks.params import Network, RouterNetwork
 from pipeline.noise.params import Assignment, Nearest, Pairing, Semidiscrete
@@ -176,6 +176,12 @@ class OwnCurriculum(Block):
     bounds: list[float] = neutral([])  # of `per-interval`
     axis: list[float] = neutral([])  # the recipe's states; []: the expert's own are all
     own: list[int] = neutral([])  # first and last of the expert's on it
+
+    @property
+    def learnt(self) -> Adaptive | None:
+        """The form, if its density is learnt along with the expert."""
+        form = self.form.form if isinstance(self.form, InFlowTime) else self.form
+        return form if isinstance(form, Adaptive) else None
 
 
 class Decoupled(Block):

@@ -17,6 +17,7 @@ CASES = {
     "one state, untold": {"log_snr": [0.5], "conditioning": "none"},
     "shares": {"curriculum": SHARES},
     "speed": {"curriculum": {"form": {"kind": "speed"}}},
+    "learnt states": {"curriculum": {"form": {"kind": "adaptive"}}},
     "classes": {"classes": 3},
     "refreshed": {"pairing": {"method": "knn-l2", "candidates": 4, "refresh": 0.1}},
     "two decoders": MULTI,

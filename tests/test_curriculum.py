@@ -11,7 +11,16 @@ from pipeline.levels.curriculum import budget_shares, split_images, stratified
 from pipeline.levels.flow import log_snr_at, time_at
 from tests.levels import curriculum_of as build
 
-KINDS = ("uniform", "clts", "static", "easy-to-hard", "edm-lognormal", "logit-normal", "speed")
+KINDS = (
+    "uniform",
+    "clts",
+    "static",
+    "easy-to-hard",
+    "edm-lognormal",
+    "logit-normal",
+    "speed",
+    "adaptive",
+)
 PROGRESS = (0.0, 0.2, 0.5, 0.77, 1.0)
 
 

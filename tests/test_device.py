@@ -188,6 +188,20 @@ def test_held_out_images_are_waited_for_at_snapshots_alone(shard, tmp_path, watc
     assert found[0] == []
 
 
+def test_a_policy_is_waited_for_where_it_learns_alone(shard, tmp_path, watch):
+    form = {"form": {"kind": "adaptive", "every": 24, "learning_rate": 1.0}}
+    range_of = {"log_snr": [6.0, -6.0], "continuous": True}
+    spec = expert_spec(curriculum=form, **range_of, images=48, snapshots=[48])
+    found = steps(spec, Latents([shard], pretended.device()), tmp_path, watch)
+    # Step 3 and step 6 of 8 images learn; what `steps` has begins behind the first.
+    learns = [sum("adaptive.py" in wait for wait in waits) for waits in found]
+    assert learns == [0, 1, 0, 0, 1] and found[0] == found[2] == found[3] == []
+    (tmp_path / "here").mkdir()
+    train.train(spec, Latents([shard]), tmp_path / "here")
+    # No batch was drawn before the policy had learnt: on a CPU none is.
+    same_weights(tmp_path, tmp_path / "here", "weights-48.safetensors")
+
+
 # --- the test of the test
 
 

@@ -166,6 +166,10 @@ TABLE = {
         replace("pipeline/levels/curriculum.py", "MOST_CLUSTERS = 20", "MOST_CLUSTERS = 10"),
         set(),
     ),
+    "edit a policy that they do not use": (
+        replace("pipeline/training/adaptive.py", "QUEUE, LEAST = 20", "QUEUE, LEAST = 30"),
+        set(),
+    ),
     "edit what only flows use": (
         edits(
             replace("pipeline/levels/flow.py", "LAST = 0.999", "LAST = 0.99"),

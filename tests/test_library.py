@@ -142,6 +142,7 @@ def test_a_curriculum_draws_states_and_ranges():
         (lambda d, p: tspace.schedule("fitted"), r"give data="),
         (lambda d, p: tspace.schedule("linear", shift="unit-range"), r"schedule\.shift"),
         (lambda d, p: tspace.curriculum("per-interval", [1.0, 0.0], shares=[1.0]), "partition"),
+        (lambda d, p: tspace.curriculum("adaptive", [1.0, 0.0]), "is learnt in the pipeline"),
         (lambda d, p: tspace.Pairing.of(d, p, method="independent"), r"torch\.randn"),
         (lambda d, p: tspace.Pairing.of(d, p, refresh=0.1), r"pairing\.refresh: is for the"),
         (lambda d, p: tspace.Pairing.of(d, p, block=0), r"pairing\.block: must be above 0"),

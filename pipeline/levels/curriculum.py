@@ -9,7 +9,8 @@ an expert's states and the split of a training budget over experts are exact, wi
 
 The curricula `clts` (Xu et al. 2024, arXiv 2404.07946) and `easy-to-hard` (Kim et al. 2025,
 arXiv 2403.10348) are reconstructions: sigma and what follows the end of the ramp in the first, the
-equal length of the phases in the second, are choices made here.
+equal length of the phases in the second, are choices made here. So is `adaptive`, whose density is
+learnt (`pipeline.training.adaptive` has it).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -235,6 +236,14 @@ class Axis:
 def uniform(axis: Axis) -> Curriculum:
     """The control."""
     return axis.constant(axis.uniform)
+
+
+def adaptive(axis: Axis, **_: Any) -> Curriculum:
+    """The density before anything is learnt, in which places on the time axis are even.
+
+    The policy (`pipeline.training.adaptive`) draws these places in the stead of uniform numbers.
+    """
+    return uniform(axis)
 
 
 def _gaussian_mixture(axis: Axis, mu: float, sigma: float, lambda_max: float) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from pipeline.block import (
     Interval,
     LogSnr,
     LogSnrs,
+    NonNegativeFloat,
     Positive,
     PositiveFloat,
     Share,
@@ -23,6 +25,7 @@ from pipeline.block import (
     States,
     Width,
     Widths,
+    named,
 )
 
 Shift = LogSnr | Literal["unit-range"]
@@ -416,6 +419,40 @@ class IntervalDensity(Form):
     """Importance weights that keep the objective of the uniform density."""
 
 
+class Adaptive(Form):
+    """Where training steps lower the loss most, by a policy that is learnt along: a Beta
+    distribution for each image (Kim et al. 2025; a reconstruction).
+
+    Every few steps it measures how much a step lowered the variational bound's terms at some noise
+    levels, and learns from that by REINFORCE (`pipeline/training/adaptive.py` says what of it is
+    the paper's). The loss is not corrected for the density, as in the paper: the weights 1/density
+    of a Beta distribution have no finite variance once a or b is 2.
+    """
+
+    made_by: ClassVar[str] = "pipeline.levels.curriculum:adaptive"
+    learnt_by: ClassVar[str] = "pipeline.training.adaptive:Adaptive"
+    kind: Literal["adaptive"]
+    every: Images = 2_560
+    """Images from one step that it learns from to the next; 40 steps, as in the paper, of 64."""
+    selected: Annotated[int, Field(ge=1, le=100)] = 3
+    """Noise levels whose losses are its reward."""
+    nodes: Annotated[int, Field(ge=2, le=1000)] = 64
+    """Noise levels that the selected ones are chosen from, at most all states; 1000 in the
+    paper."""
+    entropy: NonNegativeFloat = 0.01
+    """Weight of the distribution's entropy beside the reward."""
+    learning_rate: PositiveFloat = 0.01
+    """Of the policy."""
+
+    @property
+    def learner(self) -> Callable[..., Any]:
+        return named(self.learnt_by)
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        return (*super().makers, self.learnt_by)
+
+
 Curriculum = (
     UniformCurriculum
     | Clts
@@ -425,6 +462,7 @@ Curriculum = (
     | LogitNormal
     | Speed
     | IntervalDensity
+    | Adaptive
 )
 
 

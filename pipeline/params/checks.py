@@ -10,6 +10,7 @@ from pipeline.block import MOST_RUNS, MOST_WIDTH
 from pipeline.data.params import Autoencoder, Data, Pixels, strange
 from pipeline.evaluation.params import FEATURES, Classifier
 from pipeline.levels.params import (
+    Adaptive,
     BoundsPartition,
     DataPartition,
     ExplicitSchedule,
@@ -467,6 +468,62 @@ def _strange_curriculum(
     cut = getattr(block, "partition", None)
     if isinstance(cut, BoundsPartition) and not _descending(cut.log_snr):
         yield "curriculum.partition.log_snr", "must be strictly descending"
+    if isinstance(block, Adaptive):
+        yield from _strange_policy(recipe, block, experts, trained)
+
+
+def _strange_policy(
+    recipe: Recipe, block: Adaptive, experts: int | None, trained: int | None
+) -> typing.Iterator[tuple[str, str]]:
+    """What cannot be with states that are drawn by a policy."""
+    training, partition = recipe.training, recipe.partition
+    if block.selected > block.nodes:
+        yield "curriculum.selected", f"more than there are nodes ({block.nodes}); lower it"
+    intervals = partition.intervals if isinstance(partition, DataPartition) else experts
+    if trained is not None and intervals == trained:
+        yield (
+            "curriculum.kind",
+            "adaptive chooses among an expert's states, and each expert has one; leave it out",
+        )
+    if recipe.network.decoders:
+        yield (
+            "curriculum.kind",
+            "adaptive says only as it trains how often each decoder is asked; use another, or a "
+            "network with one",
+        )
+    if training.shards > 1:
+        yield (
+            "training.shards",
+            "curriculum: {kind: adaptive} draws and compares the images of a whole batch; use 1",
+        )
+    if training.batch < 2:
+        yield (
+            "training.batch",
+            "curriculum: {kind: adaptive} compares the images of a batch; use 2 or more",
+        )
+    if training.budget == "curriculum":
+        yield (
+            "training.budget",
+            "what curriculum: {kind: adaptive} draws is not known before; use uniform or "
+            "by-difficulty",
+        )
+    if partition.kind == "equal-mass":
+        yield (
+            "partition.kind",
+            "equal-mass follows from what curriculum: {kind: adaptive} draws, which is not known "
+            "before; use another",
+        )
+    if recipe.pairing.method != "independent":
+        yield (
+            "pairing.method",
+            "curriculum: {kind: adaptive} measures the loss with noise that is paired with no "
+            "image; use independent",
+        )
+    if recipe.decouple.outside:
+        yield (
+            "decouple.outside",
+            "these images would not be drawn by curriculum: {kind: adaptive}; use 0",
+        )
 
 
 def _strange_networks(recipe: Recipe, experts: int | None) -> typing.Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,8 @@ class Draws:
         self.budget = spec.images
         self.corrected = getattr(spec.curriculum.form, "correct", False)
         self.curriculum = curriculum.built(spec.curriculum, spec.log_snr, spec.continuous)
+        # What makes places on the time axis of uniform numbers and rows, where that is learnt.
+        self.policy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
         self._slot, self._order = -1, np.empty(0, np.int64)
 
     def draw(self, start: int, stop: int) -> Drawn:
@@ -105,7 +107,7 @@ class Draws:
         rows, ids = self.pairs(slots, places)
         log_snr = weight = None
         if not self.fixed:
-            log_snr, weight = self.states(start, stop)
+            log_snr, weight = self.states(start, stop, rows)
             log_snr = log_snr.astype(np.float32)
             weight = None if weight is None else weight.astype(np.float32)
         labels = self.labels(start, stop, rows)
@@ -152,16 +154,22 @@ class Draws:
             places[mine] = self._order[numbers[mine]]
         return slots, places if self.own is None else self.own[places]
 
-    def states(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def states(
+        self, start: int, stop: int, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-SNR (float64 [n]) of each image, stratified within the batch, and its weight.
 
+        rows: of the images, int64 [n]: a policy looks at them, and draws without strata.
         The weight, float64 [n], is None unless the curriculum corrects for its own density or has
         weights.
         """
         positions = np.arange(start, stop, dtype=np.int64)
         u = philox.uniform(self.states_key, 0, positions)
-        strata = curriculum.stratified(stop - start, u, self.curriculum.antithetic)
-        index, log_snr = self.curriculum.draw(strata, start / self.budget)
+        if self.policy is None:
+            t = curriculum.stratified(stop - start, u, self.curriculum.antithetic)
+        else:
+            t = self.policy(u, rows)
+        index, log_snr = self.curriculum.draw(t, start / self.budget)
         weight = None
         if self.curriculum.weights is not None:
             weight = self.curriculum.weights[index]
@@ -222,3 +230,12 @@ def flops_per_image(spec: ExpertSpec, root: Path = Path()) -> float:
     levels = [bounds[0], *(bound - 1e-6 for bound in bounds)]  # one in each interval
     each = (flops_of(spec, v, training=True) for v in levels)
     return float(sum(share * own for share, own in zip(shares, each, strict=True)))
+
+
+def flops_of_policy(spec: ExpertSpec, images: int, forward: float) -> float:
+    """FLOPs of learning what is drawn, in a run of so many images; 0 where that is not learnt.
+
+    forward: of the network, an image.
+    """
+    learnt = spec.curriculum.learnt
+    return 0 if learnt is None else learnt.learner.flops(spec, images, forward)

@@ -1,7 +1,8 @@
 """Training of one expert: resumable at any moment, and a pure function of its spec.
 
 Everything random is drawn by position: image i of the run is row `permutation[i mod N]` of slot
-i // N, its noise number and its state follow from i alone. No generator state exists, so a run that
+i // N, its noise number and its state follow from i alone; where a policy draws the state, from i
+and what the policy has learnt, which is in the checkpoint. No generator state exists, so a run that
 was killed and resumed gives the very bits of one that was not.
 """
 
@@ -26,7 +27,7 @@ from pipeline.noise import assignment, pairing, philox
 from pipeline.store.files import kept_at, replacing, write_text
 from pipeline.store.identity import file_digest
 from pipeline.training.compiled import compiled
-from pipeline.training.draws import Batch, Drawn, Draws, flops_per_image
+from pipeline.training.draws import Batch, Drawn, Draws, flops_of_policy, flops_per_image
 from pipeline.training.ema import EMA, PowerEMA
 from pipeline.training.group import Group, ShardSum, ranges
 from pipeline.training.loss import Uncertainty
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.specs import ExpertSpec
 
 ALONE = Group()
+HOST = torch.device("cpu")
 EMA_RAMPUP = 0.05  # EDM's: the average never reaches back further than a twentieth of the run
 
 
@@ -123,7 +125,10 @@ def train(
     ema = EMA(network, settings.ema_halflife, EMA_RAMPUP) if settings.ema_halflife else None
     power = PowerEMA(network, settings.power_ema) if settings.power_ema else None
     draws = Draws(spec, latents, pairings, components, own)
-    parts = {"network": network, "optimizer": optimizer, "ema": ema}
+    learnt = spec.curriculum.learnt
+    if learnt is not None:
+        draws.policy = learnt.learner(spec, draws, network, layout, **learnt.arguments())
+    parts = {"network": network, "optimizer": optimizer, "ema": ema, "policy": draws.policy}
     parts |= {"power": power, "uncertainty": uncertainty, "auxiliary": auxiliary}
     run = _Run(spec, root, folder, parts, device, log)
     run.resume_together(group)
@@ -170,7 +175,8 @@ def train(
     step = max(batch, budget // CURVE_POINTS)
     left = range(0) if run.stopped() else range(run.images, budget, batch)
     with run, explained(memory_settings(spec)):
-        for start, shares in ahead(prepared, left, device):
+        # A policy draws a batch by what it learnt from the one before.
+        for start, shares in ahead(prepared, left, device if learnt is None else HOST):
             stop_at = min(start + batch, budget)
             for drawn, first, share in shares:
                 loss = backward(drawn, first, share) if share else None
@@ -190,7 +196,10 @@ def train(
                 reference_images=settings.reference_images,
             )
             apply(optimizer, settings.learning_rate * factor, beta1)
-            optimizer.step()
+            if learnt is None:
+                optimizer.step()
+            else:
+                draws.policy.watch(optimizer.step, shares[0][0], start)
             optimizer.zero_grad()
             if ema is not None:
                 ema.update(start, stop_at - start)
@@ -314,7 +323,7 @@ class _Run(Run):
             "images": self.images,
             "parameters": count_parameters(self.parts["network"]),
             # Backward costs twice the forward pass.
-            "flops": 3 * self.images * (flops + beside),
+            "flops": 3 * self.images * (flops + beside) + flops_of_policy(spec, self.images, flops),
         }
         if spec.training.stop is not None:
             found = self.more["held_out"]

@@ -214,7 +214,9 @@ class Costs:
 
 def _network(spec: dict[str, Any]) -> str:
     keys = (*NetworkSpec.model_fields,)
-    if spec.get("interval_bounds"):  # which decoder runs how often
+    form = (spec.get("curriculum") or {}).get("form", {})
+    learnt = form.get("form", form).get("kind") == "adaptive"  # it asks the network more often
+    if spec.get("interval_bounds") or learnt:  # which decoder runs how often
         keys += ("curriculum", "log_snr")
     return canonical_json({key: spec.get(key) for key in keys})
 
@@ -229,10 +231,11 @@ def counted_cost(spec: ExpertSpec, root: Path) -> tuple[float, int]:
     Its layers are laid out, without memory.
     """
     from pipeline.networks.build import count_parameters, network_of
-    from pipeline.training.draws import flops_per_image
+    from pipeline.training.draws import flops_of_policy, flops_per_image
 
-    network = network_of(spec, device="meta", root=root)
-    return 3 * flops_per_image(spec, root), count_parameters(network)
+    network, forward = network_of(spec, device="meta", root=root), flops_per_image(spec, root)
+    beside = flops_of_policy(spec, spec.images, forward) / spec.images
+    return 3 * forward + beside, count_parameters(network)
 
 
 @dataclass(frozen=True)

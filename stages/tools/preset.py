@@ -25,6 +25,7 @@ COUNTS = {
     "steps": 8,
     "warmup": 1,
     "ema_halflife": 1,
+    "every": 64,
 }
 WIDTHS = ("channels", "decoder_channels", "width")  # what `--width` multiplies, above the least
 LEAST_WIDTH = 8
