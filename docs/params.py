@@ -102,11 +102,12 @@ H200](benchmarks.md#speed-on-a-gpu) torch reserved a fifth more, and a compiled 
 Recipes that measure something on the data are counted with as many even states and intervals.
 [watching.md](watching.md#what-it-will-take) says how to learn what all stages take on this machine.
 
-**Reconstructions.** The constants of `clts`, `mdlrc`, `easy-to-hard` and `adaptive` are not public
-in full, nor are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
+**Reconstructions.** The constants of `clts`, `mdlrc` and `easy-to-hard` are not public in full, nor
+are the thresholds of `optimal-denoiser` and the schedules of the T-space paper: what stands here is
 built from abstracts, reviews and code that others published, and every constant is a key. The
 terms of `training.auxiliary` and `network.routing` are written from their papers' formulas, and
-not compared with released code. The
+not compared with released code. The curriculum `adaptive` is its paper's formulas with the
+constants of its code; its policy's network is this project's own. The
 losses, states, densities, pairings and samplers of the other methods are their paper's or its
 code's, but for what is said at their keys: rows choose noise without their mean
 (`pairing.center`), assignment keeps to classes (`pairing.within_class`), and pixels have another

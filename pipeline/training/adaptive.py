@@ -10,22 +10,24 @@ L_tau being the terms of the variational bound, and moves the policy by REINFORC
 of E[sum of delta_tau] + entropy * H(pi). The sum over all levels is too dear, so it goes over few,
 those whose delta explains the whole sum best in a queue of recent measurements at all of them.
 
-A reconstruction from the paper's formulas, and its constants where they are known. Of the paper, or
-the defaults of its code, are the Beta distribution, the reward, three levels, the queue of 20 and
-that all levels are measured on one image of a batch, every 40 steps, the entropy's weight, the
-policy's learning rate and clipping, and that the loss has no weights for the density. Choices made
-here:
+A reconstruction from the paper's formulas and the constants of its code. These are theirs: the Beta
+distribution; the reward of an image, its own delta in bits a value, with noise that is not trained
+on; three levels, chosen by a queue of 20 measurements on one image of a batch; every 40 steps; the
+entropy's weight, the policy's learning rate and clipping; that the loss has no weights for the
+density. Choices made here:
 
 * the policy: a perceptron on the image, averaged to `SIDE` x `SIDE`. It starts as the uniform
   density, and a and b stay within exp(+-`REACH`), so that no level is ever lost;
-* the reward of an image is its own delta, with noise that is not trained on, less the batch's mean
-  and over its standard deviation: so the entropy's weight means the same for any loss;
+* less noise in what it learns from: the noise is the same before and behind the step, rewards are
+  less the batch's mean (which leaves the expected gradient its direction), and the entropy has its
+  own gradient;
 * the draws of a batch are independent and not stratified as those of other curricula are. Strata
   would nearly fix how often each level comes, and the sum of grad log pi over a batch with it;
 * a level explains the sum by the square of its correlation with it, which orders levels as the F
   of a regression on that level alone does. Before `LEAST` measurements the levels are even;
-* all levels are `nodes` of the axis, and each term is 1/2 |eps error|^2 times the log-SNR between
-  neighbouring nodes, the bound's integral in log-SNR (Kingma et al. 2021).
+* all levels are `nodes` of the axis instead of 1000 states, and each term is 1/2 |eps error|^2
+  times the log-SNR between neighbouring nodes, the bound's integral in log-SNR (Kingma et al.
+  2021). So a node weighs as much against the entropy as all states that it stands for.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ class Adaptive:
         log_snr = axis.draw((np.arange(count) + 0.5) / count, 0.0)[1]
         there = draws.stream.there
         self.nodes = there(log_snr.astype(np.float32))
-        self.widths = there(-np.gradient(log_snr).astype(np.float32) / 2)
+        bits = -np.gradient(log_snr) / (2 * math.log(2))  # a value, by the mean error of eps
+        self.bits = there(bits.astype(np.float32))
         self.selected, self.queue = min(selected, count), []
         seed = philox.derive_key(spec.start_key, "policy")
         self.policy = made(lambda: Policy(latents.shape), seed, "cpu")
@@ -186,11 +189,11 @@ class Adaptive:
         output = self.network(x, log_snr, None if labels is None else labels[image])
         error = process.squared_error(output, process.target(self.prediction, z, eps, log_snr))
         as_eps = weight(PlainWeighting(kind="eps"), log_snr, self.prediction)
-        return error * as_eps * self.widths[node]
+        return error * as_eps * self.bits[node]
 
     def learn(self, z: Tensor, t: Tensor, rewards: Tensor) -> None:
         """One step of the policy: images [N, C, H, W], their places and rewards, float64 [N]."""
-        advantage = (rewards - rewards.mean()) / rewards.std(correction=0).clamp(min=1e-30)
+        advantage = rewards - rewards.mean()
         found = self.policy(z)
         gain = (advantage * found.log_prob(t)).mean() + self.entropy * found.entropy().mean()
         (-gain).backward()

@@ -30,7 +30,8 @@ class HeldOutLoss:
     """The loss of an expert on held-out images: always the same images, noises and levels.
 
     Levels follow the density that training ends with (of a policy, the even one it begins with),
-    weights are those of training (with those that are learnt: none). network: whose answers are meant; not trained by this.
+    weights are those of training (with those that are learnt: none). network: whose answers are
+    meant; not trained by this.
     """
 
     def __init__(self, spec: ExpertSpec, latents: Latents, network: nn.Module):
