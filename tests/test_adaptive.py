@@ -232,7 +232,7 @@ def same(a, b):
 @pytest.mark.parametrize("batches", [1, 5, 20])
 def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, monkeypatch, batches):
     monkeypatch.setattr(adaptive, "LEAST", 3)  # so that levels are chosen by what is kept
-    wanted = learnt_spec(16, log_snr=(6.0, 4.0, 2.0, 0.0, -2.0, -4.0), learning_rate=0.1)
+    wanted = learnt_spec(16, log_snr=(6.0, 4.0, 2.0, 0.0, -2.0, -4.0), policy_rate=0.1)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     train.train(wanted, latents, tmp_path / "whole")
@@ -247,7 +247,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(latents, tmp_path, monk
     # And what it learns decides on what is drawn.
     (tmp_path / "other").mkdir()
     train.train(
-        learnt_spec(16, log_snr=wanted.log_snr, learning_rate=1e-3), latents, tmp_path / "other"
+        learnt_spec(16, log_snr=wanted.log_snr, policy_rate=1e-3), latents, tmp_path / "other"
     )
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
 

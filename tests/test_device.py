@@ -189,7 +189,7 @@ def test_held_out_images_are_waited_for_at_snapshots_alone(shard, tmp_path, watc
 
 
 def test_a_policy_is_waited_for_where_it_learns_alone(shard, tmp_path, watch):
-    form = {"form": {"kind": "adaptive", "every": 24, "learning_rate": 1.0}}
+    form = {"form": {"kind": "adaptive", "every": 24, "policy_rate": 1.0}}
     range_of = {"log_snr": [6.0, -6.0], "continuous": True}
     spec = expert_spec(curriculum=form, **range_of, images=48, snapshots=[48])
     found = steps(spec, Latents([shard], pretended.device()), tmp_path, watch)

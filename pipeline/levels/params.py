@@ -441,8 +441,8 @@ class Adaptive(Form):
     paper."""
     entropy: NonNegativeFloat = 0.01
     """Weight of the distribution's entropy beside the reward."""
-    learning_rate: PositiveFloat = 0.01
-    """Of the policy."""
+    policy_rate: PositiveFloat = 0.01
+    """Learning rate of the policy."""
 
     @property
     def learner(self) -> Callable[..., Any]:

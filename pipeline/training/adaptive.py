@@ -101,7 +101,7 @@ class Adaptive:
         selected: int,
         nodes: int,
         entropy: float,
-        learning_rate: float,
+        policy_rate: float,
     ):
         self.draws, self.network, self.layout = draws, network, layout
         self.every, self.entropy, self.batch = every, entropy, spec.training.batch
@@ -117,7 +117,7 @@ class Adaptive:
         self.selected, self.queue = min(selected, count), []
         seed = philox.derive_key(spec.start_key, "policy")
         self.policy = made(lambda: Policy(latents.shape), seed, "cpu")
-        self.optimizer = Adam(self.policy.parameters(), learning_rate, BETAS, 0.0)
+        self.optimizer = Adam(self.policy.parameters(), policy_rate, BETAS, 0.0)
         self.drawn: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, u: np.ndarray, rows: np.ndarray) -> np.ndarray:
