@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
@@ -24,10 +25,14 @@ from pipeline.plan.job import code_of
 from pipeline.training import adaptive, train
 from pipeline.training.draws import Draws
 from pipeline.training.run import Interrupted
+from stages.facts import facts_of
 from stages.tools.forecast import Costs, counted_cost
+from stages.workspace import Workspace
 from tests.specs import expert_spec
+from tests.workflow import run_stages
 
 ROWS, SIZE, BATCH = 50, 8, 8
+EULER = {"kind": "euler", "steps": 4}
 FACTS = plan.DatasetFacts("d" * 64, 1000, SIZE, 1, 0, (127.5,), (73.9,))
 STATES = {"kind": "log-snr", "states": 8}
 MULTI = {
@@ -356,7 +361,7 @@ def test_its_code_is_in_the_digest_of_experts_that_it_trains_and_of_no_other():
         code_of("expert", UNet(), f) for f in (UniformCurriculum(), Block(kind="adaptive"))
     )
     assert plain != learnt
-    flow = {"schedule": {"kind": "flow"}, "sampling": {"kind": "euler", "steps": 4}}
+    flow = {"schedule": {"kind": "flow"}, "sampling": EULER}
     spec = planned(flow)[0].job.spec
     assert spec.curriculum.learnt is not None
     assert "pipeline.training.adaptive:Adaptive" in spec.curriculum.form.makers
@@ -392,3 +397,41 @@ PAIRED = {"pairing": {"method": "knn-l2"}}
 def test_what_it_cannot_be_with_is_said_before_anything_runs(recipe, key, says):
     with pytest.raises(UserError, match=rf"recipes\.r\.{key}: .*{says}"):
         planned(recipe, base={"schedule": STATES})
+
+
+def test_a_recipe_that_learns_its_states_is_trained_by_the_stages(tmp_path):
+    learnt = {"kind": "adaptive", "every": 64}
+    recipes = {
+        "plain": {},
+        "flow": {"schedule": {"kind": "flow"}, "prediction": "flow", "sampling": EULER},
+        "intervals": {"partition": {"kind": "uniform", "intervals": 2}},
+        "clusters": {"partition": {"kind": "data", "clusters": 2, "router": {"images": 64}}},
+    }
+    params = {
+        "seed": 0,
+        "data": {"source": "digits", "limit": 200},
+        "latent": {"encoder": "pixels"},
+        "features": {"extractor": "classifier", "images": 300},
+        "evaluate": {"samples": 80},
+        "defaults": {
+            "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1},
+            "schedule": STATES,
+            "curriculum": learnt,
+            "training": {"images": 300, "batch": 32},
+            "sampling": {"kind": "ddim", "steps": 4},
+        },
+        "recipes": recipes,
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    workspace = Workspace(tmp_path)
+    run_stages(workspace)
+    found = plan.experts(workspace.params, facts_of(workspace))
+    for name in recipes:
+        for expert in found[name].experts:
+            spec, entry = expert.job.spec, workspace.store.entry(expert.job.name)
+            assert spec.curriculum.learnt.every == 64
+            flops = flops_of(spec, training=True)
+            record = entry.load_json("record.json")
+            assert record["flops"] == 3 * spec.images * flops + adaptive.Adaptive.flops(
+                spec, spec.images, flops
+            )
