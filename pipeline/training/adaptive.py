@@ -167,12 +167,11 @@ class Adaptive:
     @torch.no_grad()
     def _losses(self, z: Tensor, eps: Tensor, labels: Tensor | None, chosen: list[int]) -> Tensor:
         """Terms of the bound: of all images at the chosen nodes, then of the first at all nodes."""
-        n, nodes = len(z), len(self.nodes)
-        every, first = range(n), [0] * n
-        asked = [(every, [node] * n) for node in chosen]
-        asked += [
-            (first[: min(n, nodes - a)], range(a, min(a + n, nodes))) for a in range(0, nodes, n)
-        ]
+        n, count = len(z), len(self.nodes)
+        asked: list[tuple[Sequence[int], Sequence[int]]] = [(range(n), [k] * n) for k in chosen]
+        for a in range(0, count, n):
+            part = range(a, min(a + n, count))
+            asked.append(([0] * len(part), part))
         return torch.cat([self._terms(z, eps, labels, *pair) for pair in asked])
 
     def _terms(
@@ -183,6 +182,7 @@ class Adaptive:
         images: Sequence[int],
         nodes: Sequence[int],
     ) -> Tensor:
+        """Terms of the bound of some images at a node each, [len(images)] in bits a value."""
         image, node = (self.draws.stream.there(np.array(i)) for i in (images, nodes))
         z, eps, log_snr = z[image], eps[image], self.nodes[node]
         x = process.add_noise(z, eps, log_snr).contiguous(memory_format=self.layout)
