@@ -141,7 +141,7 @@ TRICKS: dict[str, Trick] = {
     "adaptive": Trick(
         {"curriculum": {"kind": "adaptive"}},
         "Kim et al. 2025",
-        "accelerates training, and better at convergence",
+        "faster training and improved performance at convergence",
         "a reconstruction",
     ),
     "muon": Trick(
