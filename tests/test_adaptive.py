@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
@@ -27,9 +26,8 @@ from pipeline.training.draws import Draws
 from pipeline.training.run import Interrupted
 from stages.facts import facts_of
 from stages.tools.forecast import Costs, counted_cost
-from stages.workspace import Workspace
 from tests.specs import expert_spec
-from tests.workflow import run_stages
+from tests.workflow import trained_on_digits
 
 ROWS, SIZE, BATCH = 50, 8, 8
 EULER = {"kind": "euler", "steps": 4}
@@ -407,24 +405,7 @@ def test_a_recipe_that_learns_its_states_is_trained_by_the_stages(tmp_path):
         "intervals": {"partition": {"kind": "uniform", "intervals": 2}},
         "clusters": {"partition": {"kind": "data", "clusters": 2, "router": {"images": 64}}},
     }
-    params = {
-        "seed": 0,
-        "data": {"source": "digits", "limit": 200},
-        "latent": {"encoder": "pixels"},
-        "features": {"extractor": "classifier", "images": 300},
-        "evaluate": {"samples": 80},
-        "defaults": {
-            "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1},
-            "schedule": STATES,
-            "curriculum": learnt,
-            "training": {"images": 300, "batch": 32},
-            "sampling": {"kind": "ddim", "steps": 4},
-        },
-        "recipes": recipes,
-    }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    workspace = Workspace(tmp_path)
-    run_stages(workspace)
+    workspace = trained_on_digits(tmp_path, recipes, schedule=STATES, curriculum=learnt)
     found = plan.experts(workspace.params, facts_of(workspace))
     for name in recipes:
         for expert in found[name].experts:

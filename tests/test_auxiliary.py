@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from pipeline import plan
@@ -25,9 +24,8 @@ from pipeline.training.params import DispersiveAuxiliary
 from pipeline.training.run import Interrupted
 from pipeline.training.train import train
 from stages.facts import facts_of
-from stages.workspace import Workspace
 from tests.specs import build_network, expert_spec
-from tests.workflow import run_stages
+from tests.workflow import trained_on_digits
 
 CPU = torch.device("cpu")
 DIT = {"kind": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2}
@@ -244,23 +242,8 @@ def test_a_recipe_that_is_aligned_waits_for_the_features(tmp_path):
             "training": {"auxiliary": {"kind": "contrastive", "weight": 0.1}},
         },
     }
-    params = {
-        "seed": 0,
-        "data": {"source": "digits", "limit": 200},
-        "latent": {"encoder": "pixels", "flips": True},
-        "features": {"extractor": "classifier", "images": 300},
-        "evaluate": {"samples": 80},
-        "defaults": {
-            "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1},
-            "schedule": {"kind": "log-snr", "states": 8},
-            "training": {"images": 300, "batch": 32},
-            "sampling": {"kind": "ddim", "steps": 4},
-        },
-        "recipes": recipes,
-    }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    workspace = Workspace(tmp_path)
-    run_stages(workspace)
+    schedule = {"kind": "log-snr", "states": 8}
+    workspace = trained_on_digits(tmp_path, recipes, flips=True, schedule=schedule)
     found = plan.experts(workspace.params, facts_of(workspace))
     wanted = plan.features(workspace.params, facts_of(workspace)).name
     for name in recipes:
