@@ -398,14 +398,11 @@ def verdict(words: list[str]) -> str:
     gains, loses = words.count("gains"), words.count("loses")
     if gains and loses:
         return "gains and loses"
-    if gains or loses:
-        what = "gains" if gains else "loses"
-        return (
-            what
-            if max(gains, loses) == len(words)
-            else f"{what} in {gains or loses} of {len(words)}"
-        )
-    return "no clear difference"
+    if not gains and not loses:
+        return "no clear difference"
+    what = "gains" if gains else "loses"
+    count = gains + loses
+    return what if count == len(words) else f"{what} in {count} of {len(words)}"
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
