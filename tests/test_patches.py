@@ -48,7 +48,7 @@ def test_squares_are_of_one_size_and_no_two_share_a_pixel(photos, tmp_path):
         name, left, top = re.fullmatch(r"(.*) at (\d+),(\d+)", sample.source_id).groups()
         left, top = int(left), int(top)
         assert np.array_equal(sample.image, photos[name][top : top + 16, left : left + 16])
-        assert sample.label is None
+        assert list(SIZES)[sample.label] == name
         counts[name] = counts.get(name, 0) + 1
     assert list(counts) == list(SIZES)
     for name, (height, width) in SIZES.items():  # at most a strip short of a square on each side
@@ -69,7 +69,7 @@ def test_a_limit_takes_a_fair_sample_of_all_squares(photos, tmp_path):
     whole = list(open_source("patches", tmp_path / "photos", side=8).samples)
     for limit in (1, 10, len(whole) + 5):
         found = list(open_source("patches", tmp_path / "photos", limit=limit, side=8).samples)
-        chosen = rows.spread(min(limit, len(whole)), len(whole))
+        chosen = rows.spread(min(limit, len(whole)), len(whole), [s.label for s in whole])
         assert [s.source_id for s in found] == [whole[row].source_id for row in chosen]
 
 
@@ -84,7 +84,7 @@ def test_a_photograph_that_lies_on_its_side_is_counted_upright(tmp_path):
     settings = {"source": "patches", "path": tmp_path / "photos", "side": 16}
     whole = list(open_source(**settings).samples)
     found = list(open_source(limit=len(whole) - 1, **settings).samples)
-    chosen = rows.spread(len(whole) - 1, len(whole))
+    chosen = rows.spread(len(whole) - 1, len(whole), [s.label for s in whole])
     assert [s.source_id for s in found] == [whole[row].source_id for row in chosen]
 
 
@@ -106,7 +106,7 @@ def test_splits_are_of_whole_photographs(tmp_path):
 def test_held_out_squares_share_no_pixel_with_those_trained_on(photos, tmp_path):
     out = tmp_path / "data.parquet"
     info = prepare(out, source="patches", path=tmp_path / "photos", side=8, limit=60)
-    assert (info.rows, info.resolution, info.channels, info.classes) == (60, 8, 3, None)
+    assert (info.rows, info.resolution, info.channels, info.classes) == (60, 8, 3, tuple(SIZES))
     assert info.settings["side"] == 8
     split = Split(open_dataset(out), 20)
     pixels = split.images(0, 60).transpose(0, 2, 3, 1).astype(int) @ [65536, 256, 1]

@@ -3,6 +3,10 @@
 No two squares of a photograph overlap, so no two rows of a dataset share a pixel. Where the grid of
 a photograph starts is drawn by its name: else the blocks that JPEG codes would lie at the same
 places in all squares.
+
+A square's class is the photograph that it is of, as in albums of textures (Brodatz 1966): squares
+have no names of their own, and a classifier that tells photographs apart sees colour and texture,
+where one that learns rotations is left with chance: most squares have no upper side.
 """
 
 import itertools
@@ -19,16 +23,16 @@ from pipeline.noise import philox
 
 
 def open_patches(path: Path, split: str, limit: int | None, side: int) -> Source:
-    """Squares of `side` pixels, photograph by photograph, row by row. They have no labels."""
+    """Squares of `side` pixels, photograph by photograph, row by row, each photograph a class."""
     root, names = photographs(path, split)
     photos = list(names)
     counts: list[int | None] = [None] * len(photos)
 
     def labels() -> np.ndarray:
         counts[:] = [_count(root / name, name, side) for name in photos]
-        return np.full(sum(counts), -1)
+        return np.repeat(np.arange(len(counts)), counts)
 
-    return Source(None, _patches(root, photos, side, chosen(limit, labels), counts))
+    return Source(tuple(photos), _patches(root, photos, side, chosen(limit, labels), counts))
 
 
 def corners(height: int, width: int, name: str, side: int) -> list[tuple[int, int]]:
@@ -60,7 +64,7 @@ def _patches(
     counts: list[int | None],
 ) -> Iterator[Sample | Refused]:
     first = 0
-    for name, count in zip(photos, counts, strict=True):
+    for label, (name, count) in enumerate(zip(photos, counts, strict=True)):
         mine = itertools.repeat(True)
         if wanted is not None:
             mine = wanted[first : first + count]
@@ -81,4 +85,4 @@ def _patches(
             if keep:
                 image = photo.image[top : top + side, left : left + side]
                 at = f"at {left},{top}"
-                yield Sample(image, None, f"{name} {at}", f"{photo.where} {at}")
+                yield Sample(image, label, f"{name} {at}", f"{photo.where} {at}")
