@@ -2,10 +2,11 @@
 
 `python benchmarks/disentangled.py` trains every arm with three seeds on Fashion-MNIST latents and
 writes benchmarks/results/disentangled.json. `--long` does the main ones with four times the images,
-and `--pixels` on 16x16 pixels with half of them, into disentangled-long.json and
-disentangled-pixels.json. All but shared-8 are sampled on the same 16 states. Learning rates are
-chosen for each kind of network and batch by one seed at a quarter of the budget (forks: all of it),
-the best with a worse one on either side. Run it again to go on where it was interrupted.
+`--longest` four with sixteen times, and `--pixels` some on 16x16 pixels with half of them, into
+disentangled-long.json, -longest.json and -pixels.json. All but shared-8 are sampled on the same 16
+states. Learning rates are chosen for each kind of network and batch by one seed at a quarter of the
+budget (forks: all of it), the best with a worse one on either side. Run it again to go on where it
+was interrupted.
 
 All speed-ups are to equal FID: the worse of the two that the arm and `shared-16` end with.
 
@@ -120,6 +121,11 @@ LONG = Setting(
         "intervals-small",
         "data-parallel",
     ),
+)
+LONGEST = Setting(
+    "disentangled-longest",
+    16 * IMAGES,
+    ("shared-16", "shared-small", "intervals", "intervals-small"),
 )
 PIXELS = Setting(
     "disentangled-pixels",
@@ -255,10 +261,14 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--long", action="store_true", help="four times the images, fewer arms")
-    which.add_argument("--pixels", action="store_true", help="16x16 pixels instead of latents")
-    asked = parser.parse_args()
-    setting = LONG if asked.long else PIXELS if asked.pixels else LATENTS
+    for flag, setting, about in (
+        ("--long", LONG, "four times the images, fewer arms"),
+        ("--longest", LONGEST, "sixteen times, fewer still"),
+        ("--pixels", PIXELS, "16x16 pixels instead of latents"),
+    ):
+        which.add_argument(flag, dest="setting", action="store_const", const=setting, help=about)
+    parser.set_defaults(setting=LATENTS)
+    setting = parser.parse_args().setting
     tuning = tuned(setting)
     rates = {kind: best(fids) for kind, fids in tuning.items()}
     print(f"learning rates: {rates}")
