@@ -1,7 +1,7 @@
 """Which published tricks make training faster: each alone, on two tuned baselines, on each dataset.
 
-`python benchmarks/verdicts.py` tunes the baselines on Fashion-MNIST (batch and learning rate, then
-decay, then average: two seeds, all images, SEARCH), then trains them and every trick on each
+`python benchmarks/verdicts.py` tunes the baselines on Fashion-MNIST (batch, learning rate and
+decay, then the average: two seeds, all images, SEARCH), then trains them and every trick on each
 dataset with three seeds, and writes benchmarks/results/verdicts.json. The other datasets were not
 seen by any search. `--only DATASET ...` does some of them, `--baselines NAME ...` some of the
 baselines, `--tricks NAME ...` some of the tricks; all keep what is known of the rest.
@@ -71,12 +71,12 @@ SEARCH: list[tuple[str, Options]] = [
     (
         "step",
         {
-            f"{batch}-{rate}": trained(batch=batch, learning_rate=rate)
+            f"{batch}-{rate}-{decay}": trained(batch=batch, learning_rate=rate, decay=decay)
             for batch in (32, 16, 8)
             for rate in RATES
+            for decay in ("cosine", "linear")
         },
     ),
-    ("decay", {kind: trained(decay=kind) for kind in ("cosine", "linear")}),
     # At most a twentieth of the images seen, so 3,000 are 600 at the end.
     ("average", {str(n): trained(ema_halflife=n) for n in (3_000, 200)}),
 ]
