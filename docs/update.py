@@ -50,6 +50,10 @@ SENTENCES = {
     "times fewer in a row, {s_compute_experts-quarter} times the compute speed; 4 experts "
     "{s_iterations_intervals} and {s_compute_intervals}; 4 small ones beside a small network "
     "{s_iterations_vs_small_intervals-small} and {s_compute_vs_small_intervals-small}",
+    "disentangled-longest": "with sixteen times the images: 4 experts {s_iterations_intervals} "
+    "times fewer in a row, {s_compute_intervals} times the compute speed; 4 small ones beside a "
+    "small network {s_iterations_vs_small_intervals-small} and "
+    "{s_compute_vs_small_intervals-small}",
     "disentangled-pixels": "16x16 pixels: 16 experts {s_iterations} times fewer images in a row, "
     "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's",
     "fidelity": "Frechet distance in 2,048 dimensions: {speedup_vs_torch_fidelity_d2048} times "
@@ -123,8 +127,9 @@ def main() -> None:
         show_verdicts(results["verdicts"])
     if "disentangled" in results:
         draw_wall_clock(results["disentangled"])
-    if {"verdicts", "disentangled-long"} <= results.keys():
-        draw_frontier(results["disentangled-long"], results["verdicts"])
+    runs = [results.get(name) for name in ("disentangled-long", "disentangled-longest", "verdicts")]
+    if all(runs):
+        draw_frontier(*runs)
     if (ROOT / "results" / "summary.json").exists():
         show_results()
 
@@ -166,16 +171,18 @@ def verdicts_table(found: dict) -> list[str]:
 
 
 def dataset_table(found: dict, dataset: str) -> list[str]:
-    """A row for each recipe: its FID, and its gains over its control."""
+    """A row for each recipe: its scores, and its gains over its control."""
+    rows = [row for row in found["rows"] if row["dataset"] == dataset]
+    law = {f"`{key}`": key for key in verdicts.LAW if key in rows[0]}
+    columns = {"FID": "fid", **law, "images": "images", "FLOPs": "flops", "seconds": "seconds"}
     lines = [
-        "| recipe | control | FID | images | FLOPs | seconds |",
-        "|---|---|---:|---:|---:|---:|",
+        "| recipe | control | " + " | ".join(columns) + " |",
+        "|---|---|" + "---:|" * len(columns),
     ]
-    for row in found["rows"]:
-        if row["dataset"] == dataset:
-            beside = "" if row["control"] == row["recipe"] else row["control"]
-            cells = [spread(row.get(key)) for key in ("fid", *verdicts.COSTS)]
-            lines.append(f"| {row['recipe']} | {beside} | " + " | ".join(cells) + " |")
+    for row in rows:
+        beside = "" if row["control"] == row["recipe"] else row["control"]
+        cells = [spread(row.get(key)) for key in columns.values()]
+        lines.append(f"| {row['recipe']} | {beside} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -231,7 +238,7 @@ def spread(value: object) -> str:
     return number(value["mean"]) if low == high else f"{number(value['mean'])} ({low} to {high})"
 
 
-LONG_RUNS = {
+LONG_RUNS = {  # by arm, beside `shared-16`
     "shared-16": "one network",
     "shared-small": "one smaller network",
     "data-parallel": "its batch on 16 workers",
@@ -248,22 +255,27 @@ SHORT_RUNS = {
 }
 
 
-def draw_frontier(long: dict, short: dict) -> None:
+def draw_frontier(long: dict, longest: dict, short: dict) -> None:
     """Images in a row against compute to equal FID, for every kind of expert.
 
-    Circles are of the long runs at evenly spread states, triangles of the short ones beside EDM.
+    Circles and squares are of the long and the longest runs at evenly spread states, triangles of
+    the short ones beside EDM.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    points = [
-        (label, "o", row["s_compute"], row["s_iterations"])
-        for arm, label in LONG_RUNS.items()
-        for row in long["rows"]
-        if row.get("arm") == arm
-    ]
+    points = []
+    for marker, runs in (("o", long), ("s", longest)):
+        for row in runs["rows"]:
+            label = LONG_RUNS.get(row.get("arm"))
+            if label is None:
+                continue
+            points.append((label, marker, row["s_compute"], row["s_iterations"]))
+            if "s_compute_vs_small" in row:
+                beside = row["s_compute_vs_small"], row["s_iterations_vs_small"]
+                points.append((f"{label}, beside one as small", marker, *beside))
     points += [
         (label, "^", row["flops"], row["images"])
         for name, label in SHORT_RUNS.items()
