@@ -50,10 +50,9 @@ SENTENCES = {
     "times fewer in a row, {s_compute_experts-quarter} times the compute speed; 4 experts "
     "{s_iterations_intervals} and {s_compute_intervals}; 4 small ones beside a small network "
     "{s_iterations_vs_small_intervals-small} and {s_compute_vs_small_intervals-small}",
-    "disentangled-longest": "with sixteen times the images: 4 experts {s_iterations_intervals} "
-    "times fewer in a row, {s_compute_intervals} times the compute speed; 4 small ones beside a "
-    "small network {s_iterations_vs_small_intervals-small} and "
-    "{s_compute_vs_small_intervals-small}",
+    "disentangled-longest": "with sixteen times the images: 4 small experts beside a small network "
+    "{s_iterations_intervals-small} times fewer in a row, {s_compute_intervals-small} times the "
+    "compute speed",
     "disentangled-pixels": "16x16 pixels: 16 experts {s_iterations} times fewer images in a row, "
     "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's",
     "fidelity": "Frechet distance in 2,048 dimensions: {speedup_vs_torch_fidelity_d2048} times "
@@ -267,15 +266,22 @@ def draw_frontier(long: dict, longest: dict, short: dict) -> None:
     from matplotlib import pyplot, ticker
 
     points = []
-    for marker, runs in (("o", long), ("s", longest)):
-        for row in runs["rows"]:
-            label = LONG_RUNS.get(row.get("arm"))
-            if label is None:
-                continue
-            points.append((label, marker, row["s_compute"], row["s_iterations"]))
+    for row in long["rows"]:
+        if label := LONG_RUNS.get(row.get("arm")):
+            points.append((label, "o", row["s_compute"], row["s_iterations"]))
             if "s_compute_vs_small" in row:
                 beside = row["s_compute_vs_small"], row["s_iterations_vs_small"]
-                points.append((f"{label}, beside one as small", marker, *beside))
+                points.append((f"{label}, beside one as small", "o", *beside))
+    points += [
+        (
+            f"{LONG_RUNS[row['arm']]}, beside one as small",
+            "s",
+            row["s_compute"],
+            row["s_iterations"],
+        )
+        for row in longest["rows"]
+        if row.get("arm") in LONG_RUNS and row["arm"] != "shared-small"
+    ]
     points += [
         (label, "^", row["flops"], row["images"])
         for name, label in SHORT_RUNS.items()
