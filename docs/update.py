@@ -272,16 +272,10 @@ def draw_frontier(long: dict, longest: dict, short: dict) -> None:
             if "s_compute_vs_small" in row:
                 beside = row["s_compute_vs_small"], row["s_iterations_vs_small"]
                 points.append((f"{label}, beside one as small", "o", *beside))
-    points += [
-        (
-            f"{LONG_RUNS[row['arm']]}, beside one as small",
-            "s",
-            row["s_compute"],
-            row["s_iterations"],
-        )
-        for row in longest["rows"]
-        if row.get("arm") in LONG_RUNS and row["arm"] != "shared-small"
-    ]
+    for row in longest["rows"]:
+        if row.get("arm") == "intervals-small":
+            label = f"{LONG_RUNS[row['arm']]}, beside one as small"
+            points.append((label, "s", row["s_compute"], row["s_iterations"]))
     points += [
         (label, "^", row["flops"], row["images"])
         for name, label in SHORT_RUNS.items()
