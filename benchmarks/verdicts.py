@@ -4,9 +4,9 @@
 decay, then the average: two seeds, all images, SEARCH), then trains them and every trick on each
 dataset with three seeds, and writes benchmarks/results/verdicts.json. The other datasets were not
 seen by any search. `--only DATASET ...` does some of them, `--baselines NAME ...` some of the
-baselines, `--tricks NAME ...` some of the tricks; all keep what is known of the rest.
-`--photographs DIR`: a folder of large ones, of which `patches` are cut. Run it again to go on
-where it was interrupted.
+baselines, `--tricks NAME ...` some of the tricks beside their baselines; all keep what is known of
+the rest. `--tuned` takes what the search found from that file. `--photographs DIR`: a folder of
+large ones, of which `patches` are cut. Run it again to go on where it was interrupted.
 
 A small batch gains images and loses seconds. So EDM is tuned once more, `edm-quick`, for the lowest
 FID in the seconds that tuned EDM takes (PACE), and `quick` is the outcome of the same search with
@@ -318,8 +318,8 @@ def tune(workers: int, baselines: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def arms(tuning: Mapping[str, Any], tricks: Collection[str]) -> Options:
-    """The recipes of a dataset, by name."""
+def arms(tuning: Mapping[str, Any]) -> Options:
+    """All recipes, by name: of the baselines that were tuned."""
     found: Options = {}
     for base, plain in STARTS.items():
         if base not in tuning:
@@ -330,9 +330,9 @@ def arms(tuning: Mapping[str, Any], tricks: Collection[str]) -> Options:
             continue
         found[f"{base}-plain"] = plain
         found[f"{base}-labelled"] = over(tuned, {"network": {"class_conditional": True}})
-        for name in tricks:
+        for name, trick in TRICKS.items():
             own = tuning.get(f"{base}-{name}")  # its learning rate is its own
-            found[f"{base}-{name}"] = own["recipe"] if own else recipe(tuned, TRICKS[name])
+            found[f"{base}-{name}"] = own["recipe"] if own else recipe(tuned, trick)
     if "edm" in tuning:
         weighted = over(tuning["edm"]["recipe"], TRICKS["uncertainty"].recipe)
         found["best"] = over(weighted, TRICKS["assignment"].recipe)
@@ -471,26 +471,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--baselines", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--tricks", nargs="+", choices=TRICKS, default=list(TRICKS))
+    parser.add_argument("--tricks", nargs="+", choices=TRICKS)
+    parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--photographs")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)
     path = RESULTS / "verdicts.json"
+    known = json.loads(path.read_text()) if path.exists() else {"rows": [], "machine": {}}
     described = machine()
-    tuning = tune(options.workers, options.baselines)
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    tuning = known["machine"].get("tuning", {})
+    if not options.tuned:
+        tuning |= tune(options.workers, options.baselines)
+    left_out = set(STARTS) - set(options.baselines)
+    recipes = arms({name: own for name, own in tuning.items() if name not in left_out})
+    if options.tricks:
+        some = {f"{base}-{trick}" for base in BASELINES for trick in options.tricks}
+        some |= {control_of(name) for name in some}
+        recipes = {name: own for name, own in recipes.items() if name in some}
     rows: list[dict[str, Any]] = []
+    references = known["machine"].get("references", {})
     for dataset in options.only:
-        wanted = params(dataset, arms(tuning, options.tricks), options.photographs)
+        wanted = params(dataset, recipes, options.photographs)
         done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
         own = measured(dataset, done)
         experiment.show(own)
         rows += own
+        references[dataset] = done.reference
     new = {(row["dataset"], row["recipe"]) for row in rows}
-    rows += [row for row in known if (row["dataset"], row["recipe"]) not in new]
-    described |= {"tuning": tuning, "images": IMAGES, "rows_of_each": ROWS}
+    rows += [row for row in known["rows"] if (row["dataset"], row["recipe"]) not in new]
     rows.sort(key=lambda row: list(DATASETS).index(row["dataset"]))
+    described |= {"images": IMAGES, "rows_of_each": ROWS}
+    described |= {"tuning": tuning, "references": references}
     write_results("verdicts", rows, headline_of(rows), described)
 
 

@@ -138,8 +138,9 @@ def show_verdicts(found: dict) -> None:
     page = ROOT / "docs" / "verdicts.md"
     replace(page, "verdicts", verdicts_table(found))
     for dataset in dict.fromkeys(row["dataset"] for row in found["rows"]):
+        about = judge(found["machine"]["references"][dataset])
         made = f"\n`{found['command']}`, {found['date']}, commit {found['commit']}."
-        replace(page, dataset, [*dataset_table(found, dataset), made])
+        replace(page, dataset, [about, "", *dataset_table(found, dataset), made])
     replace(page, "notes", trick_notes())
 
 
@@ -167,6 +168,17 @@ def verdicts_table(found: dict) -> list[str]:
             f"| {about} | {said} | " + " | ".join(cells) + f" | {verdicts.verdict(words)} |"
         )
     return lines
+
+
+def judge(reference: dict) -> str:
+    """What a dataset's classifier has learnt, and what real images score."""
+    right, chance = f"{reference['accuracy']:.0%}", f"{reference['chance']:.0%}"
+    floor = reference["floor"]
+    return (
+        f"Its classifier tells {reference['classes']} {reference['task']} apart and is right on "
+        f"{right} of the images held out (by chance {chance}). {number(floor['samples'])} real "
+        f"images score {number(floor['fid'])}."
+    )
 
 
 def dataset_table(found: dict, dataset: str) -> list[str]:

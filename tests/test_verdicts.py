@@ -21,7 +21,7 @@ def arms():
         tuning[f"{base}-muon"] = {"recipe": verdicts.over(tuning[base]["recipe"], muon)}
     for name in ("edm-quick", "quick"):
         tuning[name] = {"recipe": verdicts.over(edm, next(iter(verdicts.SEARCH_QUICK.values())))}
-    return verdicts.arms(tuning, verdicts.TRICKS)
+    return verdicts.arms(tuning)
 
 
 @pytest.mark.parametrize("dataset", verdicts.DATASETS)
