@@ -34,9 +34,9 @@ IMAGES = 16_000
 BATCH = 32
 FEW = {"kind": "log-snr", "states": STATES, "log_snr_max": 7.0, "log_snr_min": -7.0}
 EACH = {"kind": "per-state"}
-# Learning rates. The middle four are tried, and the next one while the best is at an end.
+# Learning rates. The middle three are tried, and the next one while the best is at an end.
 RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-MIDDLE = range(2, 6)
+MIDDLE = range(3, 6)
 
 
 @dataclass(frozen=True)
