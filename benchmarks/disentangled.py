@@ -2,14 +2,14 @@
 
 `python benchmarks/disentangled.py` trains every arm with three seeds on Fashion-MNIST latents and
 writes benchmarks/results/disentangled.json. `--long` does the main ones with four times the images,
-`--longest` small networks with sixteen times, and `--pixels` some arms on 16x16 pixels with half of
-them, into disentangled-long.json, -longest.json and -pixels.json. All but shared-8 are sampled on
-the same 16 states. Learning rates are chosen for each kind of network and batch by one seed at a
+`--tiny` the smallest networks with sixteen times, and `--pixels` some arms on 16x16 pixels with
+half of them, into disentangled-long.json, -tiny.json and -pixels.json. All but shared-8 are sampled
+on the same 16 states. Learning rates are chosen for each kind of network and batch by one seed at a
 quarter of the budget (forks: all of it), the best with a worse one on either side. Run it again to
 go on where it was interrupted.
 
 All speed-ups are to equal FID: the worse of the two that the arm and its control end with. That is
-the first arm of each setting, one network: `shared-16`, of `--longest` `shared-small`.
+the first arm of each setting, one network: `shared-16`, of `--tiny` `shared-tiny`.
 
 * s_iterations: images that one worker must see, one after the other: the shared network's over the
   arm's, with a worker for each expert (or, for the data-parallel arm, as many workers for its
@@ -86,6 +86,9 @@ ARMS = {
     "experts-tiny": Arm("tiny", 8, apart(4)),
     "intervals": Arm("intervals", 2, four()),
     "intervals-small": Arm("intervals-small", 4, four(8)),
+    # So small that all images are more than one can learn from.
+    "shared-tiny": Arm("shared-tiny", 4, few() | {"network": {"channels": 4}}, {"batch": 128}),
+    "intervals-tiny": Arm("intervals-tiny", 4, four(4), {"batch": 128}),
     # As many workers as there are states, one batch: what the same machines could do otherwise.
     "data-parallel": Arm("data-parallel", 4, few(), {"batch": BATCH * STATES}),
     "trunk": Arm("shared", 0.25, few(), {"milestones": []}),
@@ -96,7 +99,8 @@ APART = ("experts", "experts-quarter", "experts-small", "experts-small-even", "e
 SMALL = ("experts-small", "experts-small-even", "intervals-small")
 # A small network is cheaper by itself: what small experts add to that.
 BESIDE = ("s_iterations_vs_small", "s_compute_vs_small")
-HEADLINE = (*APART, "intervals", "intervals-small", "shared-small", "forked", "data-parallel")
+HEADLINE = (*APART, "intervals", "intervals-small", "intervals-tiny")
+HEADLINE += ("shared-small", "forked", "data-parallel")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class Setting:
     pixels: bool = False
 
 
-LATENTS = Setting("disentangled", IMAGES, tuple(ARMS))
+TINY = Setting("disentangled-tiny", 16 * IMAGES, ("shared-tiny", "intervals-tiny"))
+LATENTS = Setting("disentangled", IMAGES, tuple(arm for arm in ARMS if arm not in TINY.arms))
 LONG = Setting(
     "disentangled-long",
     4 * IMAGES,
@@ -125,11 +130,6 @@ LONG = Setting(
         "intervals-small",
         "data-parallel",
     ),
-)
-LONGEST = Setting(
-    "disentangled-longest",
-    16 * IMAGES,
-    ("shared-small", "intervals-small"),
 )
 PIXELS = Setting(
     "disentangled-pixels",
@@ -237,7 +237,7 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         }
         row |= against(runs, base, arm)
         row["s_wall_2"] = against(runs, base, arm, workers=2)["s_wall"]
-        if arm in SMALL and "shared-small" in runs and base != "shared-small":
+        if arm in SMALL and "shared-small" in runs:
             beside = against(runs, "shared-small", arm)
             row |= {key: beside[key.removesuffix("_vs_small")] for key in BESIDE}
         rows.append(row)
@@ -267,7 +267,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     for flag, setting, about in (
         ("--long", LONG, "four times the images, fewer arms"),
-        ("--longest", LONGEST, "sixteen times, fewer still"),
+        ("--tiny", TINY, "sixteen times, the smallest networks"),
         ("--pixels", PIXELS, "16x16 pixels instead of latents"),
     ):
         which.add_argument(flag, dest="setting", action="store_const", const=setting, help=about)

@@ -50,8 +50,8 @@ SENTENCES = {
     "times fewer in a row, {s_compute_experts-quarter} times the compute speed; 4 experts "
     "{s_iterations_intervals} and {s_compute_intervals}; 4 small ones beside a small network "
     "{s_iterations_vs_small_intervals-small} and {s_compute_vs_small_intervals-small}",
-    "disentangled-longest": "with sixteen times the images: 4 small experts beside a small network "
-    "{s_iterations_intervals-small} times fewer in a row, {s_compute_intervals-small} times the "
+    "disentangled-tiny": "with sixteen times the images: 4 tiny experts beside one tiny network "
+    "{s_iterations_intervals-tiny} times fewer in a row, {s_compute_intervals-tiny} times the "
     "compute speed",
     "disentangled-pixels": "16x16 pixels: 16 experts {s_iterations} times fewer images in a row, "
     "{s_compute} times the compute speed, {s_wall_vs_data_parallel} times a data-parallel run's",
@@ -128,7 +128,7 @@ def main() -> None:
         show_verdicts(results["verdicts"])
     if "disentangled" in results:
         draw_wall_clock(results["disentangled"])
-    runs = [results.get(name) for name in ("disentangled-long", "disentangled-longest", "verdicts")]
+    runs = [results.get(name) for name in ("disentangled-long", "disentangled-tiny", "verdicts")]
     if all(runs):
         draw_frontier(*runs)
     if (ROOT / "results" / "summary.json").exists():
@@ -268,11 +268,11 @@ SHORT_RUNS = {
 }
 
 
-def draw_frontier(long: dict, longest: dict, short: dict) -> None:
+def draw_frontier(long: dict, tiny: dict, short: dict) -> None:
     """Images in a row against compute to equal FID, for every kind of expert.
 
-    Circles and squares are of the long and the longest runs at evenly spread states, triangles of
-    the short ones beside EDM.
+    Circles are of the long runs at evenly spread states, the square of tiny networks, triangles of
+    the short runs beside EDM.
     """
     import matplotlib
 
@@ -286,9 +286,9 @@ def draw_frontier(long: dict, longest: dict, short: dict) -> None:
             if "s_compute_vs_small" in row:
                 beside = row["s_compute_vs_small"], row["s_iterations_vs_small"]
                 points.append((f"{label}, beside one as small", "o", *beside))
-    for row in longest["rows"]:
-        if row.get("arm") == "intervals-small":
-            label = f"{LONG_RUNS[row['arm']]}, beside one as small"
+    for row in tiny["rows"]:
+        if row.get("arm") == "intervals-tiny":
+            label = "a tiny expert for four states, beside one as tiny"
             points.append((label, "s", row["s_compute"], row["s_iterations"]))
     points += [
         (label, "^", row["flops"], row["images"])
