@@ -88,12 +88,11 @@ SENTENCES = {
     "stacking": "experts trained stacked: {stacked_gain_4_channels_4_experts} to "
     "{stacked_gain_4_channels_16_experts} times the speed of one after the other",
     "streaming": "{rows} images from raw files to experts, largest process {largest_peak_mib} MiB",
-    "verdicts": "beside EDM tuned as hard, pairing and a learnt weighting need "
-    "{images_speedup_vs_edm_tuned_fashion} times fewer images on Fashion-MNIST and "
-    "{images_speedup_vs_edm_tuned_patches} on photographs; `quick`, tuned for seconds, "
-    "{seconds_speedup_vs_edm_tuned_fashion} and {seconds_speedup_vs_edm_tuned_patches} times fewer "
-    "of these, and beside EDM tuned for seconds {seconds_speedup_vs_edm_quick_fashion} and "
-    "{seconds_speedup_vs_edm_quick_patches}",
+    "verdicts": "beside EDM tuned as hard, `{best}` needs {images_speedup_vs_edm_tuned_fashion} "
+    "times fewer images on Fashion-MNIST and {images_speedup_vs_edm_tuned_patches} on photographs, "
+    "`{quick}` {seconds_speedup_vs_edm_tuned_fashion} and {seconds_speedup_vs_edm_tuned_patches} "
+    "times fewer CPU-seconds; beside EDM tuned for seconds "
+    "{seconds_speedup_vs_edm_quick_fashion} and {seconds_speedup_vs_edm_quick_patches}",
     "judges": "features of one dataset and of photographs order recipes with a rank correlation of "
     "{rank_correlation}; of {pairs} pairs both tell {pairs_alike} apart alike and {pairs_against} "
     "against each other",
