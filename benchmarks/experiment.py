@@ -47,6 +47,7 @@ class Experiment:
     """
 
     name: str
+    folder: Path
     params: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     reference: dict[str, Any]
@@ -119,7 +120,7 @@ def read(name: str, folder: Path) -> Experiment:
         found["sample_flops"] = sample_flops(planned)
         recipes[key] = found
     summary = json.loads((folder / "results" / "summary.json").read_text())
-    return Experiment(name, params, recipes, summary["reference"])
+    return Experiment(name, folder, params, recipes, summary["reference"])
 
 
 def expert_seconds(workspace: Any, planned: Any, milestone: int) -> list[list[float]]:

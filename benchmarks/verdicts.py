@@ -8,6 +8,9 @@ baselines, `--tricks NAME ...` some of the tricks beside their baselines; all ke
 the rest. `--tuned` takes what the search found from that file. `--photographs DIR`: a folder of
 large ones, of which `patches` are cut. Run it again to go on where it was interrupted.
 
+`--alone` then takes the seconds of the recipes that are made quick and of their controls again, one
+job after the other, which needs the machine to itself.
+
 A small batch gains images and loses seconds. So EDM is tuned once more, `edm-quick`, for the lowest
 FID in the seconds that tuned EDM takes (PACE), and `quick` is the outcome of the same search with
 the tricks that cost few of them. `best` are those that save most images. `-flow`: on flow matching.
@@ -21,6 +24,8 @@ import argparse
 import copy
 import itertools
 import json
+import os
+import shutil
 import statistics
 import sys
 from collections.abc import Collection, Mapping
@@ -354,7 +359,7 @@ def helper_seconds(done: Experiment) -> dict[str, dict[int, float]]:
     from stages.report.costs import analyses_of
     from stages.workspace import Workspace
 
-    workspace = Workspace(experiment.BENCH / done.name)
+    workspace = Workspace(done.folder)
     known = facts.facts_of(workspace)
     found: dict[str, dict[int, float]] = {}
     for name, planned in plan.experts(workspace.params, known).items():
@@ -481,12 +486,26 @@ def headline_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def timed_alone(dataset: str, wanted: Any) -> list[dict[str, Any]]:
+    """Rows of recipes that are trained and paired once more, one job after the other.
+
+    Their bits are the same, so samples and scores are taken from the store.
+    """
+    folder, name = experiment.BENCH / "alone", f"verdicts-{dataset}"
+    store = folder / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    again = shutil.ignore_patterns("expert", "pairing")
+    shutil.copytree(experiment.BENCH / "store", store, ignore=again, copy_function=os.link)
+    return measured(dataset, experiment.run(name, wanted, workers=1, folder=folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--baselines", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--tricks", nargs="+", choices=TRICKS)
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--photographs")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -495,29 +514,31 @@ def main() -> None:
     known = json.loads(path.read_text()) if path.exists() else {"rows": [], "machine": {}}
     described = machine()
     tuning = known["machine"].get("tuning", {})
-    if not options.tuned:
+    if not options.tuned and not options.alone:
         tuning |= tune(options.workers, options.baselines)
     left_out = set(STARTS) - set(options.baselines)
     recipes = arms({name: own for name, own in tuning.items() if name not in left_out})
-    if options.tricks:
+    if options.alone:
+        recipes = {name: recipes[name] for name in ("edm", *QUICK, *QUICK_BESIDE)}
+    elif options.tricks:
         some = {f"{base}-{trick}" for base in BASELINES for trick in options.tricks}
         some |= {control_of(name) for name in some}
         recipes = {name: own for name, own in recipes.items() if name in some}
-    rows: list[dict[str, Any]] = []
+    rows = {(row["dataset"], row["recipe"]): row for row in known["rows"]}
     references = known["machine"].get("references", {})
     for dataset in options.only:
         wanted = params(dataset, recipes, options.photographs)
-        done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
-        own = measured(dataset, done)
+        if options.alone:
+            own = timed_alone(dataset, wanted)
+        else:
+            done = experiment.run(f"verdicts-{dataset}", wanted, workers=options.workers)
+            own, references[dataset] = measured(dataset, done), done.reference
         experiment.show(own)
-        rows += own
-        references[dataset] = done.reference
-    new = {(row["dataset"], row["recipe"]) for row in rows}
-    rows += [row for row in known["rows"] if (row["dataset"], row["recipe"]) not in new]
-    rows.sort(key=lambda row: list(DATASETS).index(row["dataset"]))
+        rows |= {(dataset, row["recipe"]): row for row in own}
     described |= {"images": IMAGES, "rows_of_each": ROWS}
     described |= {"tuning": tuning, "references": references}
-    write_results("verdicts", rows, headline_of(rows), described)
+    ordered = sorted(rows.values(), key=lambda row: list(DATASETS).index(row["dataset"]))
+    write_results("verdicts", ordered, headline_of(ordered), described)
 
 
 if __name__ == "__main__":
