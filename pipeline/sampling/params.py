@@ -51,7 +51,7 @@ class Walk(Form):
     top: Positive = neutral(1)
     """With `partition: {kind: data}`: how many experts answer for a sample at each step, the most
     probable ones, weighted by their probabilities. 1 costs least, but in much noise, where little
-    tells clusters apart, all samples have the largest one's."""
+    tells clusters apart, most samples have the largest one's."""
     clip: bool = False
     """Bound each estimate of the image to what pixels can be, as the code of Ho et al. does; not
     for latents."""
