@@ -83,3 +83,15 @@ def test_a_class_conditional_trick_is_compared_with_a_baseline_that_is_told_the_
 def test_a_verdict_needs_all_seeds(gains, said):
     rows = [dict(zip(("mean", "min", "max"), own, strict=True)) for own in gains]
     assert verdicts.verdict([verdicts.word(row) for row in rows]) == said
+
+
+def test_a_dataset_where_some_tricks_alone_were_run_has_no_headline():
+    gains = {"mean": 2.0}
+    row = dict.fromkeys(
+        ("images", "seconds", *(f"seconds_vs_{other}" for other in verdicts.QUICK_BESIDE)), gains
+    )
+    whole = [
+        row | {"dataset": "fashion", "recipe": name} for name in (*verdicts.BEST, *verdicts.QUICK)
+    ]
+    alone = row | {"dataset": "synthetic", "recipe": "edm-adaptive"}
+    assert verdicts.headline_of([*whole, alone]) == verdicts.headline_of(whole)
